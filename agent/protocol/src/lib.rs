@@ -1,0 +1,35 @@
+//! The protocol between the host side and the agent in the guest.
+//!
+//! The messages and the service are in `proto/agent.proto`; [`agent`] is what
+//! they generate to and [`agent_ttrpc`] the client and server of the service.
+
+/// The message types.
+#[allow(warnings, missing_docs, clippy::all, clippy::undocumented_unsafe_blocks)]
+pub mod agent {
+    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+}
+
+/// The client and the server trait of the service.
+#[allow(warnings, missing_docs, clippy::all, clippy::undocumented_unsafe_blocks)]
+pub mod agent_ttrpc {
+    use super::agent;
+    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+}
+
+/// The vsock port on which the agent serves ttrpc.
+pub const AGENT_PORT: u32 = 1024;
+
+/// The vsock port on which the agent takes the connections of standard streams.
+pub const STREAM_PORT: u32 = 1025;
+
+/// Bytes of the token that a standard stream's connection starts with (little-endian).
+pub const STREAM_TOKEN_LENGTH: usize = 8;
+
+/// Under this directory of the guest lie all storages that the host asks for.
+pub const GUEST_RUN_DIR: &str = "/run/pouch";
+
+/// The virtio-fs tag of the share tree, and its mount point in the guest.
+pub const SHARE_TAG: &str = "share";
+
+/// Where the agent mounts the share tree.
+pub const SHARE_MOUNT_POINT: &str = "/run/pouch/share";
