@@ -1,0 +1,187 @@
+"""The programs run, up, down and status: their options and what they do."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+
+from .disk import base_disk
+from .instance import Instance
+from .qemu import Shape
+from .report import TestbedError, say
+from .session import NoAnswer, Session
+from .state import State
+from .tools import Tools
+
+BASE_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "POUCH_TESTBED": "1",
+}
+
+
+def main(function):
+    """Run a program's function; a TestbedError becomes its message and status 125, which no command's own is."""
+    try:
+        sys.exit(function(sys.argv[1:]))
+    except TestbedError as error:
+        say(f"error: {error}")
+        sys.exit(125)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _parser(description, **options):
+    parser = argparse.ArgumentParser(description=description, **options)
+    parser.add_argument("--instance", metavar="NAME", default=os.environ.get("POUCH_TESTBED_INSTANCE"),
+                        help="which testbed (default: $POUCH_TESTBED_INSTANCE, or one named after its shape)")
+    return parser
+
+
+def _add_shape(parser):
+    parser.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs (default: 2; 1 with --icount)")
+    parser.add_argument("--memory", metavar="M", help="memory, in MiB or with a suffix as 8G (default: 6G)")
+    parser.add_argument("--icount", action="store_true", help="time counts executed instructions: for benchmarks")
+
+
+def _shape(options):
+    cpus = options.cpus or (1 if options.icount else 2)
+    text = (options.memory or "6G").upper()
+    unit = {"G": 1024, "M": 1}.get(text[-1])
+    try:
+        memory = int(text[:-1]) * unit if unit else int(text)
+    except ValueError:
+        raise TestbedError(f"--memory {options.memory}: not a size; give MiB, or as 8G") from None
+    return Shape(cpus, memory, options.icount)
+
+
+def _instance(options, shape):
+    if options.instance:
+        return Instance(options.instance)
+    if shape == Shape():
+        return Instance("default")
+    return Instance("icount" if shape == Shape(cpus=1, icount=True) else shape.label())
+
+
+def _state(shape):
+    tools = Tools()
+    return State(tools, base_disk(tools), shape)
+
+
+def ensure_up(instance, shape):
+    """The instance, running and of today's making; starts it, or starts it again, if it is not."""
+    state = _state(shape)
+    if instance.is_up() and instance.facts["key"] == state.key:
+        return
+    state.folder()  # Long work comes before the lock on the instance.
+    with instance.starting():
+        if instance.is_up():
+            if instance.facts["key"] == state.key:
+                return
+            if instance.facts["shape"] != shape.label():
+                raise TestbedError(f"testbed {instance.name} is up as {instance.facts['shape']}, not {shape.label()}; "
+                                   f"use another --instance, or `tests/testbed/down {instance.name}` first")
+            if instance.in_use():
+                say(f"testbed {instance.name} was made from other sources, but is in use: using it as it is")
+                return
+            say(f"testbed {instance.name} was made from other sources; starting it again")
+        instance.bring_up(state)
+
+
+def up(arguments):
+    """Start a testbed and leave it running."""
+    parser = _parser("Start a testbed and leave it running.")
+    _add_shape(parser)
+    options = parser.parse_args(arguments)
+    shape = _shape(options)
+    instance = _instance(options, shape)
+    ensure_up(instance, shape)
+    say(f"{instance.name} is up")
+    return 0
+
+
+def down(arguments):
+    """Stop testbeds."""
+    parser = argparse.ArgumentParser(description="Stop testbeds and remove their disks; all of them, or those named.")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    options = parser.parse_args(arguments)
+    for instance in [Instance(name) for name in options.names] or Instance.all():
+        with instance.starting():
+            instance.take_down()
+    return 0
+
+
+def status(arguments):
+    """List the testbeds."""
+    argparse.ArgumentParser(description="List the testbeds that are up.").parse_args(arguments)
+    for instance in Instance.all():
+        if instance.is_up():
+            facts = instance.facts
+            print(f"{instance.name}\tup {time.time() - facts['up']:.0f} s\t{facts['shape']}\tpid {instance.process().pid}\t"
+                  f"{'in use' if instance.in_use() else 'idle'}\t{instance.folder}")
+        else:
+            print(f"{instance.name}\t{'starting' if instance.process() else 'dead'}\t\t\t\t{instance.folder}")
+    return 0
+
+
+def run(arguments):
+    """Run a command in a testbed."""
+    parser = _parser("Run a command as root in a testbed, starting one if none is up.",
+                     usage="run [OPTION]… [--] COMMAND [ARGUMENT]…")
+    _add_shape(parser)
+    parser.add_argument("--fresh", action="store_true", help="boot a testbed for this command alone, from nothing")
+    parser.add_argument("--env", action="append", default=[], metavar="K=V", help="set a variable for the command")
+    parser.add_argument("--cwd", default="/root", metavar="FOLDER", help="where the command starts (default: /root)")
+    parser.add_argument("--tty", action="store_true", default=None, help="give the command a terminal")
+    parser.add_argument("--no-tty", action="store_false", dest="tty", help="give it none, though standard input is one")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args(arguments)
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        parser.error("no command given")
+    environment = dict(BASE_ENVIRONMENT)
+    for setting in options.env:
+        name, equals, value = setting.partition("=")
+        environment[name] = value if equals else os.environ.get(name, "")
+    terminal = os.isatty(0) and os.isatty(1) if options.tty is None else options.tty
+    return run_command(options, _shape(options), command, environment, options.cwd, terminal)
+
+
+def run_command(options, shape, command, environment, cwd, terminal):
+    """Run `command` in the testbed that `options` and `shape` ask for, and return its status."""
+    instance = _instance(options, shape)
+    alone = options.fresh or (shape.icount and not instance.is_up())
+    if alone:
+        instance = Instance(f"{instance.name}-for-{os.getpid()}")
+        return _run_alone(instance, shape, options.fresh, command, environment, cwd, terminal)
+    with instance.used():
+        ensure_up(instance, shape)
+        return _session(instance, shape, command, environment, cwd, terminal)
+
+
+def _session(instance, shape, command, environment, cwd, terminal):
+    facts = instance.facts
+    try:
+        session = Session(facts["port"], facts["token"], command, environment, cwd, terminal)
+    except NoAnswer:
+        if instance.is_up() and instance.answers():
+            raise
+        say(f"testbed {instance.name} gives no answer; starting it again")
+        with instance.starting():
+            instance.bring_up(_state(shape))
+        facts = instance.facts
+        session = Session(facts["port"], facts["token"], command, environment, cwd, terminal)
+    return session.run()
+
+
+def _run_alone(instance, shape, fresh, command, environment, cwd, terminal):
+    """Run in a testbed that is made for this command and ends with it, whichever way this process ends."""
+    with instance.used():
+        state = _state(shape)
+        try:
+            with instance.starting():
+                instance.bring_up(state, fresh=fresh, dies_with_us=True)
+            return _session(instance, shape, command, environment, cwd, terminal)
+        finally:
+            with instance.starting():
+                instance.take_down()

@@ -1,0 +1,83 @@
+"""The base disk: a Debian trixie test host as one ext4 file system in a qcow2 image, with its kernel and initrd beside it."""
+
+import io
+import subprocess
+import tarfile
+
+from . import artifacts, paths
+from .mmdebstrap import make_root
+from .report import Step
+
+DISK_SIZE = "24G"
+
+# The initrd has to find one virtio disk, nothing else; unpacking Debian's usual one takes seconds under emulation.
+_SMALL_INITRD = ("mkdir -p $1/etc/initramfs-tools/conf.d && "
+                 "printf 'MODULES=list\\nCOMPRESS=gzip\\nFSTYPE=ext4\\n' >$1/etc/initramfs-tools/conf.d/testbed && "
+                 "cp {modules} $1/etc/initramfs-tools/modules")
+_WITHOUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
+
+
+def base_root():
+    """The artifact that holds root.tar, vmlinuz and initrd of the test host."""
+    packages = paths.read_list(paths.RECIPE / "packages")
+    modules = paths.RECIPE / "initramfs-modules"
+    key = artifacts.key_of("root 1", *packages, _SMALL_INITRD, *_WITHOUT, modules)
+    return artifacts.ensure("root", key, lambda folder: _build_root(folder, packages, modules))
+
+
+def _build_root(folder, packages, modules):
+    with Step("making the test host's root from Debian trixie (about 2 minutes, once)"):
+        options = [f"--dpkgopt=path-exclude={pattern}" for pattern in _WITHOUT]
+        options.append(f"--essential-hook={_SMALL_INITRD.format(modules=modules)}")
+        make_root(folder / "root.tar", "trixie", packages, log=folder / "mmdebstrap.log", options=options)
+        with tarfile.open(folder / "root.tar") as archive:
+            for member in archive:
+                for prefix, name in (("./boot/vmlinuz-", "vmlinuz"), ("./boot/initrd.img-", "initrd")):
+                    if member.name.startswith(prefix):
+                        (folder / name).write_bytes(archive.extractfile(member).read())
+
+
+def base_disk(tools):
+    """The artifact that holds disk.qcow2, vmlinuz and initrd."""
+    root = base_root()
+    key = artifacts.key_of("disk 1", DISK_SIZE, root.name, tools.key, paths.RECIPE / "testbed-init")
+    return artifacts.ensure("disk", key, lambda folder: _build_disk(folder, tools, root))
+
+
+def _build_disk(folder, tools, root):
+    with Step("making the test host's disk"):
+        merged = folder / "disk.tar"
+        with tarfile.open(merged, "w", format=tarfile.PAX_FORMAT) as archive:
+            _append(archive, root / "root.tar")
+            _add_file(archive, "./usr/sbin/testbed-init", paths.RECIPE / "testbed-init", 0o755)
+        raw = folder / "disk.ext4"
+        subprocess.run(["truncate", "-s", DISK_SIZE, raw], check=True)
+        tools.run("usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", "testbed", "-m", "0", "-E", "lazy_itable_init=0,nodiscard",
+                  "-d", merged, raw)
+        merged.unlink()
+        tools.run("usr/bin/qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, folder / "disk.qcow2")
+        raw.unlink()
+        for name in ("vmlinuz", "initrd"):
+            (folder / name).hardlink_to(root / name)
+
+
+def _append(archive, source, prefix="."):
+    """Copy every entry of the tar file `source` into `archive`, below `prefix`."""
+    with tarfile.open(source) as entries:
+        for member in entries:
+            content = entries.extractfile(member) if member.isreg() else None
+            if member.name.startswith("./dev/"):
+                continue  # devtmpfs covers it.
+            if prefix != ".":
+                member.name = f"{prefix}/{member.name}"
+                if member.islnk():
+                    member.linkname = f"{prefix}/{member.linkname}"
+                member.pax_headers = {k: v for k, v in member.pax_headers.items() if k not in ("path", "linkpath")}
+            archive.addfile(member, content)
+
+
+def _add_file(archive, name, source, mode):
+    content = source.read_bytes()
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(content), mode
+    archive.addfile(member, io.BytesIO(content))
