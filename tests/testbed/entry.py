@@ -11,5 +11,6 @@ sys.dont_write_bytecode = False  # Compiling a thousand lines anew would cost ea
 
 def start(name):
     """Run the program `name`."""
-    from host import commands  # pylint: disable=import-outside-toplevel  # Only now is the cache's place known.
-    commands.main(getattr(commands, name))
+    # pylint: disable=import-outside-toplevel  # Only now is the cache's place known.
+    from host import commands, runner
+    commands.main(runner.runner if name == "runner" else getattr(commands, name))

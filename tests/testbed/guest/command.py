@@ -61,6 +61,9 @@ class CommandRequest:
 
     def _start(self):
         argv, env, cwd = self.request["argv"], self.request["env"], self.request["cwd"]
+        if not os.path.isdir(cwd):
+            # A folder of the host, as cargo's runners start in: tests that use only relative names need it to exist.
+            os.makedirs(cwd, exist_ok=True)
         if self.request.get("terminal"):
             self._start_on_terminal(argv, env, cwd)
         else:

@@ -8,6 +8,7 @@ import time
 
 from .disk import base_disk
 from .instance import Instance
+from .push import push_binary, push_install_tree
 from .qemu import Shape
 from .report import TestbedError, say
 from .session import NoAnswer, Session
@@ -147,41 +148,43 @@ def run(arguments):
     return run_command(options, _shape(options), command, environment, options.cwd, terminal)
 
 
-def run_command(options, shape, command, environment, cwd, terminal):
-    """Run `command` in the testbed that `options` and `shape` ask for, and return its status."""
+def run_command(options, shape, command, environment, cwd, terminal, binary=None):
+    """Run `command` in the testbed that `options` and `shape` ask for, and return its status.
+
+    `binary` is a program of the host that the testbed needs for it.
+    """
+
+    def begin(testbed):
+        push_install_tree(testbed)
+        if binary:
+            push_binary(testbed, binary)
+        return Session(testbed.facts["port"], testbed.facts["token"], command, environment, cwd, terminal)
+
     instance = _instance(options, shape)
-    alone = options.fresh or (shape.icount and not instance.is_up())
-    if alone:
-        instance = Instance(f"{instance.name}-for-{os.getpid()}")
-        return _run_alone(instance, shape, options.fresh, command, environment, cwd, terminal)
+    if options.fresh or (shape.icount and not instance.is_up()):
+        return _run_alone(Instance(f"{instance.name}-for-{os.getpid()}"), shape, options.fresh, begin)
     with instance.used():
         ensure_up(instance, shape)
-        return _session(instance, shape, command, environment, cwd, terminal)
+        try:
+            session = begin(instance)
+        except NoAnswer:
+            if instance.is_up() and instance.answers():
+                raise
+            say(f"testbed {instance.name} gives no answer; starting it again")
+            with instance.starting():
+                instance.bring_up(_state(shape))
+            session = begin(instance)
+        return session.run()
 
 
-def _session(instance, shape, command, environment, cwd, terminal):
-    facts = instance.facts
-    try:
-        session = Session(facts["port"], facts["token"], command, environment, cwd, terminal)
-    except NoAnswer:
-        if instance.is_up() and instance.answers():
-            raise
-        say(f"testbed {instance.name} gives no answer; starting it again")
-        with instance.starting():
-            instance.bring_up(_state(shape))
-        facts = instance.facts
-        session = Session(facts["port"], facts["token"], command, environment, cwd, terminal)
-    return session.run()
-
-
-def _run_alone(instance, shape, fresh, command, environment, cwd, terminal):
+def _run_alone(instance, shape, fresh, begin):
     """Run in a testbed that is made for this command and ends with it, whichever way this process ends."""
     with instance.used():
         state = _state(shape)
         try:
             with instance.starting():
                 instance.bring_up(state, fresh=fresh, dies_with_us=True)
-            return _session(instance, shape, command, environment, cwd, terminal)
+            return begin(instance).run()
         finally:
             with instance.starting():
                 instance.take_down()

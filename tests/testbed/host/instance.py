@@ -8,7 +8,7 @@ import shutil
 import time
 
 from . import paths
-from .locks import locked, try_lock
+from .locks import is_locked, locked, try_lock
 from .process import Process
 from .qemu import Qemu, command_line
 from .report import TestbedError, say
@@ -35,6 +35,7 @@ class Instance:
         self.name = name
         self.folder = run_folder() / name
         self._locks = paths.cache_folder() / "locks"
+        self._users = None
         self.facts = {}
 
     @classmethod
@@ -53,24 +54,29 @@ class Instance:
     def used(self):
         """Mark the instance as used by this process, until the block ends or the process does."""
         self._locks.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self._locks / f"users-{self.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._users = os.open(self._users_lock(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            while not try_lock(fd, shared=True):  # Held exclusively only for the moment of a test.
-                time.sleep(0.01)
+            self._share_users_lock()
             yield
         finally:
-            os.close(fd)
+            os.close(self._users)
+            self._users = None
+
+    def _users_lock(self):
+        return self._locks / f"users-{self.name}.lock"
+
+    def _share_users_lock(self):
+        while not try_lock(self._users, shared=True):  # Held exclusively only for the moment of somebody's test.
+            time.sleep(0.01)
 
     def in_use(self):
-        """Whether some command runs in it now."""
+        """Whether some other process runs a command in it now."""
+        if self._users is None:
+            return is_locked(self._users_lock())
         try:
-            fd = os.open(self._locks / f"users-{self.name}.lock", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            return not try_lock(fd)
+            return not try_lock(self._users)  # Our own share becomes exclusive if it is the only one.
         finally:
-            os.close(fd)
+            self._share_users_lock()
 
     def process(self):
         """QEMU's process, if it runs."""
