@@ -17,7 +17,7 @@ die() { printf 'kernel-config/build.sh: %s\n' "$*" >&2; exit 1; }
 
 # The release stands inside the archive; the archive's own hash is the exact key.
 key_of_sources() {
-  { cat "$here/guest.config" "$here/build.sh"; find "$here" -name '*.patch' | sort | xargs -r cat
+  { cat "$here/guest.config" "$here/build.sh" "$here/pack-elf.py"; find "$here" -name '*.patch' | sort | xargs -r cat
     sha256sum <"$source_archive"; } | sha256sum | cut -c1-24
 }
 
@@ -52,7 +52,7 @@ build() {
   check_config
   say "compiling on $(nproc) cores (about 8 minutes on two, once)"
   make -s -j"$(nproc)" vmlinux
-  objcopy --strip-all --remove-section=.comment vmlinux "$work/vmlinux.stripped"
+  "$here/pack-elf.py" vmlinux "$work/vmlinux.packed"
 }
 
 main() {
@@ -69,7 +69,7 @@ main() {
     work=$(mktemp -d "$cache/work.XXXXXX")
     (build "$work")
     mkdir -p "$dir.new"
-    cp "$work/vmlinux.stripped" "$dir.new/vmlinux"
+    cp "$work/vmlinux.packed" "$dir.new/vmlinux"
     cp "$work/.config" "$dir.new/config"
     rm -rf "$work"
     mv "$dir.new" "$dir"
