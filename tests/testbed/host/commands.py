@@ -6,7 +6,8 @@ import signal
 import sys
 import time
 
-from .disk import base_disk
+from builder.images import build_images
+
 from .instance import Instance
 from .push import push_binary, push_install_tree
 from .qemu import Shape
@@ -65,8 +66,7 @@ def _instance(options, shape):
 
 
 def _state(shape):
-    tools = Tools()
-    return State(tools, base_disk(tools), shape)
+    return State(Tools(), shape)
 
 
 def ensure_up(instance, shape):
@@ -122,6 +122,13 @@ def status(arguments):
                   f"{'in use' if instance.in_use() else 'idle'}\t{instance.folder}")
         else:
             print(f"{instance.name}\t{'starting' if instance.process() else 'dead'}\t\t\t\t{instance.folder}")
+    return 0
+
+
+def images(arguments):
+    """Build the test images."""
+    argparse.ArgumentParser(description="Build the test images and print the folder that holds them.").parse_args(arguments)
+    print(build_images(Tools()))
     return 0
 
 

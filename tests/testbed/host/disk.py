@@ -1,8 +1,9 @@
 """The base disk: a Debian trixie test host as one ext4 file system in a qcow2 image, with its kernel and initrd beside it."""
 
-import io
 import subprocess
 import tarfile
+
+from builder.images import build_images
 
 from . import artifacts, paths
 from .mmdebstrap import make_root
@@ -38,22 +39,23 @@ def _build_root(folder, packages, modules):
 
 
 def base_disk(tools):
-    """The artifact that holds disk.qcow2, vmlinuz and initrd."""
-    root = base_root()
-    key = artifacts.key_of("disk 1", DISK_SIZE, root.name, tools.key, paths.RECIPE / "testbed-init")
-    return artifacts.ensure("disk", key, lambda folder: _build_disk(folder, tools, root))
+    """The artifact that holds disk.qcow2 (with the test images as files), vmlinuz and initrd."""
+    root, images = base_root(), build_images(tools)
+    key = artifacts.key_of("disk 2", DISK_SIZE, root.name, images.name, tools.key, paths.RECIPE / "testbed-init")
+    return artifacts.ensure("disk", key, lambda folder: _build_disk(folder, tools, root, images))
 
 
-def _build_disk(folder, tools, root):
+def _build_disk(folder, tools, root, images):
     with Step("making the test host's disk"):
         merged = folder / "disk.tar"
         with tarfile.open(merged, "w", format=tarfile.PAX_FORMAT) as archive:
             _append(archive, root / "root.tar")
             _add_file(archive, "./usr/sbin/testbed-init", paths.RECIPE / "testbed-init", 0o755)
+            _add_images(archive, images)
         raw = folder / "disk.ext4"
         subprocess.run(["truncate", "-s", DISK_SIZE, raw], check=True)
-        tools.run("usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", "testbed", "-m", "0", "-E", "lazy_itable_init=0,nodiscard",
-                  "-d", merged, raw)
+        tools.run("usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", "testbed", "-m", "0",
+                  "-E", "lazy_itable_init=0,nodiscard", "-d", merged, raw)
         merged.unlink()
         tools.run("usr/bin/qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, folder / "disk.qcow2")
         raw.unlink()
@@ -61,23 +63,44 @@ def _build_disk(folder, tools, root):
             (folder / name).hardlink_to(root / name)
 
 
+def _add_images(archive, images):
+    top = "./var/lib/pouch-test"
+    for folder in (top, f"{top}/images", f"{top}/oci", f"{top}/oci/blobs", f"{top}/oci/blobs/sha256"):
+        _add_folder(archive, folder)
+    for file in sorted((images / "oci").rglob("*")):
+        if file.is_file():
+            _add_file(archive, f"{top}/oci/{file.relative_to(images / 'oci')}", file)
+    for image in sorted(path.parent for path in images.glob("*/root.tar")):
+        _add_folder(archive, f"{top}/images/{image.name}")
+        _add_folder(archive, f"{top}/images/{image.name}/rootfs")  # mmdebstrap's archives do not begin with it.
+        _append(archive, image / "root.tar", f"{top}/images/{image.name}/rootfs")
+        for file in sorted(image.glob("rootfs.*")):
+            _add_file(archive, f"{top}/images/{image.name}/{file.name}", file)
+
+
 def _append(archive, source, prefix="."):
     """Copy every entry of the tar file `source` into `archive`, below `prefix`."""
     with tarfile.open(source) as entries:
         for member in entries:
-            content = entries.extractfile(member) if member.isreg() else None
             if member.name.startswith("./dev/"):
-                continue  # devtmpfs covers it.
+                continue  # The host has devtmpfs, a container its own.
+            content = entries.extractfile(member) if member.isreg() else None
             if prefix != ".":
-                member.name = f"{prefix}/{member.name}"
+                member.name = prefix + member.name.removeprefix(".").rstrip("/")
                 if member.islnk():
-                    member.linkname = f"{prefix}/{member.linkname}"
+                    member.linkname = prefix + member.linkname.removeprefix(".")
                 member.pax_headers = {k: v for k, v in member.pax_headers.items() if k not in ("path", "linkpath")}
             archive.addfile(member, content)
 
 
-def _add_file(archive, name, source, mode):
-    content = source.read_bytes()
+def _add_folder(archive, name):
     member = tarfile.TarInfo(name)
-    member.size, member.mode = len(content), mode
-    archive.addfile(member, io.BytesIO(content))
+    member.type, member.mode = tarfile.DIRTYPE, 0o755
+    archive.addfile(member)
+
+
+def _add_file(archive, name, source, mode=0o644):
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = source.stat().st_size, mode
+    with open(source, "rb") as content:
+        archive.addfile(member, content)

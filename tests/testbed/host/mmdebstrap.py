@@ -7,14 +7,15 @@ from .paths import TESTBED, debian_mirror
 from .report import TestbedError
 
 
-def make_root(archive, suite, packages, log, variant="minbase", options=()):
+def make_root(archive, suite, packages, log, variant="minbase", options=(), environment=None):
     """Write a root of `suite` with `packages` to `archive`; mmdebstrap's words go to the file `log`."""
     if not shutil.which("mmdebstrap"):
         raise TestbedError(f"mmdebstrap is not installed; `{TESTBED}/prerequisites --install` installs what is missing")
     command = ["mmdebstrap", f"--variant={variant}", f"--include={','.join(packages)}", "--format=tar",
                *options, suite, str(archive), debian_mirror()]
     with open(log, "wb") as output:
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False).returncode
+        status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False,
+                                env=environment).returncode
     if status:
         tail = b"\n".join(log.read_bytes().splitlines()[-15:]).decode(errors="replace")
         raise TestbedError(f"mmdebstrap of {suite} failed with status {status}; is {debian_mirror()} reachable? "

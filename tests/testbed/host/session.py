@@ -52,6 +52,25 @@ def ask(port, token, request, seconds, content=()):
         raise TestbedError(json.loads(payload)["message"])
 
 
+def run_to_log(port, token, argv, env, log, seconds):
+    """Run a command for the builder: its output goes to the file `log`; raises if it fails."""
+    with open_request(port, token, {"do": "run", "argv": argv, "env": env, "cwd": "/"}) as sock, open(log, "ab") as output:
+        sock.settimeout(seconds)  # Between two frames; the commands that are run so say something now and then.
+        sock.sendall(protocol.pack(protocol.INPUT))
+        while True:
+            try:
+                kind, payload = protocol.receive_frame(sock)
+            except OSError as error:
+                raise NoAnswer(f"{argv[0]} in the testbed: {error}") from None
+            if kind in (protocol.OUT, protocol.ERR):
+                output.write(payload)
+                output.flush()
+            elif kind in (protocol.EXIT, protocol.FAILED):
+                if kind == protocol.FAILED or json.loads(payload)["status"]:
+                    raise TestbedError(f"{argv[0]} in the testbed failed: {payload.decode()}; see {log}")
+                return
+
+
 class Session:
     """Runs one command in a testbed on this process's streams."""
 

@@ -1,0 +1,1 @@
+"""Builds the test images from Debian packages, without a registry and without an engine."""
