@@ -1,0 +1,275 @@
+//! Builds a VM from its description. This is the only place that does.
+
+mod command_line;
+mod devices;
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestMemory, GuestMemoryRegion};
+
+use crate::arch::layout;
+use crate::arch::x86_64::{cpuid, kernel, mptable, msr, pvh, regs};
+use crate::bus::Bus;
+use crate::config::VmConfig;
+use crate::devices::exit_port::ExitPort;
+use crate::devices::keyboard::Keyboard;
+use crate::devices::virtio::fs::ShareRoot;
+use crate::event_loop::EventLoop;
+use crate::jail::seccomp::ThreadKind;
+use crate::memory::{self, Memory};
+use crate::vcpu::{Buses, Vcpus};
+use crate::vm::{ExitSignal, Vm};
+pub use devices::DeviceError;
+
+/// A VM could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file of the description could not be opened.
+    #[error("{field} ({name}) could not be opened")]
+    Open {
+        /// The description's field.
+        field: &'static str,
+        /// The file.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The KVM device is not usable.
+    #[error("{0} is not a KVM device")]
+    NotKvm(String),
+    /// KVM lacks something.
+    #[error("KVM on this host lacks {0}")]
+    MissingCapability(&'static str),
+    /// KVM refused a step.
+    #[error("KVM could not {step}")]
+    Kvm {
+        /// The step.
+        step: &'static str,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] memory::MemoryError),
+    /// The kernel or the root could not be loaded.
+    #[error(transparent)]
+    Load(#[from] kernel::LoadError),
+    /// The boot information could not be written.
+    #[error(transparent)]
+    BootInfo(#[from] pvh::BootInfoError),
+    /// The MP table could not be written.
+    #[error("the table of processors could not be written to guest memory")]
+    MpTable(#[source] vm_memory::GuestMemoryError),
+    /// A device could not be made.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A vCPU could not be described.
+    #[error("vCPU {index} could not be set up")]
+    Vcpu {
+        /// The vCPU.
+        index: u8,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A thread could not be started.
+    #[error(transparent)]
+    Thread(#[from] crate::vcpu::VcpuThreadError),
+    /// A descriptor could not be made.
+    #[error("a descriptor for the VM's end could not be made")]
+    Exit(#[source] io::Error),
+}
+
+/// The files of a description, opened while the process still may.
+pub struct Files {
+    kvm: File,
+    kernel: File,
+    root: File,
+    console: Option<File>,
+    blocks: Vec<File>,
+    taps: Vec<File>,
+}
+
+impl Files {
+    /// Opens every file of the description.
+    ///
+    /// # Errors
+    /// [`BootError::Open`] names the field and the file.
+    pub fn open(config: &VmConfig) -> Result<Self, BootError> {
+        let open = |field, source: &crate::config::FileSource, write| {
+            source.open(write).map_err(|error| BootError::Open {
+                field,
+                name: source.to_string(),
+                source: error,
+            })
+        };
+        Ok(Files {
+            kvm: open("kvm", &config.kvm, true)?,
+            kernel: open("kernel", &config.kernel, false)?,
+            root: open("initrd", &config.initrd, false)?,
+            console: config.console.as_ref().map(|file| open("console", file, true)).transpose()?,
+            blocks: config
+                .blocks
+                .iter()
+                .map(|block| open("blocks.file", &block.file, !block.read_only))
+                .collect::<Result<_, _>>()?,
+            taps: config
+                .networks
+                .iter()
+                .map(|network| open("networks.tap", &network.tap, true))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// Attaches what went wrong in a call of KVM to the step that it was.
+fn step(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> BootError {
+    move |source| BootError::Kvm { step, source }
+}
+
+/// Builds a VM that is about to boot; it does not run until it is resumed. Devices that need no
+/// threads are added to `event_loop`.
+///
+/// # Errors
+/// [`BootError`] names the file, device or step.
+pub fn boot(
+    config: &VmConfig,
+    files: Files,
+    share: Option<ShareRoot>,
+    event_loop: &mut EventLoop,
+) -> Result<Arc<Vm>, BootError> {
+    let Files { kvm, mut kernel, mut root, console, blocks, taps } = files;
+    let kvm = open_kvm(kvm, config)?;
+    let fd = create_vm(&kvm)?;
+    let memory = Arc::new(memory::create(config.memory_mib)?);
+    map_memory(&fd, &memory)?;
+
+    let exit = Arc::new(ExitSignal::new().map_err(BootError::Exit)?);
+    let mut ports = legacy_ports(&exit)?;
+    let mut mmio = Bus::default();
+    let mut command_line = command_line::CommandLine::new(config, console.is_some());
+    let mut attach = devices::Attach {
+        fd: &fd,
+        memory: &memory,
+        ports: &mut ports,
+        mmio: &mut mmio,
+        event_loop,
+        command_line: &mut command_line,
+        count: 0,
+    };
+    if let Some(output) = console {
+        attach.serial(output)?;
+    }
+    let vsock = attach.vsock(config.vsock_cid)?;
+    if let (Some(root), Some(share)) = (share, &config.share) {
+        attach.share(root, &share.tag)?;
+    }
+    for (block, file) in config.blocks.iter().zip(blocks) {
+        attach.block(file, block)?;
+    }
+    let mut nets = Vec::new();
+    for (network, tap) in config.networks.iter().zip(taps) {
+        nets.push(attach.net(tap, network)?);
+    }
+    let balloon = attach.balloon()?;
+    attach.rng()?;
+
+    let loaded = kernel::load_kernel(&memory, &mut kernel)?;
+    let initrd = kernel::load_root(&memory, loaded, &mut root)?;
+    pvh::write_boot_info(&memory, &command_line.finish(), initrd)?;
+    mptable::write(&memory, config.vcpus).map_err(BootError::MpTable)?;
+
+    let vcpus = create_vcpus(&kvm, &fd, config.vcpus, loaded.entry.0)?;
+    let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio) };
+    let vcpus = Vcpus::start(vcpus, &buses, &exit, || ThreadKind::Vcpu.enter())?;
+    Ok(Arc::new(Vm { memory, vcpus, exit, vsock, balloon, nets, _fd: fd }))
+}
+
+/// Takes the KVM device over and checks that it has what every VM needs.
+fn open_kvm(file: File, config: &VmConfig) -> Result<Kvm, BootError> {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    // SAFETY: the descriptor is open, and ownership goes over to the new object.
+    let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
+    const STABLE_API: i32 = 12;
+    if kvm.get_api_version() != STABLE_API {
+        return Err(BootError::NotKvm(config.kvm.to_string()));
+    }
+    let needed = [
+        (Cap::Irqchip, "an interrupt controller (KVM_CAP_IRQCHIP)"),
+        (Cap::Irqfd, "irqfd (KVM_CAP_IRQFD)"),
+        (Cap::Ioeventfd, "ioeventfd (KVM_CAP_IOEVENTFD)"),
+        (Cap::UserMemory, "user memory regions (KVM_CAP_USER_MEMORY)"),
+        (Cap::ExtCpuid, "CPUID control (KVM_CAP_EXT_CPUID)"),
+        (Cap::TscDeadlineTimer, "the TSC deadline timer (KVM_CAP_TSC_DEADLINE_TIMER)"),
+    ];
+    match needed.into_iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
+        None => Ok(kvm),
+        Some((_, name)) => Err(BootError::MissingCapability(name)),
+    }
+}
+
+/// The order is KVM's: the TSS and identity map addresses come before any vCPU (Intel), the
+/// interrupt controller before any vCPU too, since a vCPU gets its local APIC when it is made, and
+/// the timer after the interrupt controller that it is wired to.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, BootError> {
+    let fd = kvm.create_vm().map_err(step("create a VM"))?;
+    let tss = layout::KVM_TSS as usize;
+    fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(step("place its identity map"))?;
+    fd.set_tss_address(tss).map_err(step("place its task state segment"))?;
+    fd.create_irq_chip().map_err(step("create the interrupt controller"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    fd.create_pit2(pit).map_err(step("create the interval timer"))?;
+    Ok(fd)
+}
+
+fn map_memory(fd: &VmFd, memory: &Memory) -> Result<(), BootError> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the mapping is as long as the region says, and `Vm` keeps it as long as the
+        // descriptor of the VM.
+        unsafe { fd.set_user_memory_region(region) }.map_err(step("map guest memory"))?;
+    }
+    Ok(())
+}
+
+fn legacy_ports(exit: &Arc<ExitSignal>) -> Result<Bus, DeviceError> {
+    let mut ports = Bus::default();
+    let exit_port = Arc::new(Mutex::new(ExitPort::new(exit.clone())));
+    ports.insert(layout::EXIT_PORT, layout::EXIT_PORT_SIZE, exit_port)?;
+    let keyboard = Arc::new(Mutex::new(Keyboard::new(exit.clone())));
+    ports.insert(layout::KEYBOARD_PORT, layout::KEYBOARD_PORT_SIZE, keyboard)?;
+    Ok(ports)
+}
+
+/// The order is KVM's: CPUID first, since it decides which model-specific registers and which
+/// bits of the control registers a vCPU has. Only the boot vCPU gets registers: the others wait
+/// for its INIT and SIPI.
+fn create_vcpus(kvm: &Kvm, fd: &VmFd, count: u8, entry: u64) -> Result<Vec<VcpuFd>, BootError> {
+    let supported =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("tell the processor's features"))?;
+    let mut vcpus = Vec::with_capacity(count.into());
+    for index in 0..count {
+        let vcpu = fd.create_vcpu(index.into()).map_err(step("create a vCPU"))?;
+        let error = |source: Box<dyn std::error::Error + Send + Sync>| BootError::Vcpu { index, source };
+        let topology = cpuid::Topology { index, count, tsc_khz: vcpu.get_tsc_khz().ok() };
+        let description = cpuid::for_vcpu(&supported, topology).map_err(|e| error(e.into()))?;
+        vcpu.set_cpuid2(&description).map_err(|e| error(e.into()))?;
+        msr::setup(&vcpu).map_err(|e| error(e.into()))?;
+        if index == 0 {
+            regs::enter_pvh(&vcpu, entry).map_err(|e| error(e.into()))?;
+        }
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}

@@ -1,0 +1,58 @@
+//! The guest kernel's command line.
+
+use crate::arch::layout;
+use crate::config::VmConfig;
+
+/// What every guest gets, with the reason of each word.
+const COMMON: &[&str] = &[
+    // A panic ends the VM at once; there is nobody to read a screen.
+    "panic=-1",
+    // Reset through the keyboard controller, the one way that is emulated.
+    "reboot=k",
+    // KVM's clock is exact: do not measure it, do not watch it.
+    "tsc=reliable",
+    "clocksource=kvm-clock",
+    // The interrupt controllers are KVM's: do not test the timer's line.
+    "no_timer_check",
+    // Entropy at once from the processor and the host, both of which are trusted already.
+    "random.trust_cpu=on",
+    // All CPUs are described, one starts; the agent brings the others up when they are wanted.
+    "maxcpus=1",
+    // One init: the agent.
+    "rdinit=/init",
+    // Containers find cgroup v2 only.
+    "cgroup_no_v1=all",
+    // Grace periods as short as can be: mounts and namespaces come and go all the time.
+    "rcupdate.rcu_expedited=1",
+];
+
+/// A command line under construction.
+pub struct CommandLine {
+    words: Vec<String>,
+    extra: Vec<String>,
+}
+
+impl CommandLine {
+    /// The words that do not depend on devices.
+    pub fn new(config: &VmConfig, console: bool) -> Self {
+        let mut words: Vec<String> = COMMON.iter().map(|word| (*word).to_owned()).collect();
+        words.push(format!("pouch_exit.port={:#x}", layout::EXIT_PORT));
+        if console {
+            words.push("console=ttyS0 earlyprintk=ttyS0".to_owned());
+        } else {
+            // Nobody reads them, and each costs time.
+            words.push("quiet 8250.nr_uarts=0".to_owned());
+        }
+        CommandLine { words, extra: config.kernel_arguments.clone() }
+    }
+
+    /// Describes a virtio device to the guest.
+    pub fn add_virtio(&mut self, base: u64, irq: u32) {
+        self.words.push(format!("virtio_mmio.device={}K@{base:#x}:{irq}", layout::VIRTIO_MMIO_SIZE / 1024));
+    }
+
+    /// The line.
+    pub fn finish(self) -> String {
+        [self.words, self.extra].concat().join(" ")
+    }
+}

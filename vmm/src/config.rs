@@ -1,0 +1,320 @@
+//! The description from which a VM is built.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{FromRawFd, RawFd};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The most vCPUs that a VM may have: what the guest kernel is built for.
+pub const MAX_VCPUS: u8 = 64;
+
+/// The least memory, in MiB, in which the guest kernel and the agent start reliably.
+pub const MIN_MEMORY_MIB: u32 = 64;
+
+/// The most memory of a VM, in MiB (1 TiB): what the guest-physical layout is tested for.
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+
+/// The longest serial of a block device (virtio 1.2, section 5.2.6: 20 bytes).
+pub const MAX_SERIAL_LENGTH: usize = 20;
+
+/// Everything that a VM is made of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// vCPUs that the guest sees, 1 to [`MAX_VCPUS`]. Only the first is online after boot; the
+    /// agent brings the others up.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// The guest kernel: an uncompressed ELF image with a PVH entry.
+    pub kernel: FileSource,
+    /// The guest's root: an uncompressed cpio archive.
+    pub initrd: FileSource,
+    /// Words added to the end of the kernel command line.
+    #[serde(default)]
+    pub kernel_arguments: Vec<String>,
+    /// Where the guest's serial port writes. Without it the guest has no serial port.
+    #[serde(default)]
+    pub console: Option<FileSource>,
+    /// The KVM device; `/dev/kvm` unless a descriptor is passed.
+    #[serde(default = "default_kvm")]
+    pub kvm: FileSource,
+    /// A directory that the guest sees as a virtio-fs file system, and to which the process
+    /// confines itself.
+    #[serde(default)]
+    pub share: Option<ShareConfig>,
+    /// Disks, in the order in which the guest finds them.
+    #[serde(default)]
+    pub blocks: Vec<BlockConfig>,
+    /// Network interfaces.
+    #[serde(default)]
+    pub networks: Vec<NetworkConfig>,
+    /// The guest's context identifier on vsock, 3 or more.
+    #[serde(default = "default_cid")]
+    pub vsock_cid: u32,
+}
+
+/// A file that the VM needs: handed over as a descriptor, or opened before the process gives up
+/// its authority.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FileSource {
+    /// A descriptor that the process inherited.
+    Fd(RawFd),
+    /// A path.
+    Path(PathBuf),
+}
+
+/// A shared directory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// The directory on the host.
+    pub path: PathBuf,
+    /// The name by which the guest mounts it, at most 36 bytes.
+    pub tag: String,
+}
+
+/// A virtio-blk disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockConfig {
+    /// An image file or a block device.
+    pub file: FileSource,
+    /// The name by which the guest finds it, at most [`MAX_SERIAL_LENGTH`] bytes of ASCII.
+    pub serial: String,
+    /// Refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A virtio-net interface.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// A tap device, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    pub tap: FileSource,
+    /// The guest's MAC address, such as `02:42:ac:11:00:02`.
+    pub mac: MacAddress,
+    /// The largest packet in bytes, without the Ethernet header.
+    #[serde(default = "default_mtu")]
+    pub mtu: u16,
+}
+
+/// An Ethernet address, written as six hexadecimal pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+impl TryFrom<String> for MacAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let mut bytes = [0u8; 6];
+        let mut pairs = text.split(':');
+        for byte in &mut bytes {
+            *byte = pairs
+                .next()
+                .filter(|pair| pair.len() == 2)
+                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+                .ok_or_else(|| format!("{text:?} is not a MAC address such as 02:42:ac:11:00:02"))?;
+        }
+        match pairs.next() {
+            None => Ok(MacAddress(bytes)),
+            Some(_) => Err(format!("{text:?} is not a MAC address such as 02:42:ac:11:00:02")),
+        }
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> String {
+        let [a, b, c, d, e, f] = mac.0;
+        format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
+
+fn default_kvm() -> FileSource {
+    FileSource::Path(PathBuf::from("/dev/kvm"))
+}
+
+fn default_cid() -> u32 {
+    3
+}
+
+fn default_mtu() -> u16 {
+    1500
+}
+
+/// A description that no VM can be built from.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The text is not a description.
+    #[error("the VM description is not valid: {0}")]
+    Parse(#[from] serde_json::Error),
+    /// A number is outside its range.
+    #[error("{field} is {value}, but must be from {least} to {most}")]
+    OutOfRange {
+        /// The field's name.
+        field: &'static str,
+        /// What it holds.
+        value: u64,
+        /// The smallest value allowed.
+        least: u64,
+        /// The largest value allowed.
+        most: u64,
+    },
+    /// A text that must be unique, short, or ASCII is not.
+    #[error("{field} {value:?} {problem}")]
+    Text {
+        /// The field's name.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+impl VmConfig {
+    /// Reads a description from JSON and checks it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that no VM can be built from.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        let config: VmConfig = serde_json::from_str(text)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that no VM can be built from.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        range("vcpus", u64::from(self.vcpus), 1, u64::from(MAX_VCPUS))?;
+        let memory = u64::from(self.memory_mib);
+        range("memory_mib", memory, u64::from(MIN_MEMORY_MIB), u64::from(MAX_MEMORY_MIB))?;
+        range("vsock_cid", u64::from(self.vsock_cid), 3, u64::from(u32::MAX - 1))?;
+        for word in &self.kernel_arguments {
+            let printable = word.bytes().all(|byte| byte.is_ascii_graphic());
+            text("kernel_arguments", word, printable && !word.is_empty(), "is not one printable ASCII word")?;
+        }
+        if let Some(share) = &self.share {
+            let fits = !share.tag.is_empty() && share.tag.len() <= 36 && share.tag.is_ascii();
+            text("share.tag", &share.tag, fits, "must have 1 to 36 ASCII characters")?;
+        }
+        for (index, block) in self.blocks.iter().enumerate() {
+            let serial = &block.serial;
+            let fits = !serial.is_empty() && serial.len() <= MAX_SERIAL_LENGTH && serial.is_ascii();
+            text("blocks.serial", serial, fits, "must have 1 to 20 ASCII characters")?;
+            let unique = self.blocks[..index].iter().all(|other| other.serial != *serial);
+            text("blocks.serial", serial, unique, "is used by another disk")?;
+        }
+        for network in &self.networks {
+            let mac = String::from(network.mac);
+            text("networks.mac", &mac, network.mac.0[0] & 1 == 0, "is a multicast address")?;
+            range("networks.mtu", u64::from(network.mtu), 68, 65_521)?;
+        }
+        Ok(())
+    }
+}
+
+fn range(field: &'static str, value: u64, least: u64, most: u64) -> Result<(), ConfigError> {
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(ConfigError::OutOfRange { field, value, least, most })
+    }
+}
+
+fn text(field: &'static str, value: &str, good: bool, problem: &'static str) -> Result<(), ConfigError> {
+    if good { Ok(()) } else { Err(ConfigError::Text { field, value: value.to_owned(), problem }) }
+}
+
+impl FileSource {
+    /// Opens the path, or takes the descriptor over.
+    ///
+    /// # Errors
+    /// What `open(2)` says, or `EBADF` for a descriptor that the process does not have.
+    ///
+    /// A descriptor must be taken at most once: the file returned owns it.
+    pub fn open(&self, write: bool) -> io::Result<File> {
+        match self {
+            FileSource::Path(path) => OpenOptions::new().read(true).write(write).open(path),
+            FileSource::Fd(fd) => {
+                // SAFETY: F_GETFD reads a flag of a number and touches no memory.
+                if *fd < 0 || unsafe { libc::fcntl(*fd, libc::F_GETFD) } < 0 {
+                    return Err(io::Error::from_raw_os_error(libc::EBADF));
+                }
+                // SAFETY: the descriptor is open, and the description names each descriptor once,
+                // so nothing else in the process owns it.
+                Ok(unsafe { File::from_raw_fd(*fd) })
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for FileSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            FileSource::Fd(fd) => write!(f, "descriptor {fd}"),
+            FileSource::Path(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> serde_json::Value {
+        serde_json::json!({
+            "vcpus": 2, "memory_mib": 256,
+            "kernel": {"path": "/k"}, "initrd": {"fd": 7},
+            "blocks": [{"file": {"path": "/d"}, "serial": "root"}],
+            "networks": [{"tap": {"fd": 8}, "mac": "02:42:ac:11:00:02"}],
+        })
+    }
+
+    fn error_of(change: impl FnOnce(&mut serde_json::Value)) -> String {
+        let mut value = sample();
+        change(&mut value);
+        VmConfig::from_json(&value.to_string()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_full_description_is_read() {
+        let config = VmConfig::from_json(&sample().to_string()).unwrap();
+        assert_eq!(config.initrd, FileSource::Fd(7));
+        assert_eq!(config.networks[0].mac.0, [2, 0x42, 0xac, 0x11, 0, 2]);
+        assert_eq!(config.networks[0].mtu, 1500);
+        assert_eq!(config.kvm, FileSource::Path("/dev/kvm".into()));
+    }
+
+    #[test]
+    fn each_bad_field_is_named() {
+        assert!(error_of(|v| v["vcpus"] = 0.into()).contains("vcpus is 0"));
+        assert!(error_of(|v| v["vcpus"] = 65.into()).contains("from 1 to 64"));
+        assert!(error_of(|v| v["memory_mib"] = 16.into()).contains("memory_mib is 16"));
+        assert!(error_of(|v| v["speed"] = 1.into()).contains("speed"));
+        assert!(error_of(|v| v["networks"][0]["mac"] = "02:42".into()).contains("MAC address"));
+        assert!(error_of(|v| v["networks"][0]["mac"] = "03:42:ac:11:00:02".into()).contains("multicast"));
+        assert!(error_of(|v| v["blocks"][0]["serial"] = "".into()).contains("blocks.serial"));
+        assert!(
+            error_of(|v| v["kernel_arguments"] = serde_json::json!(["a b"])).contains("kernel_arguments")
+        );
+        let twice = |v: &mut serde_json::Value| {
+            let disk = v["blocks"][0].clone();
+            v["blocks"].as_array_mut().unwrap().push(disk);
+        };
+        assert!(error_of(twice).contains("used by another disk"));
+    }
+
+    #[test]
+    fn a_descriptor_that_is_not_open_is_refused() {
+        assert_eq!(FileSource::Fd(-1).open(false).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(FileSource::Fd(9999).open(false).unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+}

@@ -1,0 +1,89 @@
+//! The VMM's side of the control socket.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use vmm_sys_util::epoll::EventSet;
+
+use super::{Answer, Command, ControlSocket, Message, Request};
+use crate::exit::ExitReason;
+use crate::vm::Vm;
+
+/// Answers the host's requests on the event loop.
+pub struct ControlServer {
+    socket: Arc<ControlSocket>,
+    vm: Arc<Vm>,
+}
+
+impl ControlServer {
+    /// Serves `vm` on `socket`, which must not block.
+    pub fn new(socket: Arc<ControlSocket>, vm: Arc<Vm>) -> Self {
+        ControlServer { socket, vm }
+    }
+
+    fn handle(&self, Request { id, command }: Request) {
+        let done = match command {
+            Command::Status => Answer::Status { running: self.vm.running() },
+            Command::Pause => {
+                self.vm.pause();
+                Answer::Done
+            }
+            Command::Resume => {
+                self.vm.resume();
+                Answer::Done
+            }
+            Command::SetBalloon { mib } => {
+                self.vm.set_balloon(mib);
+                Answer::Done
+            }
+            Command::Metrics => Answer::Metrics(self.vm.metrics()),
+            Command::Stop => return self.vm.exit().end(ExitReason::Stopped),
+            Command::Connect { port, timeout_ms } => return self.connect(id, port, timeout_ms),
+        };
+        answer(&self.socket, &Message::Answer { id, answer: done });
+    }
+
+    fn connect(&self, id: u64, port: u32, timeout_ms: u32) {
+        let socket = self.socket.clone();
+        self.vm.connect(port, timeout_ms, move |result| match result {
+            Ok(stream) => {
+                let message = Message::Answer { id, answer: Answer::Connected };
+                if let Err(error) = socket.send(&message, Some(stream.as_fd())) {
+                    crate::log_line!("a connection could not be handed over: {error}");
+                }
+            }
+            Err(error) => answer(&socket, &Message::Failed { id, error: error.to_string() }),
+        });
+    }
+}
+
+/// Sends an answer. A host that asks without reading loses answers, not its VM.
+fn answer(socket: &ControlSocket, message: &Message) {
+    if let Err(error) = socket.send(message, None) {
+        crate::log_line!("the host could not be answered: {error}");
+    }
+}
+
+impl MutEventSubscriber for ControlServer {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+        match self.socket.receive::<Request>() {
+            Ok(Some((request, _))) => self.handle(request),
+            // The host's side is gone: without it the VM has no purpose.
+            Ok(None) => self.vm.exit().end(ExitReason::Stopped),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                self.vm.exit().end(ExitReason::Stopped);
+            }
+            Err(error) => crate::log_line!("a control request makes no sense: {error}"),
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new_raw(self.socket.as_raw_fd(), EventSet::IN)) {
+            let message = format!("the control socket cannot be watched: {error}");
+            self.vm.exit().end(ExitReason::InternalError { message });
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! A network interface (section 5.1) over a tap device.
+
+mod header;
+mod tap;
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU,
+};
+use vm_memory::Bytes;
+use vmm_sys_util::epoll::EventSet;
+
+use super::queue_events::LoopDevice;
+use super::{VirtQueue, VirtioDevice, id, read_config_bytes};
+use crate::bus::lock;
+use crate::config::MacAddress;
+use header::{HEADER_LENGTH, set_buffer_count};
+pub use tap::{Tap, TapError};
+
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+
+/// The longest frame: a 64 KiB packet whose segmentation is left to the receiver, with its
+/// headers.
+const MAX_FRAME: usize = 65_562 + HEADER_LENGTH;
+/// Frames that are handled before other devices have their turn.
+const BATCH: usize = 64;
+
+/// Counters, in frames and bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NetCounters {
+    /// Frames to the guest.
+    pub received: u64,
+    /// Frames to the guest that were lost.
+    pub receive_dropped: u64,
+    /// Frames from the guest.
+    pub transmitted: u64,
+    /// Frames from the guest that were lost.
+    pub transmit_dropped: u64,
+}
+
+/// A network interface.
+pub struct Net {
+    tap: Tap,
+    config: [u8; 12],
+    queues: Vec<VirtQueue>,
+    /// A frame on its way between tap and guest.
+    frame: Box<[u8; MAX_FRAME]>,
+    /// Bytes of a frame from the tap that the guest had no buffers for.
+    held: Option<usize>,
+    counters: NetCounters,
+}
+
+impl Net {
+    /// An interface with the given address over `tap`.
+    ///
+    /// # Errors
+    /// [`TapError`] if the file is no usable tap device.
+    pub fn new(tap: File, mac: MacAddress, mtu: u16) -> Result<Self, TapError> {
+        let tap = Tap::new(tap)?;
+        let mut config = [0; 12];
+        config[..6].copy_from_slice(&mac.0);
+        config[10..].copy_from_slice(&mtu.to_le_bytes());
+        // A boxed array, so that no frame lies on the stack.
+        let frame = Box::new([0; MAX_FRAME]);
+        Ok(Net { tap, config, queues: Vec::new(), frame, held: None, counters: NetCounters::default() })
+    }
+
+    /// What went through so far.
+    pub fn counters(&self) -> NetCounters {
+        self.counters
+    }
+
+    /// Moves frames from the tap to the guest; false if the guest has no room for more.
+    fn receive(&mut self) -> bool {
+        let Some(queue) = self.queues.get_mut(RECEIVE) else { return true };
+        let mut room = true;
+        for _ in 0..BATCH {
+            let length = match self.held.take() {
+                Some(length) => length,
+                None => match self.tap.read(self.frame.as_mut_slice()) {
+                    Ok(length) if length >= HEADER_LENGTH => length,
+                    _ => break,
+                },
+            };
+            match deliver(queue, &mut self.frame[..length]) {
+                Delivery::Done => self.counters.received += 1,
+                Delivery::Broken => self.counters.receive_dropped += 1,
+                // The driver may have added buffers before it knew that we wait for them.
+                Delivery::NoRoom if queue.enable_kicks() => self.held = Some(length),
+                Delivery::NoRoom => {
+                    self.held = Some(length);
+                    room = false;
+                    break;
+                }
+            }
+        }
+        queue.signal();
+        room
+    }
+
+    /// Moves frames from the guest to the tap.
+    fn transmit(&mut self) {
+        let Some(queue) = self.queues.get_mut(TRANSMIT) else { return };
+        let (tap, frame, counters) = (&self.tap, &mut self.frame, &mut self.counters);
+        // The buffer is shared with reception: a frame held there must survive.
+        let mut own = self.held.map(|_| Box::new([0; MAX_FRAME]));
+        let frame = own.as_mut().unwrap_or(frame);
+        queue.for_each(|memory, chain| {
+            let mut length = 0;
+            for buffer in chain.readable() {
+                let end = length + buffer.len() as usize;
+                let Some(part) = frame.get_mut(length..end) else {
+                    length = 0;
+                    break;
+                };
+                if memory.read_slice(part, buffer.addr()).is_err() {
+                    length = 0;
+                    break;
+                }
+                length = end;
+            }
+            if length >= HEADER_LENGTH && tap.write(&frame[..length]).is_ok() {
+                counters.transmitted += 1;
+            } else {
+                // As a real interface does: what cannot be sent is lost.
+                counters.transmit_dropped += 1;
+            }
+            0
+        });
+    }
+}
+
+enum Delivery {
+    Done,
+    NoRoom,
+    Broken,
+}
+
+/// Puts one frame into as many buffers of the guest as it needs.
+fn deliver(queue: &mut VirtQueue, frame: &mut [u8]) -> Delivery {
+    let mut used: Vec<(u16, u32)> = Vec::new();
+    let mut rest = 0;
+    let mut first_buffer = None;
+    while rest < frame.len() {
+        let Some(chain) = queue.pop() else {
+            for _ in &used {
+                queue.unpop();
+            }
+            return Delivery::NoRoom;
+        };
+        let head = chain.head_index();
+        let mut written = 0u32;
+        for buffer in chain.writable() {
+            let count = (buffer.len() as usize).min(frame.len() - rest);
+            if queue.memory().write_slice(&frame[rest..rest + count], buffer.addr()).is_err() {
+                break;
+            }
+            first_buffer = first_buffer.or(Some((buffer.addr(), buffer.len())));
+            rest += count;
+            // At most MAX_FRAME.
+            written += count as u32;
+        }
+        used.push((head, written));
+        if written == 0 {
+            // Buffers that take nothing: give them back, or this would never end.
+            for &(head, _) in &used {
+                queue.push(head, 0);
+            }
+            return Delivery::Broken;
+        }
+    }
+    // The header says how many chains the frame took (section 5.1.6.4).
+    if let Some((address, length)) = first_buffer
+        && length as usize >= HEADER_LENGTH
+    {
+        set_buffer_count(queue.memory(), address, used.len());
+    }
+    for (head, written) in used {
+        queue.push(head, written);
+    }
+    Delivery::Done
+}
+
+impl VirtioDevice for Net {
+    fn id(&self) -> u32 {
+        id::NET
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        [
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_MTU,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_GUEST_CSUM,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO6,
+        ]
+        .iter()
+        .fold(0, |features, bit| features | 1 << bit)
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, queues: Vec<VirtQueue>, features: u64) -> io::Result<()> {
+        self.tap.set_offloads(features)?;
+        self.queues = queues;
+        Ok(())
+    }
+}
+
+impl LoopDevice for Net {
+    fn process_queue(&mut self, index: usize) {
+        match index {
+            // New buffers: the tap is watched for its edges, so look at it now.
+            RECEIVE => {
+                self.receive();
+            }
+            TRANSMIT => self.transmit(),
+            _ => {}
+        }
+    }
+}
+
+/// Brings frames that arrive at the tap to the device.
+pub struct TapEvents(pub Arc<Mutex<Net>>);
+
+impl MutEventSubscriber for TapEvents {
+    fn process(&mut self, _events: Events, ops: &mut EventOps<'_>) {
+        let mut net = lock(&self.0);
+        if net.queues.is_empty() {
+            return;
+        }
+        let more = net.receive();
+        // Edge-triggered: arm again so that frames left behind by the batch limit are seen. When
+        // the guest has no room, its next notification goes on instead.
+        if more && let Err(error) = ops.modify(Events::new(&net.tap, EventSet::IN | EventSet::EDGE_TRIGGERED))
+        {
+            crate::log_line!("a tap device can no longer be watched: {error}");
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let net = lock(&self.0);
+        if let Err(error) = ops.add(Events::new(&net.tap, EventSet::IN | EventSet::EDGE_TRIGGERED)) {
+            crate::log_line!("a tap device cannot be watched: {error}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! A queue as a running device uses it.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use virtio_queue::{DescriptorChain, Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::interrupt::{Interrupt, USED_BUFFER};
+use crate::memory::Memory;
+
+/// A chain of buffers that the driver made available.
+pub type Chain = DescriptorChain<Arc<Memory>>;
+
+/// A queue that the driver has set up, with the descriptor through which the driver notifies the
+/// device and the interrupt for the other way.
+pub struct VirtQueue {
+    queue: Queue,
+    memory: Arc<Memory>,
+    kick: EventFd,
+    interrupt: Arc<Interrupt>,
+}
+
+impl VirtQueue {
+    /// A queue over guest `memory`.
+    pub fn new(queue: Queue, memory: Arc<Memory>, kick: EventFd, interrupt: Arc<Interrupt>) -> Self {
+        VirtQueue { queue, memory, kick, interrupt }
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// The descriptor that becomes readable when the driver notifies the device.
+    pub fn kick_fd(&self) -> RawFd {
+        self.kick.as_raw_fd()
+    }
+
+    /// Takes a notification, waiting for it if the descriptor blocks.
+    ///
+    /// # Errors
+    /// What `read(2)` says.
+    pub fn take_kick(&self) -> io::Result<()> {
+        self.kick.read().map(drop)
+    }
+
+    /// The next chain that the driver made available. A ring that makes no sense gives none.
+    pub fn pop(&mut self) -> Option<Chain> {
+        self.queue.pop_descriptor_chain(self.memory.clone())
+    }
+
+    /// Puts the chain that was popped last back; calling it again puts the one before it back.
+    pub fn unpop(&mut self) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+    }
+
+    /// Gives the chain that starts at `head` back with `length` bytes written.
+    pub fn push(&mut self, head: u16, length: u32) {
+        if let Err(error) = self.queue.add_used(self.memory.as_ref(), head, length) {
+            crate::log_line!("a used ring cannot be written: {error}");
+        }
+    }
+
+    /// Raises the interrupt if the driver wants one for what was pushed.
+    pub fn signal(&mut self) {
+        // A ring that cannot be read: the driver is broken, one interrupt more does not harm.
+        if self.queue.needs_notification(self.memory.as_ref()).unwrap_or(true) {
+            self.interrupt.raise(USED_BUFFER);
+        }
+    }
+
+    /// Asks the driver not to notify while the device works through the queue.
+    pub fn disable_kicks(&mut self) {
+        let _ = self.queue.disable_notification(self.memory.as_ref());
+    }
+
+    /// Asks the driver to notify again; true if chains came in meanwhile and must be looked at.
+    pub fn enable_kicks(&mut self) -> bool {
+        self.queue.enable_notification(self.memory.as_ref()).unwrap_or(false)
+    }
+
+    /// Works through all chains: `handle` returns the bytes that it wrote into each. The
+    /// interrupt is raised at the end if the driver wants it.
+    pub fn for_each(&mut self, mut handle: impl FnMut(&Memory, Chain) -> u32) {
+        loop {
+            self.disable_kicks();
+            let mut any = false;
+            while let Some(chain) = self.pop() {
+                let head = chain.head_index();
+                let written = handle(&self.memory, chain);
+                self.push(head, written);
+                any = true;
+            }
+            if any {
+                self.signal();
+            }
+            if !self.enable_kicks() || !any {
+                return;
+            }
+        }
+    }
+}

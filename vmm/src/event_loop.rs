@@ -1,0 +1,45 @@
+//! The event loop of the VMM's main thread.
+
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+
+/// Something that reacts to descriptors becoming ready.
+pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+
+/// The event loop: all that need not block runs here.
+pub struct EventLoop {
+    manager: EventManager<Subscriber>,
+}
+
+/// The event loop could not go on.
+#[derive(Debug, thiserror::Error)]
+#[error("the event loop failed: {0}")]
+pub struct EventLoopError(#[from] event_manager::Error);
+
+impl EventLoop {
+    /// Makes an empty loop.
+    ///
+    /// # Errors
+    /// [`EventLoopError`] if the kernel gives no epoll descriptor.
+    pub fn new() -> Result<Self, EventLoopError> {
+        Ok(EventLoop { manager: EventManager::new()? })
+    }
+
+    /// Adds a subscriber, which names its descriptors in its `init`.
+    pub fn add(&mut self, subscriber: Subscriber) {
+        self.manager.add_subscriber(subscriber);
+    }
+
+    /// Waits for events and dispatches them, once.
+    ///
+    /// # Errors
+    /// [`EventLoopError`] if waiting failed other than by a signal.
+    pub fn turn(&mut self) -> Result<(), EventLoopError> {
+        match self.manager.run() {
+            Ok(_) => Ok(()),
+            Err(event_manager::Error::Epoll(errno)) if errno.errno() == libc::EINTR => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

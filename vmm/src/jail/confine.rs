@@ -1,0 +1,155 @@
+//! The VMM gives up its view of the host and its capabilities.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+
+use caps::{CapSet, Capability, CapsHashSet};
+
+/// What serving files of any owner takes. The capabilities count only against files, and only
+/// against those that the mount namespace shows: the process is in a user namespace of its own.
+const SHARE_CAPABILITIES: [Capability; 8] = [
+    // chown(2) of the guest's files.
+    Capability::CAP_CHOWN,
+    // Root in the guest reads and writes everything.
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_DAC_READ_SEARCH,
+    // chmod(2) and utimensat(2) of files of other owners.
+    Capability::CAP_FOWNER,
+    // Set-id bits stay when a file is written by root.
+    Capability::CAP_FSETID,
+    // Files are made under the identity of the guest's process.
+    Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+    // File capabilities, as package managers set them.
+    Capability::CAP_SETFCAP,
+];
+
+/// The process could not be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfineError {
+    /// A system call was refused.
+    #[error("the VMM could not {step}")]
+    System {
+        /// What it was to do.
+        step: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Capabilities could not be dropped.
+    #[error("the VMM could not drop its capabilities")]
+    Capabilities(#[from] caps::errors::CapsError),
+    /// The path of the share cannot be.
+    #[error("the path of the share has a NUL byte in it")]
+    Path(#[from] std::ffi::NulError),
+}
+
+fn check(step: &'static str, result: libc::c_int) -> Result<(), ConfineError> {
+    if result < 0 { Err(ConfineError::System { step, source: io::Error::last_os_error() }) } else { Ok(()) }
+}
+
+fn mount(
+    step: &'static str,
+    source: &CStr,
+    target: &CStr,
+    kind: Option<&CStr>,
+    flags: libc::c_ulong,
+    data: Option<&CStr>,
+) -> Result<(), ConfineError> {
+    let kind = kind.map_or(ptr::null(), CStr::as_ptr);
+    let data = data.map_or(ptr::null(), |data| data.as_ptr().cast());
+    // SAFETY: every pointer is null or to a NUL-terminated string that outlives the call.
+    let result = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind, flags, data) };
+    check(step, result)
+}
+
+/// Puts a proc file system over `/proc` that shows this process and nothing else of the host.
+///
+/// The file server keeps a descriptor of `/proc/self/fd`. Through the host's own proc file system
+/// such a descriptor would lead to `/proc/sys`, which a process that runs as the host's root, in
+/// whatever user namespace, may write.
+///
+/// # Errors
+/// [`ConfineError::System`] if the kernel refuses.
+pub fn replace_proc() -> Result<(), ConfineError> {
+    let all = libc::MS_REC | libc::MS_SLAVE;
+    mount("leave the host's mount propagation", c"none", c"/", None, all, None)?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    mount("mount a proc file system of its own", c"proc", c"/proc", Some(c"proc"), flags, Some(c"subset=pid"))
+}
+
+/// Makes `share`, or an empty directory, the root directory, and drops every capability that
+/// serving it does not take. There is no way back.
+///
+/// # Errors
+/// [`ConfineError`] names the step that failed.
+pub fn confine(share: Option<&Path>) -> Result<(), ConfineError> {
+    let root = match share {
+        Some(path) => {
+            let path = CString::new(path.as_os_str().as_bytes())?;
+            // A root must be a mount of this namespace; what is mounted below comes along, and
+            // what the host mounts there later appears too.
+            mount("bind the share", &path, &path, None, libc::MS_BIND | libc::MS_REC, None)?;
+            path
+        }
+        None => {
+            let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
+            mount("mount an empty root", c"none", c"/proc", Some(c"tmpfs"), flags, None)?;
+            c"/proc".to_owned()
+        }
+    };
+    pivot(&root)?;
+    drop_capabilities(share.is_some())?;
+    // SAFETY: these calls take numbers only.
+    unsafe {
+        check("forbid itself new privileges", libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        // Guest memory must not reach the disk in a core file.
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        check("forbid itself core files", libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
+    }
+    raise_file_limit();
+    Ok(())
+}
+
+/// Makes `root` the root directory and lets go of the old one.
+fn pivot(root: &CStr) -> Result<(), ConfineError> {
+    // SAFETY: every pointer is to a NUL-terminated string that outlives its call.
+    unsafe {
+        check("enter its root", libc::chdir(root.as_ptr()))?;
+        // With the same directory twice the old root ends up on top of the new one (pivot_root(2),
+        // "pivot_root(\".\", \".\")"), from where it is detached.
+        let result = libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr());
+        check("change its root", result as libc::c_int)?;
+        check("let go of the host's root", libc::umount2(c".".as_ptr(), libc::MNT_DETACH))?;
+        check("enter its root", libc::chdir(c"/".as_ptr()))
+    }
+}
+
+fn drop_capabilities(share: bool) -> Result<(), ConfineError> {
+    let keep: CapsHashSet = if share { SHARE_CAPABILITIES.into_iter().collect() } else { CapsHashSet::new() };
+    // The bounding set first: dropping from it takes CAP_SETPCAP, which goes with the rest.
+    for capability in caps::runtime::thread_all_supported() {
+        if !keep.contains(&capability) {
+            caps::drop(None, CapSet::Bounding, capability)?;
+        }
+    }
+    caps::clear(None, CapSet::Ambient)?;
+    caps::clear(None, CapSet::Inheritable)?;
+    caps::set(None, CapSet::Effective, &keep)?;
+    caps::set(None, CapSet::Permitted, &keep)?;
+    Ok(())
+}
+
+/// The file server holds a descriptor for each file that the guest knows.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointers are to a live structure of the right type.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Starts a VMM in namespaces of its own.
+
+use std::ffi::{CString, NulError};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// The namespaces that a VMM gets: in none of them is anything of the host's.
+const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS;
+
+/// A program to start.
+pub struct Spawn<'a> {
+    /// The VMM's binary.
+    pub program: &'a Path,
+    /// Its arguments, without its name.
+    pub arguments: &'a [&'a str],
+    /// Descriptors that it inherits under the numbers that they have here.
+    pub files: &'a [RawFd],
+    /// What becomes its standard error.
+    pub log: RawFd,
+}
+
+/// A VMM could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// A path or argument cannot be passed on.
+    #[error("the VMM's path or arguments have a NUL byte in them")]
+    Argument(#[from] NulError),
+    /// No process.
+    #[error("a process in namespaces of its own could not be made for the VMM")]
+    Clone(#[source] io::Error),
+    /// The user namespace could not be filled.
+    #[error("{file} of the VMM's user namespace could not be written")]
+    Map {
+        /// The file.
+        file: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A pipe failed.
+    #[error("the pipe to the VMM's process failed")]
+    Pipe(#[source] io::Error),
+    /// The binary could not be executed.
+    #[error("{program} could not be executed")]
+    Exec {
+        /// The VMM's binary.
+        program: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A VMM that was started.
+#[derive(Debug)]
+pub struct JailedChild {
+    /// Its process identifier in this process's PID namespace.
+    pub pid: libc::pid_t,
+    /// A pidfd: readable when it has ended.
+    pub pidfd: OwnedFd,
+}
+
+/// Everything that the new process touches before it executes the program: made ready before the
+/// clone, since a process that was cloned from one with threads may not even allocate memory.
+struct Prepared {
+    program: CString,
+    arguments: Vec<*const libc::c_char>,
+    environment: [*const libc::c_char; 1],
+    files: Vec<RawFd>,
+    log: RawFd,
+    null: RawFd,
+    go: RawFd,
+    failure: RawFd,
+}
+
+impl Spawn<'_> {
+    /// Starts the program. It dies with the thread that called this.
+    ///
+    /// # Errors
+    /// [`SpawnError`] names the step; nothing is left behind then.
+    pub fn spawn(&self) -> Result<JailedChild, SpawnError> {
+        let program = CString::new(self.program.as_os_str().as_bytes())?;
+        let owned: Vec<CString> =
+            self.arguments.iter().map(|argument| CString::new(*argument)).collect::<Result<_, _>>()?;
+        let mut arguments: Vec<*const libc::c_char> = vec![program.as_ptr()];
+        arguments.extend(owned.iter().map(|argument| argument.as_ptr()));
+        arguments.push(std::ptr::null());
+        let null =
+            fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(SpawnError::Pipe)?;
+        let (go_reader, mut go_writer) = io::pipe().map_err(SpawnError::Pipe)?;
+        let (mut failure_reader, failure_writer) = io::pipe().map_err(SpawnError::Pipe)?;
+        let prepared = Prepared {
+            program: program.clone(),
+            arguments,
+            environment: [std::ptr::null()],
+            files: self.files.to_vec(),
+            log: self.log,
+            null: null.as_raw_fd(),
+            go: go_reader.as_raw_fd(),
+            failure: failure_writer.as_raw_fd(),
+        };
+        let child = clone_into_namespaces(&prepared)?;
+        drop((go_reader, failure_writer));
+        let failed = |error| {
+            child.kill();
+            error
+        };
+        write_id_maps(child.pid).map_err(failed)?;
+        go_writer.write_all(&[1]).map_err(|error| failed(SpawnError::Pipe(error)))?;
+        // The pipe closes when the program is executed; before that an error number may come.
+        let mut number = [0; 4];
+        match failure_reader.read(&mut number).map_err(|error| failed(SpawnError::Pipe(error)))? {
+            0 => Ok(child),
+            _ => {
+                child.kill();
+                let source = io::Error::from_raw_os_error(i32::from_ne_bytes(number));
+                Err(SpawnError::Exec { program: self.program.display().to_string(), source })
+            }
+        }
+    }
+}
+
+impl JailedChild {
+    /// Kills the process and reaps it.
+    pub fn kill(&self) {
+        // SAFETY: the process is a child that has not been reaped, so the number is its own.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+fn clone_into_namespaces(prepared: &Prepared) -> Result<JailedChild, SpawnError> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain data, all zeros is valid.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = (NAMESPACES | libc::CLONE_PIDFD) as u64;
+    arguments.pidfd = (&raw mut pidfd) as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: without CLONE_VM the new process has memory of its own, as after fork(2); it calls
+    // only functions that make system calls and then executes a program or ends.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) };
+    match pid {
+        0 => run_child(prepared),
+        pid if pid > 0 => {
+            // SAFETY: the descriptor is new and nothing else owns it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(JailedChild { pid: pid as libc::pid_t, pidfd })
+        }
+        _ => Err(SpawnError::Clone(io::Error::last_os_error())),
+    }
+}
+
+/// The new process, up to its program.
+fn run_child(prepared: &Prepared) -> ! {
+    // SAFETY: only system calls, on memory that was made ready before the clone.
+    unsafe {
+        // Die with the parent, also if it died before this call: then the pipe is at its end.
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        let mut byte = 0u8;
+        let ready = libc::read(prepared.go, (&raw mut byte).cast(), 1) == 1;
+        if !ready {
+            libc::_exit(125);
+        }
+        libc::setsid();
+        let mut good = libc::dup2(prepared.null, 0) >= 0 && libc::dup2(prepared.null, 1) >= 0;
+        good &= libc::dup2(prepared.log, 2) >= 0;
+        for fd in &prepared.files {
+            good &= libc::fcntl(*fd, libc::F_SETFD, 0) >= 0;
+        }
+        if good {
+            libc::execve(
+                prepared.program.as_ptr(),
+                prepared.arguments.as_ptr(),
+                prepared.environment.as_ptr(),
+            );
+        }
+        let number = (*libc::__errno_location()).to_ne_bytes();
+        libc::write(prepared.failure, number.as_ptr().cast(), number.len());
+        libc::_exit(126)
+    }
+}
+
+/// Maps every user and group of this namespace to itself. The VMM serves files of all owners, and
+/// the namespace is there to make its capabilities count for nothing else.
+fn write_id_maps(pid: libc::pid_t) -> Result<(), SpawnError> {
+    for file in ["uid_map", "gid_map"] {
+        let error = |source| SpawnError::Map { file, source };
+        let own = fs::read_to_string(format!("/proc/self/{file}")).map_err(error)?;
+        let identity = identity_map(&own);
+        fs::write(format!("/proc/{pid}/{file}"), identity).map_err(error)?;
+    }
+    Ok(())
+}
+
+/// From the lines "inside outside count" of this namespace the lines that map each identifier
+/// of it to itself.
+fn identity_map(own: &str) -> String {
+    let mut map = String::new();
+    for line in own.lines() {
+        let mut words = line.split_whitespace();
+        if let (Some(inside), Some(_), Some(count)) = (words.next(), words.next(), words.next()) {
+            map.push_str(&format!("{inside} {inside} {count}\n"));
+        }
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_identifier_is_mapped_to_itself() {
+        let nested = "         0     100000      65536\n     70000  4 5\n";
+        assert_eq!(identity_map(nested), "0 0 65536\n70000 70000 5\n");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let spawn = Spawn { program: Path::new("/no/such/vmm"), arguments: &[], files: &[], log: 2 };
+        match spawn.spawn() {
+            Err(SpawnError::Exec { program, source }) => {
+                assert_eq!((program.as_str(), source.kind()), ("/no/such/vmm", io::ErrorKind::NotFound));
+            }
+            // Without the right to make namespaces there is nothing to test.
+            Err(SpawnError::Clone(_) | SpawnError::Map { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Guest memory: one memfd, mapped into this process.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::{io, ptr};
+
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion,
+};
+
+use crate::arch::layout::{HIGH_MEMORY_START, MMIO_GAP_START};
+
+/// Guest memory as the devices use it.
+pub type Memory = GuestMemoryMmap<()>;
+
+const MIB: u64 = 1 << 20;
+
+/// Guest memory could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The memfd could not be made.
+    #[error("the file behind guest memory could not be made")]
+    Memfd(#[source] io::Error),
+    /// It could not be given its size.
+    #[error("guest memory of {mib} MiB could not be reserved")]
+    Size {
+        /// The size that was asked for.
+        mib: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It could not be mapped.
+    #[error("guest memory could not be mapped")]
+    Map(#[from] MmapRegionError),
+    /// The regions do not fit together.
+    #[error("guest memory does not fit the layout: {0}")]
+    Layout(String),
+}
+
+/// The guest-physical ranges of `memory_mib` MiB: below the gap for devices, and from 4 GiB on.
+fn ranges(memory_mib: u32) -> Vec<(GuestAddress, u64)> {
+    let size = u64::from(memory_mib) * MIB;
+    let low = size.min(MMIO_GAP_START);
+    let mut ranges = vec![(GuestAddress(0), low)];
+    if size > low {
+        ranges.push((GuestAddress(HIGH_MEMORY_START), size - low));
+    }
+    ranges
+}
+
+/// Makes guest memory of `memory_mib` MiB. Pages are taken from the host when they are touched.
+///
+/// # Errors
+/// [`MemoryError`] if the host refuses.
+pub fn create(memory_mib: u32) -> Result<Memory, MemoryError> {
+    let file = memfd("pouch-vm-memory").map_err(MemoryError::Memfd)?;
+    file.set_len(u64::from(memory_mib) * MIB)
+        .map_err(|source| MemoryError::Size { mib: memory_mib, source })?;
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (start, size) in ranges(memory_mib) {
+        let backing = file.try_clone().map_err(MemoryError::Memfd)?;
+        let length = usize::try_from(size).map_err(|e| MemoryError::Layout(e.to_string()))?;
+        let mapping = MmapRegion::build(
+            Some(FileOffset::new(backing, offset)),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_NORESERVE,
+        )?;
+        let region = GuestRegionMmap::new(mapping, start)
+            .ok_or_else(|| MemoryError::Layout(format!("a region at {:#x} overflows", start.0)))?;
+        regions.push(region);
+        offset += size;
+    }
+    Memory::from_regions(regions).map_err(|e| MemoryError::Layout(e.to_string()))
+}
+
+fn memfd(name: &str) -> io::Result<File> {
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: the name is a NUL-terminated string that outlives the call.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL) };
+    let fd = if fd >= 0 {
+        fd
+    } else {
+        // Before Linux 6.3 the flag is unknown.
+        // SAFETY: as above.
+        unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) }
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nothing else owns it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Gives the pages of `length` bytes from `start` back to the host; they read as zeros until
+/// they are written again. Parts that are not whole pages, or not guest memory, stay.
+///
+/// # Errors
+/// What `fallocate(2)` says.
+pub fn discard(memory: &Memory, start: GuestAddress, length: u64) -> io::Result<u64> {
+    const PAGE: u64 = 4096;
+    let mut discarded = 0;
+    for region in memory.iter() {
+        let region_start = region.start_addr().0;
+        let from = start.0.max(region_start).next_multiple_of(PAGE);
+        let end = start.0.saturating_add(length).min(region_start + region.len()) & !(PAGE - 1);
+        if from >= end {
+            continue;
+        }
+        let Some(backing) = region.file_offset() else { continue };
+        let offset = backing.start() + (from - region_start);
+        // SAFETY: the range lies inside the region's part of the file; punching a hole changes
+        // no mapping, and guest memory is only accessed through volatile reads and writes.
+        let result = unsafe {
+            libc::fallocate64(
+                backing.file().as_raw_fd(),
+                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                offset as i64,
+                (end - from) as i64,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        discarded += end - from;
+    }
+    Ok(discarded)
+}
+
+/// Bytes of guest memory that the host has pages for.
+///
+/// # Errors
+/// What `fstat(2)` says.
+pub fn resident_bytes(memory: &Memory) -> io::Result<u64> {
+    let Some(backing) = memory.iter().next().and_then(|region| region.file_offset()) else {
+        return Ok(0);
+    };
+    // SAFETY: an all-zero stat is a valid value of that plain structure.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live structure of the right type.
+    if unsafe { libc::fstat(backing.file().as_raw_fd(), ptr::from_mut(&mut stat)) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // st_blocks counts 512-byte units (POSIX sys/stat.h), so this cannot overflow for a memfd.
+    Ok(stat.st_blocks as u64 * 512)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn memory_below_the_gap_is_one_region() {
+        assert_eq!(ranges(256), [(GuestAddress(0), 256 * MIB)]);
+        assert_eq!(ranges(3072), [(GuestAddress(0), 3072 * MIB)]);
+    }
+
+    #[test]
+    fn memory_beyond_the_gap_goes_on_at_4_gib() {
+        assert_eq!(ranges(4096), [(GuestAddress(0), 3072 * MIB), (GuestAddress(4096 * MIB), 1024 * MIB)]);
+    }
+
+    #[test]
+    fn discarded_pages_read_as_zeros_and_leave_the_host() {
+        let memory = create(64).unwrap();
+        memory.write_slice(&[7; 3 * 4096], GuestAddress(0x10_0000)).unwrap();
+        let before = resident_bytes(&memory).unwrap();
+        assert_eq!(discard(&memory, GuestAddress(0x10_0001), 2 * 4096).unwrap(), 4096);
+        assert_eq!(before - resident_bytes(&memory).unwrap(), 4096);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x10_0fff)).unwrap(), 7);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x10_1000)).unwrap(), 0);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x10_2000)).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_range_outside_memory_is_left_alone() {
+        let memory = create(64).unwrap();
+        assert_eq!(discard(&memory, GuestAddress(u64::MAX - 4095), 1 << 20).unwrap(), 0);
+        assert_eq!(discard(&memory, GuestAddress(64 * MIB), 1 << 20).unwrap(), 0);
+    }
+}
