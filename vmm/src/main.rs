@@ -78,7 +78,7 @@ fn run_jailed(config_fd: RawFd, control_fd: RawFd, no_seccomp: bool) -> anyhow::
         Err(error) => {
             let reason = ExitReason::InternalError { message: format!("{error:#}") };
             // The host learns of it from the exit status too.
-            let _ = control.send(&Message::Exited(reason), None);
+            let _ = control.send(&Message::Exited(reason), &[]);
             return Err(error);
         }
     };
@@ -98,7 +98,7 @@ fn run_jailed(config_fd: RawFd, control_fd: RawFd, no_seccomp: bool) -> anyhow::
             break ExitReason::InternalError { message: error.to_string() };
         }
     };
-    let _ = control.send(&Message::Exited(reason.clone()), None);
+    let _ = control.send(&Message::Exited(reason.clone()), &[]);
     // Not through the destructors: the vCPU threads still hold the VM.
     std::process::exit(reason.status());
 }

@@ -16,6 +16,13 @@ pub mod agent_ttrpc {
     include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
 }
 
+/// The blocking client of the service.
+#[allow(warnings, missing_docs, clippy::all, clippy::undocumented_unsafe_blocks)]
+pub mod agent_client {
+    use super::agent;
+    include!(concat!(env!("OUT_DIR"), "/sync/agent_ttrpc.rs"));
+}
+
 /// The vsock port on which the agent serves ttrpc.
 pub const AGENT_PORT: u32 = 1024;
 

@@ -10,7 +10,7 @@ mod socket;
 use serde::{Deserialize, Serialize};
 
 pub use server::ControlServer;
-pub use socket::{ControlSocket, MAX_MESSAGE};
+pub use socket::{ControlSocket, MAX_DESCRIPTORS, MAX_MESSAGE};
 
 use crate::exit::ExitReason;
 use crate::vm::Metrics;

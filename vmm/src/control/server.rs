@@ -50,7 +50,7 @@ impl ControlServer {
         self.vm.connect(port, timeout_ms, move |result| match result {
             Ok(stream) => {
                 let message = Message::Answer { id, answer: Answer::Connected };
-                if let Err(error) = socket.send(&message, Some(stream.as_fd())) {
+                if let Err(error) = socket.send(&message, &[stream.as_fd()]) {
                     crate::log_line!("a connection could not be handed over: {error}");
                 }
             }
@@ -61,7 +61,7 @@ impl ControlServer {
 
 /// Sends an answer. A host that asks without reading loses answers, not its VM.
 fn answer(socket: &ControlSocket, message: &Message) {
-    if let Err(error) = socket.send(message, None) {
+    if let Err(error) = socket.send(message, &[]) {
         crate::log_line!("the host could not be answered: {error}");
     }
 }

@@ -8,7 +8,10 @@ use serde::de::DeserializeOwned;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// Bytes of the longest message.
-pub const MAX_MESSAGE: usize = 16 * 1024;
+pub const MAX_MESSAGE: usize = 128 * 1024;
+
+/// Descriptors that may come with one message.
+pub const MAX_DESCRIPTORS: usize = 8;
 
 /// One end of a control socket.
 #[derive(Debug)]
@@ -49,37 +52,37 @@ impl ControlSocket {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Sends one message, with a descriptor if there is one.
+    /// Sends one message with descriptors, at most [`MAX_DESCRIPTORS`].
     ///
     /// # Errors
     /// What `sendmsg(2)` says, or that the message is too long.
-    pub fn send(&self, message: &impl Serialize, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    pub fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = serde_json::to_vec(message)?;
         if bytes.len() > MAX_MESSAGE {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the control message is too long"));
         }
-        let fds: Vec<RawFd> = fd.iter().map(AsRawFd::as_raw_fd).collect();
+        let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         self.send_with_fds(&[bytes.as_slice()], &fds)?;
         Ok(())
     }
 
-    /// Receives one message and the descriptor that came with it; nothing at the end.
+    /// Receives one message and the descriptors that came with it; nothing at the end.
     ///
     /// # Errors
     /// What `recvmsg(2)` says, or that the bytes are no such message.
-    pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         let mut bytes = vec![0u8; MAX_MESSAGE];
-        let mut fds: [RawFd; 1] = [-1];
+        let mut fds: [RawFd; MAX_DESCRIPTORS] = [-1; MAX_DESCRIPTORS];
         let mut vectors = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
         // SAFETY: the vector points to a live buffer of its length.
         let (length, count) = unsafe { self.recv_with_fds(&mut vectors, &mut fds)? };
-        // SAFETY: a descriptor that was received is new and nothing else owns it.
-        let fd = (count == 1).then(|| unsafe { OwnedFd::from_raw_fd(fds[0]) });
+        // SAFETY: descriptors that were received are new and nothing else owns them.
+        let fds = fds.iter().take(count).map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }).collect();
         if length == 0 {
             return Ok(None);
         }
         let message = serde_json::from_slice(bytes.get(..length).unwrap_or_default())?;
-        Ok(Some((message, fd)))
+        Ok(Some((message, fds)))
     }
 }
 
@@ -118,11 +121,12 @@ mod tests {
         let (one, other) = ControlSocket::pair().unwrap();
         let request = Request { id: 7, command: Command::Connect { port: 1, timeout_ms: 2 } };
         let (mut reader, writer) = std::io::pipe().unwrap();
-        one.send(&request, Some(writer.as_fd())).unwrap();
+        one.send(&request, &[writer.as_fd()]).unwrap();
         drop(writer);
-        let (received, fd): (Request, _) = other.receive().unwrap().unwrap();
+        let (received, fds): (Request, _) = other.receive().unwrap().unwrap();
         assert_eq!(received, request);
-        drop(fd.unwrap());
+        assert_eq!(fds.len(), 1);
+        drop(fds);
         assert_eq!(reader.read(&mut [0]).unwrap(), 0, "the descriptor was the pipe's last writer");
         drop(one);
         assert!(other.receive::<Request>().unwrap().is_none());
@@ -131,8 +135,8 @@ mod tests {
     #[test]
     fn what_is_no_message_is_an_error() {
         let (one, other) = ControlSocket::pair().unwrap();
-        one.send(&serde_json::json!({"id": 1, "command": "explode"}), None).unwrap();
+        one.send(&serde_json::json!({"id": 1, "command": "explode"}), &[]).unwrap();
         assert!(other.receive::<Request>().is_err());
-        assert!(one.send(&"x".repeat(MAX_MESSAGE), None).is_err());
+        assert!(one.send(&"x".repeat(MAX_MESSAGE), &[]).is_err());
     }
 }
