@@ -43,8 +43,9 @@ class CommandRequest:
         except OSError as error:
             self._fail(126, f"{error.filename or self.request['argv'][0]}: {error.strerror}")
             return
-        self.connection.setblocking(False)
         try:
+            self.connection.sendall(protocol.pack(protocol.STARTED))
+            self.connection.setblocking(False)
             self._relay()
             self._drain()
             self._queue(protocol.pack_json(protocol.EXIT, {"status": self.process.wait()}))
@@ -61,8 +62,7 @@ class CommandRequest:
 
     def _start(self):
         argv, env, cwd = self.request["argv"], self.request["env"], self.request["cwd"]
-        if not os.path.isdir(cwd):
-            # A folder of the host, as cargo's runners start in: tests that use only relative names need it to exist.
+        if self.request.get("make_cwd"):
             os.makedirs(cwd, exist_ok=True)
         if self.request.get("terminal"):
             self._start_on_terminal(argv, env, cwd)

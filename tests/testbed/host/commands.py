@@ -165,11 +165,13 @@ def run_command(options, shape, command, environment, cwd, terminal, binary=None
         push_install_tree(testbed)
         if binary:
             push_binary(testbed, binary)
-        return Session(testbed.facts["port"], testbed.facts["token"], command, environment, cwd, terminal)
+        # A test binary starts in a folder of the host, which the testbed does not have: an empty one has to do.
+        return Session(testbed.facts["port"], testbed.facts["token"], command, environment, cwd, terminal,
+                       make_cwd=binary is not None)
 
     instance = _instance(options, shape)
     if options.fresh or (shape.icount and not instance.is_up()):
-        return _run_alone(Instance(f"{instance.name}-for-{os.getpid()}"), shape, options.fresh, begin)
+        return _run_alone(Instance.for_one_command(instance.name), shape, options.fresh, begin)
     with instance.used():
         ensure_up(instance, shape)
         try:
@@ -195,3 +197,4 @@ def _run_alone(instance, shape, fresh, begin):
         finally:
             with instance.starting():
                 instance.take_down()
+            instance.forget()

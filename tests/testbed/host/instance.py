@@ -19,6 +19,8 @@ from .state import BOOT_SECONDS, await_answer, console_tail, make_overlay, prepa
 RESTORE_SECONDS = 60
 # A testbed that runs already and gives no answer to a ping for this long is taken for hung.
 PING_SECONDS = 60
+# In the names of instances that are made for one command.
+_ALONE = "-for-"
 
 
 def run_folder():
@@ -48,7 +50,7 @@ class Instance:
 
     def starting(self):
         """The lock under which the instance is started or stopped."""
-        return locked(self._locks / f"instance-{self.name}.lock", f"it starts or stops testbed {self.name}", seconds=900)
+        return locked(self._start_lock(), f"it starts or stops testbed {self.name}", seconds=900)
 
     @contextlib.contextmanager
     def used(self):
@@ -62,12 +64,29 @@ class Instance:
             os.close(self._users)
             self._users = None
 
+    def _start_lock(self):
+        return self._locks / f"instance-{self.name}.lock"
+
     def _users_lock(self):
         return self._locks / f"users-{self.name}.lock"
 
     def _share_users_lock(self):
         while not try_lock(self._users, shared=True):  # Held exclusively only for the moment of somebody's test.
             time.sleep(0.01)
+
+    @classmethod
+    def for_one_command(cls, kind):
+        """An instance for this process alone, after clearing away those whose processes were killed."""
+        for instance in cls.all():
+            if _ALONE in instance.name and not instance.in_use():
+                with instance.starting():
+                    instance.take_down()
+        return cls(f"{kind}{_ALONE}{os.getpid()}")
+
+    def forget(self):
+        """Remove the locks too, when the name will not be used again."""
+        for lock in (self._users_lock(), self._start_lock()):
+            lock.unlink(missing_ok=True)
 
     def in_use(self):
         """Whether some other process runs a command in it now."""

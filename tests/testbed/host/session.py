@@ -12,13 +12,15 @@ import time
 import tty
 
 from .paths import GUEST_SOURCES
-from .report import TestbedError
+from .report import TestbedError, say
 
 sys.path.insert(0, str(GUEST_SOURCES))
 import protocol  # noqa: E402  pylint: disable=wrong-import-position  # One file for both sides.
 
 # After a first SIGTERM or SIGINT is passed on, the command has this long to end before we leave it to execd to kill it.
 PATIENCE_AFTER_SIGNAL = 10
+# Starting a command takes a tenth of a second, and on a busy machine a few. A testbed that needs this long hangs.
+START_SECONDS = 60
 
 
 class NoAnswer(TestbedError):
@@ -74,9 +76,9 @@ def run_to_log(port, token, argv, env, log, seconds):
 class Session:
     """Runs one command in a testbed on this process's streams."""
 
-    def __init__(self, port, token, argv, env, cwd, terminal):
+    def __init__(self, port, token, argv, env, cwd, terminal, make_cwd=False):
         self._terminal = terminal
-        request = {"do": "run", "argv": argv, "env": env, "cwd": cwd}
+        request = {"do": "run", "argv": argv, "env": env, "cwd": cwd, "make_cwd": make_cwd}
         if terminal:
             request["terminal"] = _window()
             request["env"] = {"TERM": os.environ.get("TERM", "xterm"), **env}
@@ -87,6 +89,18 @@ class Session:
         self._input_open = True
         self._deadline = None
         self._status = None
+        self._await_start()
+
+    def _await_start(self):
+        """Wait for the first frame, before any input is read: if none comes, the command can be tried elsewhere."""
+        self._sock.settimeout(START_SECONDS)
+        try:
+            kind, payload = protocol.receive_frame(self._sock)
+        except OSError as error:
+            self._sock.close()
+            raise NoAnswer(f"the testbed did not start the command: {error}") from None
+        if kind != protocol.STARTED:
+            self._take(kind, payload)
 
     def run(self):
         """Relay until the command has ended; return the exit status for this process."""
@@ -111,7 +125,7 @@ class Session:
         if not self._terminal or not os.isatty(0):
             return None
         saved = termios.tcgetattr(0)
-        tty.setraw(0)
+        tty.setraw(0, termios.TCSADRAIN)  # What was typed ahead is for the command: not to be flushed.
         return saved
 
     def _relay(self, wake):
@@ -173,19 +187,22 @@ class Session:
         if not data:
             raise NoAnswer("the testbed ended while the command ran")
         for kind, payload in self._reader.feed(data):
-            if kind == protocol.OUT:
-                _write_all(1, payload)
-            elif kind == protocol.ERR:
-                _write_all(2, payload)
-            elif kind == protocol.TOOK:
-                self._credit += struct.unpack(">I", payload)[0]
-            elif kind == protocol.EXIT:
-                status = json.loads(payload)["status"]
-                self._status = status if status >= 0 else 128 - status
-            elif kind == protocol.FAILED:
-                answer = json.loads(payload)
-                print(f"testbed: {answer['message']}", file=sys.stderr)
-                self._status = answer["code"]
+            self._take(kind, payload)
+
+    def _take(self, kind, payload):
+        if kind == protocol.OUT:
+            _write_all(1, payload)
+        elif kind == protocol.ERR:
+            _write_all(2, payload)
+        elif kind == protocol.TOOK:
+            self._credit += struct.unpack(">I", payload)[0]
+        elif kind == protocol.EXIT:
+            status = json.loads(payload)["status"]
+            self._status = status if status >= 0 else 128 - status
+        elif kind == protocol.FAILED:
+            answer = json.loads(payload)
+            say(answer["message"])
+            self._status = answer["code"]
 
 
 def _write_all(fd, data):
