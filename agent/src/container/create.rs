@@ -1,0 +1,173 @@
+//! CreateContainer.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use pouch_protocol::agent::CreateContainerRequest;
+use ttrpc::proto::Code;
+
+use super::cgroup::{Cgroup, CgroupError};
+use super::devices_bpf::{self, DeviceRulesError};
+use super::launch::{self, LaunchError};
+use super::spec::{self, Adapted};
+use super::{Container, LookupError, Paths, check_id};
+use crate::error::{Coded, RequestError};
+use crate::process::Process;
+use crate::runner::{Job, Task};
+use crate::service::Agent;
+use crate::storage::{self, StorageError};
+use crate::streams::stdio::{self, PreparedStdio, ProcessEnds, StdioError};
+
+/// Why a container could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The request is wrong in itself.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The id cannot be used.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// A storage cannot be mounted.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The standard streams cannot be had.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The limits cannot be set.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The device rules cannot be set.
+    #[error(transparent)]
+    Devices(#[from] DeviceRulesError),
+    /// A kernel setting cannot be made.
+    #[error("linux.sysctl[{0}]: the kernel refused it")]
+    Sysctl(String, #[source] io::Error),
+    /// The process cannot be started.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// A file of the container's cannot be made.
+    #[error("cannot set up the container: {0}")]
+    System(&'static str, #[source] io::Error),
+}
+
+impl Coded for CreateError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Request(error) => error.code(),
+            Self::Lookup(error) => error.code(),
+            Self::Storage(error) => error.code(),
+            Self::Stdio(error) => error.code(),
+            Self::Cgroup(error) => error.code(),
+            Self::Devices(error) => error.code(),
+            Self::Launch(error) => error.code(),
+            Self::Sysctl(..) => Code::INVALID_ARGUMENT,
+            Self::System(..) => Code::INTERNAL,
+        }
+    }
+}
+
+/// Makes a container; returns its first process, which waits to be started. What was made
+/// is undone if it fails.
+pub async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Result<i32, CreateError> {
+    let id = request.container_id.as_str();
+    check_id("container_id", id)?;
+    let spec = spec::parse(&request.spec)?;
+    spec::check(&spec)?;
+    let reservation = agent.containers.reserve(id)?;
+    let paths = Paths::of(id);
+    let cgroup = Cgroup::of(&paths.name);
+    let adapted = spec::adapt(spec, &cgroup)?;
+    check_terminal(&adapted, request.stdio.terminal)?;
+    let (prepared, ends) =
+        stdio::prepare(&request.stdio, &agent.streams, stream_owner(&adapted.process, adapted.owner))?;
+
+    storage::mount_all(&agent.storages, id, request.storages).await?;
+    let made = make(agent, id, &paths, &cgroup, adapted, prepared, ends).await;
+    match made {
+        Ok(container) => {
+            let pid = container.init.pid;
+            agent.events.watch(id, &cgroup.directory().join("memory.events"));
+            reservation.fill(container);
+            Ok(pid)
+        }
+        Err(error) => {
+            super::delete::clean(agent, id, &paths).await;
+            Err(error)
+        }
+    }
+}
+
+fn check_terminal(adapted: &Adapted, wanted: bool) -> Result<(), RequestError> {
+    if adapted.process.terminal().unwrap_or(false) != wanted {
+        return Err(RequestError::new("stdio.terminal", "differs from the specification's process.terminal"));
+    }
+    Ok(())
+}
+
+/// Who may open the streams again: the process's user, as the guest knows it.
+fn stream_owner(process: &oci_spec::runtime::Process, mapped_root: Option<u32>) -> u32 {
+    match mapped_root {
+        // With a user namespace the container's root is the mapped one; other users follow it
+        // in every mapping that engines make.
+        Some(root) => root.saturating_add(process.user().uid()),
+        None => process.user().uid(),
+    }
+}
+
+async fn make(
+    agent: &Arc<Agent>,
+    id: &str,
+    paths: &Paths,
+    cgroup: &Cgroup,
+    adapted: Adapted,
+    mut prepared: PreparedStdio,
+    ends: ProcessEnds,
+) -> Result<Arc<Container>, CreateError> {
+    let Adapted { spec, process, for_exec, resources, sysctls, own_network, owner } = adapted;
+    let rules = resources.as_ref().and_then(|resources| resources.devices().as_deref()).unwrap_or(&[]);
+    let rules = devices_bpf::rules(rules)?;
+    cgroup.create(resources.as_ref())?;
+    if let Some(owner) = owner {
+        cgroup.delegate(owner)?;
+    }
+    for (key, value) in sysctls {
+        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
+        fs::write(path, value).map_err(|error| CreateError::Sysctl(key, error))?;
+    }
+    let bundle = paths.bundle();
+    fs::create_dir(&bundle).map_err(|error| CreateError::System("its directory", error))?;
+    let config =
+        serde_json::to_vec(&spec).map_err(|error| CreateError::System("config.json", error.into()))?;
+    fs::write(bundle.join("config.json"), config)
+        .map_err(|error| CreateError::System("config.json", error))?;
+
+    if let Some(size) = process.console_size() {
+        prepared.default_size(size.height(), size.width());
+    }
+    let user = stream_owner(&process, owner);
+    let job = Job {
+        name: paths.name.clone(),
+        bundle: bundle.clone(),
+        state: Paths::STATE.into(),
+        console_socket: prepared.is_terminal().then(|| bundle.join("console.sock")),
+        process,
+        seccomp: for_exec.seccomp.clone(),
+        task: Task::Create { loopback: own_network },
+    };
+    let starting = agent.processes.starting();
+    let launched = launch::launch(&agent.processes, &job, &bundle.join("job.json"), ends).await?;
+    if let Some(master) = &launched.master {
+        stdio::chown_terminal(master, user).map_err(|error| CreateError::System("its terminal", error))?;
+    }
+    let devices = devices_bpf::attach(cgroup.directory(), &rules, None)?;
+    let stdio = prepared.start(launched.master)?;
+    let init = Process::new(id, "", launched.pid, stdio)
+        .map_err(|error| CreateError::System("its process", error))?;
+    let init = Arc::new(init);
+    let container = Container::new(id, paths.clone(), init.clone(), for_exec, devices, launched.report);
+    agent.adopt(init);
+    drop(starting);
+    Ok(Arc::new(container))
+}

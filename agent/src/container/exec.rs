@@ -1,0 +1,142 @@
+//! ExecProcess.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pouch_protocol::agent::ExecProcessRequest;
+use ttrpc::proto::Code;
+
+use super::launch::{self, LaunchError};
+use super::{Container, LookupError, Paths, State, check_id, spec};
+use crate::error::{Coded, RequestError};
+use crate::process::Process;
+use crate::procfs::unified_cgroup;
+use crate::runner::{Job, Task};
+use crate::service::Agent;
+use crate::streams::stdio::{self, StdioError};
+
+/// Why a process could not be started in a container.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// The request is wrong in itself.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// There is no such container, its state is another, or the process exists.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// The standard streams cannot be had.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The process cannot be started.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The agent's part failed.
+    #[error("cannot set up the process: {0}")]
+    System(&'static str, #[source] io::Error),
+}
+
+impl Coded for ExecError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Request(error) => error.code(),
+            Self::Lookup(error) => error.code(),
+            Self::Stdio(error) => error.code(),
+            Self::Launch(error) => error.code(),
+            Self::System(..) => Code::INTERNAL,
+        }
+    }
+}
+
+/// Names for the files of each exec; ids may be too long for one.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// Starts a process; returns its pid. It has executed its program by then.
+pub async fn exec(
+    agent: &Arc<Agent>,
+    container: Arc<Container>,
+    request: ExecProcessRequest,
+) -> Result<i32, ExecError> {
+    check_id("exec_id", &request.exec_id)?;
+    let mut process = spec::parse_process(&request.process)?;
+    spec::check_process(&process, "process.")?;
+    if process.terminal().unwrap_or(false) != request.stdio.terminal {
+        return Err(RequestError::new("stdio.terminal", "differs from process.terminal").into());
+    }
+    let _turn = container.turn.lock().await;
+    container.require(&[State::Running], "running")?;
+    if container.process(&request.exec_id).is_ok_and(|process| process.exit().is_none()) {
+        return Err(LookupError::ProcessExists(request.exec_id).into());
+    }
+    if process.oom_score_adj().is_none() {
+        process.set_oom_score_adj(container.for_exec.oom_score_adj);
+    }
+    spec::normalise(&mut process);
+    let user = process.user().uid();
+    let (mut prepared, ends) = stdio::prepare(&request.stdio, &agent.streams, user)?;
+    if let Some(size) = process.console_size() {
+        prepared.default_size(size.height(), size.width());
+    }
+    let files = Files::new(&container.paths.bundle());
+    let ours = serde_json::to_vec(&spec::adapt_process(&process));
+    let ours = ours.map_err(|error| ExecError::System("its file", error.into()))?;
+    fs::write(&files.process, ours).map_err(|error| ExecError::System("its file", error))?;
+    let job = Job {
+        name: container.paths.name.clone(),
+        bundle: container.paths.bundle(),
+        state: Paths::STATE.into(),
+        console_socket: prepared.is_terminal().then(|| files.console.clone()),
+        process,
+        seccomp: container.for_exec.seccomp.clone(),
+        task: Task::Exec { process_file: files.process.clone(), sub_cgroup: sub_cgroup(&container) },
+    };
+    let starting = agent.processes.starting();
+    let launched = launch::launch(&agent.processes, &job, &files.job, ends).await?;
+    if let Some(master) = &launched.master {
+        stdio::chown_terminal(master, user).map_err(|error| ExecError::System("its terminal", error))?;
+    }
+    let stdio = prepared.start(launched.master)?;
+    let process = Process::new(&container.id, &request.exec_id, launched.pid, stdio)
+        .map_err(|error| ExecError::System("its handle", error))?;
+    let process = Arc::new(process);
+    container.add_exec(process.clone());
+    agent.adopt(process);
+    drop(starting);
+    Ok(launched.pid)
+}
+
+/// The files of one exec, removed when it has started or failed.
+struct Files {
+    process: std::path::PathBuf,
+    job: std::path::PathBuf,
+    console: std::path::PathBuf,
+}
+
+impl Files {
+    fn new(bundle: &Path) -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let file = |kind: &str| bundle.join(format!("exec-{number}.{kind}"));
+        Self { process: file("process"), job: file("job"), console: file("console") }
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        for file in [&self.process, &self.job] {
+            // Missing if writing it was what failed.
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+/// An init like systemd moves itself to a cgroup below the container's and enables
+/// controllers; after that the kernel lets no process into the container's own. Further
+/// processes go where the init is.
+fn sub_cgroup(container: &Container) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{}/cgroup", container.init.pid)).ok()?;
+    let path = Path::new(unified_cgroup(&text)?);
+    let below = path.strip_prefix(container.cgroup.hierarchy_path()).ok()?;
+    below.to_str().filter(|below| !below.is_empty()).map(str::to_owned)
+}

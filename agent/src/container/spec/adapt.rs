@@ -1,0 +1,228 @@
+//! Makes the specification that libcontainer gets from the one that the host sent.
+//!
+//! libcontainer does the namespaces, mounts, users and limits of a process. What it does
+//! otherwise than runc or not at all is taken out here and done by the agent or the runner:
+//! resources and device rules (the cgroup is the agent's), seccomp and capabilities (they
+//! must come last and in an order of their own, and libcontainer forgets seccomp for later
+//! processes), the environment (its order), and kernel settings outside a namespace.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use oci_spec::runtime::{
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount, Process, Spec,
+};
+
+use super::{ForExec, rich};
+use crate::container::cgroup::Cgroup;
+use crate::error::RequestError;
+
+/// A specification in its parts.
+pub struct Adapted {
+    /// What libcontainer gets as config.json.
+    pub spec: Spec,
+    /// The first process as the host wants it.
+    pub process: Process,
+    /// What later processes need to know.
+    pub for_exec: ForExec,
+    /// Limits for the cgroup.
+    pub resources: Option<LinuxResources>,
+    /// Kernel settings for the whole guest.
+    pub sysctls: HashMap<String, String>,
+    /// The container has a network namespace of its own, whose loopback is down.
+    pub own_network: bool,
+    /// The container's root as the guest knows it.
+    pub owner: Option<u32>,
+}
+
+/// Takes a checked specification apart.
+pub fn adapt(mut spec: Spec, cgroup: &Cgroup) -> Result<Adapted, RequestError> {
+    if rich::is_rich(&spec) {
+        rich::adapt(&mut spec);
+    }
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    let mut process = spec.process().clone().unwrap_or_default();
+    let resources = linux.resources().clone();
+    let seccomp = linux.seccomp().clone();
+    let for_exec = ForExec { seccomp: seccomp.filter(useful), oom_score_adj: process.oom_score_adj() };
+
+    let namespaces = linux.namespaces_mut().get_or_insert_default();
+    // The cgroup hierarchy above the container is the agent's and means nothing to it.
+    if !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup) {
+        let namespace = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Cgroup).build();
+        namespaces.push(namespace.map_err(|error| RequestError::new("linux.namespaces", error.to_string()))?);
+    }
+    let own = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind && namespace.path().is_none());
+    let own_network = own(LinuxNamespaceType::Network);
+    let shares_network = !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    let owner = own(LinuxNamespaceType::User).then(|| mapped_root(linux.uid_mappings().as_deref())).flatten();
+
+    let (inside, sysctls) = split_sysctls(linux.sysctl().clone().unwrap_or_default(), shares_network);
+    linux.set_sysctl(Some(inside).filter(|settings| !settings.is_empty()));
+    linux.set_resources(None).set_seccomp(None);
+    linux.set_mount_label(None);
+    linux.set_cgroups_path(Some(cgroup.hierarchy_path()));
+    let propagation = linux.rootfs_propagation().as_deref().and_then(plain_propagation).map(str::to_owned);
+    linux.set_rootfs_propagation(propagation);
+    spec.set_linux(Some(linux));
+    if let Some(mounts) = spec.mounts_mut() {
+        mounts.iter_mut().for_each(adapt_mount);
+    }
+    normalise(&mut process);
+    spec.set_process(Some(adapt_process(&process)));
+    Ok(Adapted { spec, process, for_exec, resources, sysctls, own_network, owner })
+}
+
+/// An empty filter would cost every system call a little and refuse none.
+fn useful(seccomp: &LinuxSeccomp) -> bool {
+    use oci_spec::runtime::LinuxSeccompAction::ScmpActAllow;
+    seccomp.default_action() != ScmpActAllow
+        || seccomp.syscalls().as_ref().is_some_and(|rules| !rules.is_empty())
+}
+
+/// The process as libcontainer gets it: what the runner does itself is taken out.
+pub fn adapt_process(process: &Process) -> Process {
+    let mut process = process.clone();
+    process.set_capabilities(None);
+    process.set_apparmor_profile(None).set_selinux_label(None);
+    // libcontainer asks the C library for a missing HOME, and that would load code from the
+    // container's own libraries into the runner.
+    let env = process.env_mut().get_or_insert_default();
+    if !env.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())) {
+        env.retain(|entry| !entry.starts_with("HOME="));
+        env.push("HOME=/".to_owned());
+    }
+    process
+}
+
+/// `false` means to libcontainer something other than absence, to the specification not.
+pub fn normalise(process: &mut Process) {
+    if process.no_new_privileges() == Some(false) {
+        process.set_no_new_privileges(None);
+    }
+}
+
+/// The specification knows the plain names only; Docker uses those of mount(8).
+fn plain_propagation(name: &str) -> Option<&'static str> {
+    match name {
+        "private" | "rprivate" => Some("private"),
+        "slave" | "rslave" => Some("slave"),
+        "shared" | "rshared" => Some("shared"),
+        "unbindable" | "runbindable" => Some("unbindable"),
+        _ => None,
+    }
+}
+
+/// The user in the guest who is root inside the container's user namespace.
+fn mapped_root(mappings: Option<&[oci_spec::runtime::LinuxIdMapping]>) -> Option<u32> {
+    mappings?.iter().find(|mapping| mapping.container_id() == 0).map(|mapping| mapping.host_id())
+}
+
+/// Which kernel settings libcontainer can make inside a namespace of the container, and
+/// which are the guest's. The guest belongs to its container or pod, so the latter are
+/// allowed, where a shared host would have to refuse.
+fn split_sysctls(
+    sysctls: HashMap<String, String>,
+    shares_network: bool,
+) -> (HashMap<String, String>, HashMap<String, String>) {
+    const IPC: &[&str] = &[
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+        "kernel.domainname",
+        "kernel.hostname",
+    ];
+    sysctls.into_iter().partition(|(key, _)| {
+        let key = key.replace('/', ".");
+        IPC.contains(&key.as_str())
+            || key.starts_with("fs.mqueue.")
+            || key.starts_with("user.")
+            || (key.starts_with("net.") && !shares_network)
+    })
+}
+
+/// Gives libcontainer's mount code what it expects.
+fn adapt_mount(mount: &mut Mount) {
+    let bind = mount.typ().as_deref() == Some("bind")
+        || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
+    if let Some(options) = mount.options_mut() {
+        // The guest's own mounts are all private, so nothing travels into a container's or
+        // out of it whatever stands here.
+        const NOTHING_TO_DO: &[&str] =
+            &["private", "rprivate", "slave", "rslave", "async", "nomand", "symfollow"];
+        options.retain(|option| !NOTHING_TO_DO.contains(&option.as_str()));
+        if bind && let Some(option) = options.iter_mut().find(|option| *option == "nosymfollow") {
+            // libcontainer knows the flag in its recursive form only.
+            "rnosymfollow".clone_into(option);
+        }
+    }
+    if mount.source().is_none() {
+        let name = mount.typ().clone().unwrap_or_else(|| "none".to_owned());
+        mount.set_source(Some(Path::new(&name).to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn adapted(extra: serde_json::Value) -> Adapted {
+        let mut spec = json!({
+            "ociVersion": "1.2.0",
+            "root": {"path": "/r"},
+            "process": {
+                "args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["A=1"],
+                "noNewPrivileges": false, "capabilities": {"effective": ["CAP_KILL"]}
+            },
+            "linux": {"namespaces": [{"type": "mount"}]},
+        });
+        for (key, value) in extra.as_object().unwrap() {
+            spec["linux"][key] = value.clone();
+        }
+        adapt(super::super::parse(spec.to_string().as_bytes()).unwrap(), &Cgroup::of("c")).unwrap()
+    }
+
+    #[test]
+    fn the_runner_gets_what_libcontainer_does_not() {
+        let adapted = adapted(json!({
+            "resources": {"pids": {"limit": 5}},
+            "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+        }));
+        let linux = adapted.spec.linux().as_ref().unwrap();
+        assert!(linux.resources().is_none() && linux.seccomp().is_none());
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/pouch/c")));
+        assert!(adapted.for_exec.seccomp.is_some() && adapted.resources.is_some());
+        let theirs = adapted.spec.process().as_ref().unwrap();
+        assert!(theirs.capabilities().is_none() && adapted.process.capabilities().is_some());
+        assert_eq!(theirs.env().as_deref().unwrap(), ["A=1", "HOME=/"]);
+        assert_eq!(adapted.process.no_new_privileges(), None);
+        let cgroup = |n: &oci_spec::runtime::LinuxNamespace| n.typ() == LinuxNamespaceType::Cgroup;
+        assert!(linux.namespaces().as_ref().unwrap().iter().any(cgroup));
+    }
+
+    #[test]
+    fn settings_of_the_whole_guest_are_the_agents() {
+        let sysctl = json!({"net.core.somaxconn": "9", "kernel.shmmax": "1", "vm.max_map_count": "2"});
+        let shared = adapted(json!({"sysctl": sysctl}));
+        assert_eq!(shared.sysctls.len(), 2);
+        assert_eq!(shared.spec.linux().as_ref().unwrap().sysctl().as_ref().unwrap().len(), 1);
+        let own = adapted(json!({"sysctl": sysctl, "namespaces": [{"type": "mount"}, {"type": "network"}]}));
+        assert_eq!(own.sysctls.len(), 1);
+        assert!(own.own_network && !shared.own_network);
+    }
+
+    #[test]
+    fn a_user_namespace_names_its_root() {
+        let adapted = adapted(json!({
+            "namespaces": [{"type": "mount"}, {"type": "user"}],
+            "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+        }));
+        assert_eq!(adapted.owner, Some(1000));
+    }
+}

@@ -1,0 +1,46 @@
+//! What the host asks for in a specification: checked here, and adapted to what
+//! libcontainer gets to see.
+
+mod adapt;
+mod check;
+pub mod rich;
+
+use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+
+use crate::error::RequestError;
+
+pub use adapt::{Adapted, adapt, adapt_process, normalise};
+pub use check::{check, check_process};
+
+/// More than any engine makes; a configuration of Kubernetes has some tens of kilobytes.
+pub const SPEC_MAX: usize = 2 * 1024 * 1024;
+
+/// Parses `CreateContainerRequest.spec`.
+pub fn parse(bytes: &[u8]) -> Result<Spec, RequestError> {
+    parse_json("spec", bytes)
+}
+
+/// Parses `ExecProcessRequest.process`.
+pub fn parse_process(bytes: &[u8]) -> Result<Process, RequestError> {
+    parse_json("process", bytes)
+}
+
+/// Parses an OCI object in a request's field.
+pub fn parse_json<T: serde::de::DeserializeOwned>(field: &str, bytes: &[u8]) -> Result<T, RequestError> {
+    if bytes.is_empty() {
+        return Err(RequestError::new(field, "is empty"));
+    }
+    if bytes.len() > SPEC_MAX {
+        return Err(RequestError::new(field, format!("has {} bytes, more than {SPEC_MAX}", bytes.len())));
+    }
+    serde_json::from_slice(bytes).map_err(|error| RequestError::new(field, error.to_string()))
+}
+
+/// What later processes of a container take from its specification.
+#[derive(Clone, Debug, Default)]
+pub struct ForExec {
+    /// The filter that every process of the container gets.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// The first process's, for processes that name none.
+    pub oom_score_adj: Option<i32>,
+}

@@ -1,0 +1,110 @@
+//! The guest's own file systems.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
+
+/// The super block magic of the kernel's first root, which is a ramfs where tmpfs is not
+/// asked for.
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+
+/// Where the new root is put together.
+const NEW_ROOT: &str = "/root";
+
+const NOSUID_NOEXEC_NODEV: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
+
+/// What logging and listening need: a root that containers can pivot away from, /dev, /proc.
+pub fn first() {
+    leave_first_root();
+    // devtmpfs holds the nodes of every device; with no /dev yet, nothing can be reported.
+    let _ = mount_at("devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755,size=1m");
+    let _ = mount_at("proc", "/proc", NOSUID_NOEXEC_NODEV, "");
+}
+
+/// Everything else. What fails is logged: a guest with one file system less can still say so.
+pub fn rest() {
+    let flags = NOSUID_NOEXEC_NODEV;
+    let nosuid_nodev = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    report(mount_at("sysfs", "/sys", flags, ""), "/sys");
+    report(mount_at("tmpfs", "/run", nosuid_nodev, "mode=0755"), "/run");
+    report(mount_at("tmpfs", "/tmp", nosuid_nodev, "mode=1777"), "/tmp");
+    report(
+        mount_at(
+            "devpts",
+            "/dev/pts",
+            MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+            "gid=5,mode=0620,ptmxmode=0666",
+        ),
+        "/dev/pts",
+    );
+    report(mount_at("tmpfs", "/dev/shm", nosuid_nodev, "mode=1777"), "/dev/shm");
+    report(mount_at("mqueue", "/dev/mqueue", flags, ""), "/dev/mqueue");
+    let cgroup = mount_at("cgroup2", "/sys/fs/cgroup", flags, "nsdelegate,memory_recursiveprot");
+    report(cgroup, "/sys/fs/cgroup");
+    device_links();
+}
+
+/// `pivot_root` fails while the root is the kernel's first one, which an initramfs is. A
+/// tmpfs moved over it is an ordinary root; the agent's own file stays in memory below.
+fn leave_first_root() {
+    let Ok(root) = statfs("/") else { return };
+    if root.filesystem_type() != RAMFS_MAGIC && root.filesystem_type() != TMPFS_MAGIC {
+        return;
+    }
+    if let Err(error) = move_root() {
+        eprintln!("pouch-agent: cannot leave the first root: {error}");
+    }
+}
+
+fn move_root() -> nix::Result<()> {
+    mount_at("tmpfs", NEW_ROOT, MsFlags::empty(), "mode=0755,size=16m")?;
+    nix::unistd::chdir(NEW_ROOT)?;
+    for name in ["dev", "proc", "sys", "run", "tmp", "root"] {
+        // The mounts on them say it if one is missing.
+        let _ = fs::create_dir(name);
+    }
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
+    nix::unistd::chroot(".")?;
+    nix::unistd::chdir("/")
+}
+
+/// Mounts a kernel file system, making its mount point if need be. An existing mount is kept.
+fn mount_at(kind: &str, target: &str, flags: MsFlags, options: &str) -> nix::Result<()> {
+    let _ = fs::create_dir_all(target);
+    match mount(Some(kind), target, Some(kind), flags, Some(options)) {
+        Err(Errno::EBUSY) => Ok(()),
+        result => result,
+    }
+}
+
+fn report(result: nix::Result<()>, target: &str) {
+    if let Err(error) = result {
+        log::error!("cannot mount {target}: {error}");
+    }
+}
+
+/// The links that programs expect in /dev.
+fn device_links() {
+    let links = [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+    ];
+    for (to, from) in links {
+        if let Err(error) = symlink(to, from)
+            && !Path::new(from).exists()
+        {
+            log::warn!("cannot link {from}: {error}");
+        }
+    }
+    // A container that runs as another user opens these through its own nodes, but a bind
+    // mount of the guest's /dev must work as well.
+    for node in ["/dev/fuse", "/dev/net/tun"] {
+        let _ = fs::set_permissions(node, fs::Permissions::from_mode(0o666));
+    }
+}

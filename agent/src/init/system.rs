@@ -1,0 +1,84 @@
+//! Limits, signals, sysctls and the loopback interface of the guest.
+
+use std::fs;
+use std::io;
+
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::stat::{Mode, umask};
+
+use crate::container::cgroup;
+use crate::network::loopback;
+
+/// Kernel settings of the guest, each with its reason.
+const SYSCTLS: &[(&str, &str)] = &[
+    // Process ids are not reused soon, so that a stale one is noticed.
+    ("kernel/pid_max", "4194304"),
+    // An out-of-memory kill ends what asked for the memory, and the container's cgroup
+    // tells; a panic would take the other containers of a pod with it.
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "-1"),
+    // Containers run as any user; ports below 1024 belong to the container's own network,
+    // which is the guest's. This is Docker's default.
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    ("net/ipv4/ping_group_range", "0 2147483647"),
+    // Room for programs that watch many files (a container's share of a host's default).
+    ("fs/inotify/max_user_instances", "1024"),
+    ("fs/inotify/max_user_watches", "524288"),
+    ("fs/file-max", "9223372036854775807"),
+    ("fs/nr_open", "1073741816"),
+    // Databases and search engines refuse to start below this.
+    ("vm/max_map_count", "262144"),
+    // Duplicate address detection has nothing to detect on the container's only link, and
+    // delays IPv6 by seconds.
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/all/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+];
+
+/// What PID 1 needs of its process before the event loop starts.
+pub fn adopt_pid_1() {
+    umask(Mode::from_bits_truncate(0o022));
+    // SAFETY: SIG_IGN is a valid disposition, no handler of ours is replaced.
+    let ignored = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+    if let Err(error) = ignored {
+        log::warn!("cannot ignore SIGPIPE: {error}");
+    }
+    // Ctrl-alt-del would reach us as SIGINT; nobody can press it, and a container with
+    // CAP_SYS_BOOT must not be able to end the agent with it.
+    for number in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
+        // SAFETY: as above.
+        let _ = unsafe { signal(number, SigHandler::SigIgn) };
+    }
+}
+
+/// The rest of the set-up, after the listeners exist.
+pub fn prepare() {
+    write_logged("/proc/self/oom_score_adj", "-1000");
+    for (name, value) in SYSCTLS {
+        let path = format!("/proc/sys/{name}");
+        match fs::write(&path, value) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => log::warn!("cannot set {path}: {error}"),
+            _ => {}
+        }
+    }
+    // Containers inherit this where their spec has no rlimits.
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, 1_048_576, 1_048_576) {
+        log::warn!("cannot set RLIMIT_NOFILE: {error}");
+    }
+    if let Err(error) = loopback::up() {
+        log::warn!("cannot bring the loopback interface up: {error}");
+    }
+    cgroup::prepare_root();
+    for directory in ["/run/pouch", "/run/pouch/containers", "/run/pouch/state"] {
+        if let Err(error) = fs::create_dir_all(directory) {
+            log::error!("cannot make {directory}: {error}");
+        }
+    }
+}
+
+fn write_logged(path: &str, value: &str) {
+    if let Err(error) = fs::write(path, value) {
+        log::warn!("cannot write {path}: {error}");
+    }
+}

@@ -1,0 +1,40 @@
+//! The agent in the guest: PID 1, which mounts what a Linux system needs, listens on vsock,
+//! and runs containers for the host.
+//!
+//! The same binary has two roles. As PID 1 it is the agent proper: one thread, an event
+//! loop, and nothing that blocks. Making a container needs `clone` with namespaces, which
+//! must not happen in the agent, so the agent executes itself again as a short-lived
+//! [`runner`], which calls libcontainer and reports back through a pipe.
+
+// Tests may panic; the allowances in clippy.toml do not reach helper functions in them.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod container;
+pub mod cpus;
+pub mod error;
+pub mod events;
+pub mod identity;
+pub mod init;
+pub mod logger;
+pub mod network;
+pub mod process;
+pub mod procfs;
+pub mod reaper;
+pub mod runner;
+pub mod service;
+pub mod storage;
+pub mod streams;
+
+/// Chooses the role by how the program was started, and runs it to its end.
+pub fn run() -> i32 {
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    if name == runner::NAME {
+        return runner::main(args);
+    }
+    if std::process::id() == 1 {
+        return init::main();
+    }
+    eprintln!("pouch-agent {}: runs as PID 1 of a pouch-vm guest only", env!("CARGO_PKG_VERSION"));
+    2
+}

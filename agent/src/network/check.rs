@@ -1,0 +1,242 @@
+//! Checks a network request and parses what is in it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use pouch_protocol::agent::{Interface, Neighbor, Route, SetNetworkRequest};
+
+use crate::error::RequestError;
+
+/// More than this is a mistake.
+const LIST_MAX: usize = 4096;
+
+/// A MAC address.
+pub type Mac = [u8; 6];
+
+/// A request in the kernel's terms.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub interfaces: Vec<InterfacePlan>,
+    pub routes: Vec<RoutePlan>,
+    pub neighbors: Vec<NeighborPlan>,
+}
+
+/// One interface.
+#[derive(Debug, PartialEq, Eq)]
+pub struct InterfacePlan {
+    pub name: String,
+    pub mac: Mac,
+    pub mtu: Option<u32>,
+    pub addresses: Vec<(IpAddr, u8)>,
+}
+
+/// One route.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RoutePlan {
+    /// The unspecified address with length 0 for the default route.
+    pub destination: (IpAddr, u8),
+    pub gateway: Option<IpAddr>,
+    pub source: Option<IpAddr>,
+    pub interface: String,
+    pub scope: u8,
+    pub metric: Option<u32>,
+    pub onlink: bool,
+}
+
+/// One neighbour.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NeighborPlan {
+    pub address: IpAddr,
+    pub interface: String,
+    pub mac: Mac,
+}
+
+/// Checks the whole request before anything is changed.
+pub fn check(request: &SetNetworkRequest) -> Result<Plan, RequestError> {
+    for (name, length) in [
+        ("interfaces", request.interfaces.len()),
+        ("routes", request.routes.len()),
+        ("neighbors", request.neighbors.len()),
+    ] {
+        if length > LIST_MAX {
+            return Err(RequestError::new(
+                format!("network.{name}"),
+                format!("has more than {LIST_MAX} entries"),
+            ));
+        }
+    }
+    let interfaces = request.interfaces.iter().enumerate().map(|(index, entry)| interface(index, entry));
+    let routes = request.routes.iter().enumerate().map(|(index, entry)| route(index, entry));
+    let neighbors = request.neighbors.iter().enumerate().map(|(index, entry)| neighbor(index, entry));
+    let plan = Plan {
+        interfaces: interfaces.collect::<Result<_, _>>()?,
+        routes: routes.collect::<Result<_, _>>()?,
+        neighbors: neighbors.collect::<Result<_, _>>()?,
+    };
+    for (index, interface) in plan.interfaces.iter().enumerate() {
+        if plan.interfaces[..index].iter().any(|other| other.name == interface.name) {
+            return Err(RequestError::new(format!("network.interfaces[{index}].name"), "stands there twice"));
+        }
+    }
+    Ok(plan)
+}
+
+fn interface(index: usize, entry: &Interface) -> Result<InterfacePlan, RequestError> {
+    let field = |name: &str| format!("network.interfaces[{index}].{name}");
+    let addresses = entry
+        .addresses
+        .iter()
+        .enumerate()
+        .map(|(at, text)| prefix(&field(&format!("addresses[{at}]")), text));
+    if entry.mtu > 65_535 {
+        return Err(RequestError::new(field("mtu"), format!("{} is more than 65535", entry.mtu)));
+    }
+    Ok(InterfacePlan {
+        name: interface_name(&field("name"), &entry.name)?,
+        mac: mac(&field("mac"), &entry.mac)?,
+        mtu: Some(entry.mtu).filter(|mtu| *mtu != 0),
+        addresses: addresses.collect::<Result<_, _>>()?,
+    })
+}
+
+fn route(index: usize, entry: &Route) -> Result<RoutePlan, RequestError> {
+    let field = |name: &str| format!("network.routes[{index}].{name}");
+    let optional = |name: &str, text: &str| match text {
+        "" => Ok(None),
+        text => address(&field(name), text).map(Some),
+    };
+    let gateway = optional("gateway", &entry.gateway)?;
+    let source = optional("source", &entry.source)?;
+    let destination = match entry.destination.as_str() {
+        "" if entry.ipv6 || gateway.is_some_and(|gateway| gateway.is_ipv6()) => {
+            (Ipv6Addr::UNSPECIFIED.into(), 0)
+        }
+        "" => (Ipv4Addr::UNSPECIFIED.into(), 0),
+        text => prefix(&field("destination"), text)?,
+    };
+    for (name, other) in [("gateway", gateway), ("source", source)] {
+        if other.is_some_and(|other| other.is_ipv4() != destination.0.is_ipv4()) {
+            return Err(RequestError::new(field(name), "is of another family than the destination"));
+        }
+    }
+    if entry.onlink && gateway.is_none() {
+        return Err(RequestError::new(field("onlink"), "needs a gateway"));
+    }
+    let scope = u8::try_from(entry.scope)
+        .map_err(|_| RequestError::new(field("scope"), format!("{} is more than 255", entry.scope)))?;
+    Ok(RoutePlan {
+        destination,
+        gateway,
+        source,
+        interface: interface_name(&field("interface"), &entry.interface)?,
+        scope,
+        metric: Some(entry.metric).filter(|metric| *metric != 0),
+        onlink: entry.onlink,
+    })
+}
+
+fn neighbor(index: usize, entry: &Neighbor) -> Result<NeighborPlan, RequestError> {
+    let field = |name: &str| format!("network.neighbors[{index}].{name}");
+    Ok(NeighborPlan {
+        address: address(&field("address"), &entry.address)?,
+        interface: interface_name(&field("interface"), &entry.interface)?,
+        mac: mac(&field("mac"), &entry.mac)?,
+    })
+}
+
+fn interface_name(field: &str, name: &str) -> Result<String, RequestError> {
+    let bad = |byte: u8| byte.is_ascii_whitespace() || byte == b'/' || byte == b':' || byte == 0;
+    if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.bytes().any(bad) {
+        return Err(RequestError::new(field, format!("{name:?} is not the name of an interface")));
+    }
+    Ok(name.to_owned())
+}
+
+fn address(field: &str, text: &str) -> Result<IpAddr, RequestError> {
+    text.parse().map_err(|_| RequestError::new(field, format!("{text:?} is not an IP address")))
+}
+
+fn prefix(field: &str, text: &str) -> Result<(IpAddr, u8), RequestError> {
+    let bad = || RequestError::new(field, format!("{text:?} is not an address with a prefix length"));
+    let (head, length) = text.split_once('/').ok_or_else(bad)?;
+    let parsed: IpAddr = head.parse().map_err(|_| bad())?;
+    let length: u8 = length.parse().map_err(|_| bad())?;
+    if length > if parsed.is_ipv4() { 32 } else { 128 } {
+        return Err(bad());
+    }
+    Ok((parsed, length))
+}
+
+/// Parses "02:42:ac:11:00:02".
+pub fn mac(field: &str, text: &str) -> Result<Mac, RequestError> {
+    let bad = || RequestError::new(field, format!("{text:?} is not a MAC address"));
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
+        *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+    }
+    if parts.next().is_some() { Err(bad()) } else { Ok(mac) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn eth0() -> Interface {
+        Interface {
+            name: "eth0".into(),
+            mac: "02:42:ac:11:00:02".into(),
+            addresses: vec!["172.17.0.2/16".into(), "fd00::2/64".into()],
+            ..Default::default()
+        }
+    }
+
+    fn request(interface: Interface, route: Route) -> SetNetworkRequest {
+        SetNetworkRequest { interfaces: vec![interface], routes: vec![route], ..Default::default() }
+    }
+
+    #[test]
+    fn a_usual_network() {
+        let route = Route { gateway: "172.17.0.1".into(), interface: "eth0".into(), ..Default::default() };
+        let plan = check(&request(eth0(), route)).unwrap();
+        assert_eq!(plan.interfaces[0].mac, [2, 0x42, 0xac, 0x11, 0, 2]);
+        assert_eq!(plan.interfaces[0].addresses[1].1, 64);
+        assert_eq!(plan.routes[0].destination, ("0.0.0.0".parse().unwrap(), 0));
+    }
+
+    #[test]
+    fn the_default_route_of_ipv6() {
+        let route = Route { ipv6: true, interface: "eth0".into(), ..Default::default() };
+        let plan = check(&request(eth0(), route)).unwrap();
+        assert_eq!(plan.routes[0].destination, ("::".parse().unwrap(), 0));
+    }
+
+    #[test]
+    fn bad_entries_are_named() {
+        let refused = |change: fn(&mut Interface, &mut Route)| {
+            let mut interface = eth0();
+            let mut route = Route { interface: "eth0".into(), ..Default::default() };
+            change(&mut interface, &mut route);
+            check(&request(interface, route)).unwrap_err().to_string()
+        };
+        assert!(refused(|i, _| i.mac = "02:42".into()).starts_with("network.interfaces[0].mac: "));
+        assert!(refused(|i, _| i.name = "a/b".into()).starts_with("network.interfaces[0].name: "));
+        assert!(
+            refused(|i, _| i.addresses[1] = "fd00::2/129".into())
+                .starts_with("network.interfaces[0].addresses[1]: ")
+        );
+        assert!(refused(|_, r| r.gateway = "x".into()).starts_with("network.routes[0].gateway: "));
+        assert!(refused(|_, r| r.scope = 300).starts_with("network.routes[0].scope: "));
+        assert!(refused(|_, r| r.onlink = true).starts_with("network.routes[0].onlink: "));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_breaks_a_parser(text in "\\PC{0,40}") {
+            let _ = mac("m", &text);
+            let _ = prefix("p", &text);
+            let _ = address("a", &text);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Makes the network as planned, through rtnetlink.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+
+use super::NetworkError;
+use super::check::{InterfacePlan, Mac, NeighborPlan, Plan, RoutePlan, mac};
+
+const CLASS: &str = "/sys/class/net";
+
+/// Applies a plan. What is there already in the same form is no fault.
+pub async fn apply(plan: Plan) -> Result<(), NetworkError> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let task = tokio::spawn(connection);
+    let result = apply_with(&handle, plan).await;
+    task.abort();
+    result
+}
+
+async fn apply_with(handle: &Handle, plan: Plan) -> Result<(), NetworkError> {
+    for (index, interface) in plan.interfaces.iter().enumerate() {
+        set_interface(handle, index, interface).await?;
+    }
+    // A gateway must be reachable before a route goes through it, so those of directly
+    // connected networks come first.
+    let (direct, indirect): (Vec<_>, Vec<_>) =
+        plan.routes.iter().enumerate().partition(|(_, route)| route.gateway.is_none());
+    for (index, route) in direct.into_iter().chain(indirect) {
+        set_route(handle, index, route).await?;
+    }
+    for (index, neighbor) in plan.neighbors.iter().enumerate() {
+        set_neighbor(handle, index, neighbor).await?;
+    }
+    Ok(())
+}
+
+/// The interfaces of the guest with their MACs.
+fn interfaces() -> Vec<(String, Mac)> {
+    let Ok(entries) = fs::read_dir(CLASS) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let text = fs::read_to_string(entry.path().join("address")).ok()?;
+            Some((entry.file_name().into_string().ok()?, mac("address", text.trim()).ok()?))
+        })
+        .collect()
+}
+
+fn index_of(name: &str) -> Option<u32> {
+    fs::read_to_string(format!("{CLASS}/{name}/ifindex")).ok()?.trim().parse().ok()
+}
+
+async fn set_interface(handle: &Handle, index: usize, plan: &InterfacePlan) -> Result<(), NetworkError> {
+    let refused = |name: &str| {
+        let field = format!("network.interfaces[{index}].{name}");
+        move |error| NetworkError::Refused(field, error)
+    };
+    let all = interfaces();
+    let missing =
+        || NetworkError::NoInterface { index, mac: plan.mac.map(|byte| format!("{byte:02x}")).join(":") };
+    let (current, _) = all.iter().find(|(name, mac)| *mac == plan.mac && name != "lo").ok_or_else(missing)?;
+    let link = index_of(current).ok_or_else(missing)?;
+    if *current != plan.name {
+        if let Some(other) = index_of(&plan.name) {
+            // The name belongs to one that will get its own, or that nobody has asked for.
+            rename(handle, other, &format!("pouch{other}")).await.map_err(refused("name"))?;
+        }
+        rename(handle, link, &plan.name).await.map_err(refused("name"))?;
+    }
+    // Nobody else is on the link to have the same address; the detection takes a second.
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/accept_dad", plan.name), "0");
+    if let Some(mtu) = plan.mtu {
+        let message = LinkUnspec::new_with_index(link).mtu(mtu).build();
+        handle.link().set(message).execute().await.map_err(refused("mtu"))?;
+    }
+    let message = LinkUnspec::new_with_index(link).up().build();
+    handle.link().set(message).execute().await.map_err(refused("name"))?;
+    for (at, (address, length)) in plan.addresses.iter().enumerate() {
+        let request = handle.address().add(link, *address, *length).replace();
+        request.execute().await.map_err(refused(&format!("addresses[{at}]")))?;
+    }
+    Ok(())
+}
+
+/// An interface is renamed while it is down.
+async fn rename(handle: &Handle, link: u32, name: &str) -> Result<(), rtnetlink::Error> {
+    handle.link().set(LinkUnspec::new_with_index(link).down().build()).execute().await?;
+    handle.link().set(LinkUnspec::new_with_index(link).name(name).build()).execute().await
+}
+
+async fn set_route(handle: &Handle, index: usize, plan: &RoutePlan) -> Result<(), NetworkError> {
+    let field = format!("network.routes[{index}]");
+    let link = index_of(&plan.interface)
+        .ok_or_else(|| crate::error::RequestError::new(format!("{field}.interface"), "does not exist"))?;
+    let message = route_message(plan, link);
+    match handle.route().add(message).replace().execute().await {
+        Err(error) => Err(NetworkError::Refused(field, error)),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn route_message(plan: &RoutePlan, link: u32) -> RouteMessage {
+    let mut message = match plan.destination {
+        (IpAddr::V4(address), length) => {
+            let mut builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, length);
+            if let Some(IpAddr::V4(gateway)) = plan.gateway {
+                builder = builder.gateway(gateway);
+            }
+            if let Some(IpAddr::V4(source)) = plan.source {
+                builder = builder.pref_source(source);
+            }
+            finish(builder, plan, link)
+        }
+        (IpAddr::V6(address), length) => {
+            let mut builder = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, length);
+            if let Some(IpAddr::V6(gateway)) = plan.gateway {
+                builder = builder.gateway(gateway);
+            }
+            if let Some(IpAddr::V6(source)) = plan.source {
+                builder = builder.pref_source(source);
+            }
+            finish(builder, plan, link)
+        }
+    };
+    message.header.kind = RouteType::Unicast;
+    message
+}
+
+fn finish<T>(builder: RouteMessageBuilder<T>, plan: &RoutePlan, link: u32) -> RouteMessage {
+    let mut builder = builder.output_interface(link).scope(RouteScope::from(plan.scope));
+    if let Some(metric) = plan.metric {
+        builder = builder.priority(metric);
+    }
+    if plan.onlink {
+        builder = builder.onlink();
+    }
+    builder.build()
+}
+
+async fn set_neighbor(handle: &Handle, index: usize, plan: &NeighborPlan) -> Result<(), NetworkError> {
+    let field = format!("network.neighbors[{index}]");
+    let link = index_of(&plan.interface)
+        .ok_or_else(|| crate::error::RequestError::new(format!("{field}.interface"), "does not exist"))?;
+    let request = handle.neighbours().add(link, plan.address).link_layer_address(&plan.mac).replace();
+    request.execute().await.map_err(|error| NetworkError::Refused(field, error))
+}

@@ -1,0 +1,154 @@
+//! Requests that concern the guest as a whole.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use pouch_protocol::agent::*;
+use ttrpc::proto::Code;
+
+use super::Agent;
+use crate::cpus::{self, CpuError};
+use crate::error::Coded;
+use crate::identity::{self, IdentityError};
+use crate::network::{self, NetworkError};
+use crate::procfs::{field, number};
+use crate::storage::{self, StorageError};
+
+/// Storages of no container.
+const NOBODY: &str = "";
+
+/// Why the sandbox could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Name, clock or generator.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// CPUs.
+    #[error(transparent)]
+    Cpus(#[from] CpuError),
+    /// Storages.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// What the kernel says of itself cannot be read.
+    #[error("cannot read {0}")]
+    Read(&'static str, #[source] io::Error),
+}
+
+impl Coded for SetupError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Identity(error) => error.code(),
+            Self::Cpus(error) => error.code(),
+            Self::Storage(error) => error.code(),
+            Self::Network(error) => error.code(),
+            Self::Read(..) => Code::INTERNAL,
+        }
+    }
+}
+
+/// Nanoseconds since the guest's kernel started.
+pub fn boot_nanoseconds() -> u64 {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+pub fn check(ready_nanoseconds: u64) -> CheckResponse {
+    let kernel = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
+    CheckResponse {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel_release: kernel.unwrap_or_default(),
+        ready_nanoseconds,
+        ..Default::default()
+    }
+}
+
+/// Fresh random numbers come first: what follows may use them.
+pub async fn setup(
+    agent: Arc<Agent>,
+    request: SetupSandboxRequest,
+) -> Result<SetupSandboxResponse, SetupError> {
+    if let Some(entropy) = request.entropy.as_ref() {
+        identity::add_entropy(&entropy.data)?;
+    }
+    if let Some(time) = request.time.as_ref() {
+        identity::set_time(time.nanoseconds)?;
+    }
+    if !request.hostname.is_empty() {
+        identity::set_hostname(&request.hostname)?;
+    }
+    if let Some(cpus) = request.cpus.as_ref() {
+        online_cpus(cpus.clone()).await?;
+    }
+    storage::mount_all(&agent.storages, NOBODY, request.storages).await?;
+    if let Some(network) = request.network.into_option() {
+        network::set(network).await?;
+    }
+    let online_cpus = cpus::online()?.len() as u32;
+    Ok(SetupSandboxResponse { online_cpus, ..Default::default() })
+}
+
+pub async fn mount(agent: Arc<Agent>, request: MountStorageRequest) -> Result<Empty, StorageError> {
+    storage::mount_all(&agent.storages, NOBODY, vec![request.storage.unwrap_or_default()]).await?;
+    Ok(Empty::new())
+}
+
+pub async fn unmount(agent: Arc<Agent>, request: UnmountStorageRequest) -> Result<Empty, StorageError> {
+    storage::unmount(&agent.storages, &request.mount_point).await?;
+    Ok(Empty::new())
+}
+
+pub async fn set_network(request: SetNetworkRequest) -> Result<Empty, NetworkError> {
+    network::set(request).await?;
+    Ok(Empty::new())
+}
+
+/// Bringing a CPU up takes milliseconds, so it happens beside the event loop.
+pub async fn online_cpus(request: OnlineCpusRequest) -> Result<OnlineCpusResponse, CpuError> {
+    let task = tokio::task::spawn_blocking(move || cpus::set_online(request.count)).await;
+    let online = task.map_err(|error| CpuError::System("online".to_owned(), io::Error::other(error)))??;
+    Ok(OnlineCpusResponse { online, ..Default::default() })
+}
+
+pub fn stats() -> Result<GuestStatsResponse, SetupError> {
+    let memory =
+        fs::read_to_string("/proc/meminfo").map_err(|error| SetupError::Read("/proc/meminfo", error))?;
+    let kilobytes = |name: &str| field(&memory, name).and_then(number).unwrap_or(0).saturating_mul(1024);
+    Ok(GuestStatsResponse {
+        memory_total: kilobytes("MemTotal"),
+        memory_free: kilobytes("MemFree"),
+        memory_available: kilobytes("MemAvailable"),
+        online_cpus: cpus::online()?.len() as u32,
+        uptime_milliseconds: boot_nanoseconds() / 1_000_000,
+        ..Default::default()
+    })
+}
+
+/// Ends everything and resets the VM; the answer has a moment to leave first.
+pub async fn shutdown(agent: &Arc<Agent>) -> ttrpc::Result<Empty> {
+    const TIME_MAX: Duration = Duration::from_secs(20);
+    let agent = agent.clone();
+    tokio::spawn(async move {
+        let end = async {
+            for container in agent.containers.all() {
+                if let Err(error) = crate::container::delete::delete(&agent, &container.id).await {
+                    log::warn!("shutdown: {}", crate::error::chain(&error));
+                }
+            }
+            storage::unmount_every(&agent.storages).await;
+            // Waits for the disks.
+            let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
+        };
+        if tokio::time::timeout(TIME_MAX, end).await.is_err() {
+            log::error!("shutdown: not everything ended within {TIME_MAX:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        super::reset();
+    });
+    Ok(Empty::new())
+}

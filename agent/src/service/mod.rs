@@ -1,0 +1,262 @@
+//! The protocol's service. The methods here only hand over; each group of requests has a
+//! file of its own.
+
+mod containers;
+mod guest;
+mod processes;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use nix::sys::reboot::{RebootMode, reboot};
+use pouch_protocol::agent::*;
+use pouch_protocol::agent_ttrpc::{self, Agent as Service};
+use ttrpc::r#async::transport::Listener;
+use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
+use ttrpc::proto::Code;
+
+use crate::container::Containers;
+use crate::error::{Coded, status};
+use crate::events::Events;
+use crate::process::{Process, ProcessTable};
+use crate::reaper;
+use crate::storage::Storages;
+use crate::streams::StreamTable;
+
+/// Everything that the agent knows.
+#[derive(Default)]
+pub struct Agent {
+    /// The containers.
+    pub containers: Containers,
+    /// Their processes.
+    pub processes: ProcessTable,
+    /// The streams that wait for a connection.
+    pub streams: StreamTable,
+    /// What has been mounted for the host.
+    pub storages: Storages,
+    /// Who hears of what happens.
+    pub events: Events,
+    ready_nanoseconds: AtomicU64,
+    watchers: tokio::sync::Mutex<usize>,
+}
+
+impl Agent {
+    /// An agent with nothing in it.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Notes that requests can be served from now on.
+    pub fn mark_ready(&self) {
+        self.ready_nanoseconds.store(guest::boot_nanoseconds(), Ordering::Relaxed);
+    }
+
+    /// Adds a process to the table; one that has ended already gets its end recorded.
+    pub fn adopt(self: &Arc<Self>, process: Arc<Process>) {
+        if let Some(ended) = self.processes.add(process.clone()) {
+            reaper::finish(self, process, ended);
+        }
+    }
+
+    /// Looks whether the out-of-memory killer hit a container, tells those who watch, and
+    /// says whether it ever did.
+    pub fn out_of_memory(&self, container_id: &str) -> bool {
+        let Ok(container) = self.containers.get(container_id) else { return false };
+        let kills = container.cgroup.oom_kills();
+        let mut told = container.oom_kills.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if kills > *told {
+            *told = kills;
+            self.events.out_of_memory(container_id);
+        }
+        *told > 0
+    }
+}
+
+/// A server of `agent` on `listener`, to be started.
+pub fn server(agent: Arc<Agent>, listener: Listener) -> Server {
+    let service: Arc<dyn Service + Send + Sync> = Arc::new(Rpc(agent));
+    let services: HashMap<_, _> = agent_ttrpc::create_agent(service);
+    Server::new().add_listener(listener).register_service(services)
+}
+
+/// Resets the VM. After a Shutdown request that is its normal end.
+pub fn reset() -> ! {
+    loop {
+        let Err(error) = reboot(RebootMode::RB_AUTOBOOT);
+        log::error!("cannot reset the VM: {error}");
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}
+
+/// Runs a request to its end even if its client goes, so that nothing stays half done; a
+/// panic in it is an error of that request only.
+async fn complete<T, E, F>(work: F) -> ttrpc::Result<T>
+where
+    T: Send + 'static,
+    E: Coded + Send + 'static,
+    F: Future<Output = Result<T, E>> + Send + 'static,
+{
+    match tokio::spawn(work).await {
+        Ok(result) => result.map_err(status),
+        Err(error) => {
+            log::error!("a request broke the agent's task: {error}");
+            Err(ttrpc::Error::RpcStatus(ttrpc::get_status(
+                Code::INTERNAL,
+                "the agent's task broke; see its log",
+            )))
+        }
+    }
+}
+
+/// The generated trait on the agent.
+struct Rpc(Arc<Agent>);
+
+#[async_trait]
+impl Service for Rpc {
+    async fn check(&self, _: &TtrpcContext, _: CheckRequest) -> ttrpc::Result<CheckResponse> {
+        Ok(guest::check(self.0.ready_nanoseconds.load(Ordering::Relaxed)))
+    }
+
+    async fn setup_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: SetupSandboxRequest,
+    ) -> ttrpc::Result<SetupSandboxResponse> {
+        complete(guest::setup(self.0.clone(), request)).await
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<CreateContainerResponse> {
+        complete(containers::create(self.0.clone(), request)).await
+    }
+
+    async fn start_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        complete(containers::start(self.0.clone(), request)).await
+    }
+
+    async fn delete_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        complete(containers::delete(self.0.clone(), request)).await
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        complete(containers::set_paused(self.0.clone(), request, true)).await
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        complete(containers::set_paused(self.0.clone(), request, false)).await
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        complete(containers::update(self.0.clone(), request)).await
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ContainerStatsResponse> {
+        complete(containers::stats(self.0.clone(), request)).await
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        complete(processes::list(self.0.clone(), request)).await
+    }
+
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: ExecProcessRequest,
+    ) -> ttrpc::Result<ExecProcessResponse> {
+        complete(processes::exec(self.0.clone(), request)).await
+    }
+
+    async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
+        complete(processes::signal(self.0.clone(), request)).await
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessRequest,
+    ) -> ttrpc::Result<WaitProcessResponse> {
+        // Waiting changes nothing, so it may end with its client.
+        processes::wait(&self.0, request).await.map_err(status)
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> ttrpc::Result<Empty> {
+        complete(processes::resize(self.0.clone(), request)).await
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        complete(processes::close_stdin(self.0.clone(), request)).await
+    }
+
+    async fn mount_storage(&self, _: &TtrpcContext, request: MountStorageRequest) -> ttrpc::Result<Empty> {
+        complete(guest::mount(self.0.clone(), request)).await
+    }
+
+    async fn unmount_storage(
+        &self,
+        _: &TtrpcContext,
+        request: UnmountStorageRequest,
+    ) -> ttrpc::Result<Empty> {
+        complete(guest::unmount(self.0.clone(), request)).await
+    }
+
+    async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> ttrpc::Result<Empty> {
+        complete(guest::set_network(request)).await
+    }
+
+    async fn online_cpus(
+        &self,
+        _: &TtrpcContext,
+        request: OnlineCpusRequest,
+    ) -> ttrpc::Result<OnlineCpusResponse> {
+        complete(guest::online_cpus(request)).await
+    }
+
+    async fn set_time(&self, _: &TtrpcContext, request: SetTimeRequest) -> ttrpc::Result<Empty> {
+        crate::identity::set_time(request.nanoseconds).map_err(status)?;
+        Ok(Empty::new())
+    }
+
+    async fn add_entropy(&self, _: &TtrpcContext, request: AddEntropyRequest) -> ttrpc::Result<Empty> {
+        crate::identity::add_entropy(&request.data).map_err(status)?;
+        Ok(Empty::new())
+    }
+
+    async fn guest_stats(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<GuestStatsResponse> {
+        guest::stats().map_err(status)
+    }
+
+    async fn watch_events(
+        &self,
+        _: &TtrpcContext,
+        _: Empty,
+        sender: ServerStreamSender<Event>,
+    ) -> ttrpc::Result<()> {
+        processes::watch(&self.0, &self.0.watchers, sender).await
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        guest::shutdown(&self.0).await
+    }
+}

@@ -1,0 +1,428 @@
+//! File systems that the host asks for: the share tree, disks, tmpfs and binds.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Component, Path};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use pouch_protocol::GUEST_RUN_DIR;
+use pouch_protocol::agent::Storage;
+use ttrpc::proto::Code;
+
+use crate::error::{Coded, RequestError};
+
+/// How many storages one guest may have.
+const STORAGES_MAX: usize = 4096;
+/// How long a disk may take to appear: the host may have plugged it in just now.
+const DISK_TIME: Duration = Duration::from_secs(5);
+
+/// Why a storage could not be mounted or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The request is wrong in itself.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// Something is mounted there already.
+    #[error("storage.mount_point: {0:?} is in use already")]
+    InUse(String),
+    /// Nothing of ours is mounted there.
+    #[error("mount_point: nothing is mounted at {0:?}")]
+    NotMounted(String),
+    /// Too many.
+    #[error("the guest has {STORAGES_MAX} storages already")]
+    TooMany,
+    /// No disk has the serial.
+    #[error("storage.source: no disk has the serial {0:?}")]
+    NoDisk(String),
+    /// The mount point cannot be made.
+    #[error("storage.mount_point: cannot make {0:?}")]
+    Directory(String, #[source] io::Error),
+    /// The kernel refused to mount.
+    #[error("storage: cannot mount {source_name:?} at {target:?}")]
+    Mount {
+        /// What.
+        source_name: String,
+        /// Where.
+        target: String,
+        /// Why not.
+        #[source]
+        error: Errno,
+    },
+    /// The kernel refused to unmount.
+    #[error("storage: cannot unmount {0:?}")]
+    Unmount(String, #[source] Errno),
+    /// The agent's own task failed.
+    #[error("the agent's task failed: {0}")]
+    Task(String),
+}
+
+impl Coded for StorageError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Request(error) => error.code(),
+            Self::InUse(_) => Code::ALREADY_EXISTS,
+            Self::NotMounted(_) | Self::NoDisk(_) => Code::NOT_FOUND,
+            Self::TooMany => Code::RESOURCE_EXHAUSTED,
+            _ => Code::INTERNAL,
+        }
+    }
+}
+
+/// What is mounted, in the order in which it was.
+#[derive(Default)]
+pub struct Storages(Mutex<Mounted>);
+
+#[derive(Default)]
+struct Mounted {
+    /// Mount points with their owners: a container's id, or nobody.
+    owners: HashMap<String, String>,
+    order: Vec<String>,
+}
+
+impl Storages {
+    fn lock(&self) -> MutexGuard<'_, Mounted> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn reserve(&self, target: &str, owner: &str) -> Result<(), StorageError> {
+        let mut mounted = self.lock();
+        if mounted.owners.contains_key(target) {
+            return Err(StorageError::InUse(target.to_owned()));
+        }
+        if mounted.owners.len() >= STORAGES_MAX {
+            return Err(StorageError::TooMany);
+        }
+        mounted.owners.insert(target.to_owned(), owner.to_owned());
+        mounted.order.push(target.to_owned());
+        Ok(())
+    }
+
+    fn release(&self, target: &str) {
+        let mut mounted = self.lock();
+        mounted.owners.remove(target);
+        mounted.order.retain(|other| other != target);
+    }
+
+    /// The mount points of an owner, the last one first.
+    fn owned(&self, owner: Option<&str>) -> Vec<String> {
+        let mounted = self.lock();
+        let of = |target: &&String| {
+            owner.is_none_or(|owner| mounted.owners.get(*target).is_some_and(|o| o == owner))
+        };
+        mounted.order.iter().rev().filter(of).cloned().collect()
+    }
+}
+
+/// A storage as it will be mounted.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    kind: Kind,
+    source: String,
+    target: String,
+    flags: MsFlags,
+    options: String,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    FileSystem(String),
+    Disk(String),
+    Bind,
+}
+
+/// Mounts storages in their order; if one fails, those before it are unmounted again.
+pub async fn mount_all(storages: &Storages, owner: &str, list: Vec<Storage>) -> Result<(), StorageError> {
+    let plans = list.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
+    let mut done: Vec<String> = Vec::new();
+    for plan in plans {
+        let target = plan.target.clone();
+        let mounted = match storages.reserve(&target, owner) {
+            Ok(()) => {
+                let result = blocking(move || perform(&plan)).await;
+                if result.is_err() {
+                    storages.release(&target);
+                }
+                result
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = mounted {
+            for target in done.iter().rev() {
+                if let Err(undo) = unmount(storages, target).await {
+                    log::error!("{}", crate::error::chain(&undo));
+                }
+            }
+            return Err(error);
+        }
+        done.push(target);
+    }
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(
+    task: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, StorageError> {
+    tokio::task::spawn_blocking(task).await.map_err(|error| StorageError::Task(error.to_string()))?
+}
+
+/// Unmounts one storage.
+pub async fn unmount(storages: &Storages, target: &str) -> Result<(), StorageError> {
+    if !storages.lock().owners.contains_key(target) {
+        return Err(StorageError::NotMounted(target.to_owned()));
+    }
+    let point = target.to_owned();
+    blocking(move || detach(&point)).await?;
+    storages.release(target);
+    Ok(())
+}
+
+/// Unmounts what belongs to an owner, the last one first.
+pub async fn unmount_owned(storages: &Storages, owner: &str) -> Result<(), StorageError> {
+    for target in storages.owned(Some(owner)) {
+        unmount(storages, &target).await?;
+    }
+    Ok(())
+}
+
+/// Unmounts everything, for the end.
+pub async fn unmount_every(storages: &Storages) {
+    for target in storages.owned(None) {
+        if let Err(error) = unmount(storages, &target).await {
+            log::warn!("{}", crate::error::chain(&error));
+        }
+    }
+}
+
+/// A busy file system is detached: it goes when its last user does.
+fn detach(target: &str) -> Result<(), StorageError> {
+    let mut result = umount2(target, MntFlags::UMOUNT_NOFOLLOW);
+    if result == Err(Errno::EBUSY) {
+        result = umount2(target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH);
+    }
+    match result {
+        // Not mounted any more is what was asked for.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(error) => return Err(StorageError::Unmount(target.to_owned(), error)),
+    }
+    // Only the mount point's own directory, and only if it is empty.
+    let _ = fs::remove_dir(target);
+    Ok(())
+}
+
+fn plan(storage: &Storage) -> Result<Plan, RequestError> {
+    let field = |name: &str| format!("storage.{name}");
+    check_target(&storage.mount_point)?;
+    if storage.source.contains('\0') || storage.source.len() > 4096 {
+        return Err(RequestError::new(field("source"), "must have at most 4096 bytes and no NUL"));
+    }
+    let kind = match storage.driver.as_str() {
+        "virtiofs" | "tmpfs" => Kind::FileSystem(storage.driver.clone()),
+        "block" => match storage.filesystem.as_str() {
+            "" => return Err(RequestError::new(field("filesystem"), "is missing")),
+            name => Kind::Disk(name.to_owned()),
+        },
+        "bind" if Path::new(&storage.source).is_absolute() => Kind::Bind,
+        "bind" => return Err(RequestError::new(field("source"), "must be an absolute path")),
+        other => return Err(RequestError::new(field("driver"), format!("{other:?} is not known"))),
+    };
+    if storage.source.is_empty() && kind != Kind::FileSystem("tmpfs".to_owned()) {
+        return Err(RequestError::new(field("source"), "is missing"));
+    }
+    let (mut flags, options) = parse_options(&storage.options)?;
+    if kind == Kind::Bind {
+        if !options.is_empty() {
+            return Err(RequestError::new(
+                field("options"),
+                format!("{options}: not an option of a bind mount"),
+            ));
+        }
+        flags |= MsFlags::MS_BIND;
+    }
+    let source = if storage.source.is_empty() { "tmpfs".to_owned() } else { storage.source.clone() };
+    Ok(Plan { kind, source, target: storage.mount_point.clone(), flags, options })
+}
+
+/// Only below the directory that is the host's to fill, and not through `..`.
+fn check_target(target: &str) -> Result<(), RequestError> {
+    let path = Path::new(target);
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !plain || target.contains('\0') || target.ends_with('/') || !path.starts_with(GUEST_RUN_DIR) {
+        return Err(RequestError::new(
+            "storage.mount_point",
+            format!("must be a plain path below {GUEST_RUN_DIR}"),
+        ));
+    }
+    for ours in ["", "containers", "state"] {
+        if path == Path::new(GUEST_RUN_DIR).join(ours) {
+            return Err(RequestError::new("storage.mount_point", "is the agent's own directory"));
+        }
+    }
+    Ok(())
+}
+
+/// Splits mount(8)'s options into flags and what the file system gets.
+fn parse_options(options: &[String]) -> Result<(MsFlags, String), RequestError> {
+    let mut flags = MsFlags::empty();
+    let mut rest: Vec<&str> = Vec::new();
+    for option in options.iter().flat_map(|option| option.split(',')).filter(|option| !option.is_empty()) {
+        let (flag, set) = match option {
+            "ro" => (MsFlags::MS_RDONLY, true),
+            "rw" => (MsFlags::MS_RDONLY, false),
+            "nosuid" => (MsFlags::MS_NOSUID, true),
+            "suid" => (MsFlags::MS_NOSUID, false),
+            "nodev" => (MsFlags::MS_NODEV, true),
+            "dev" => (MsFlags::MS_NODEV, false),
+            "noexec" => (MsFlags::MS_NOEXEC, true),
+            "exec" => (MsFlags::MS_NOEXEC, false),
+            "sync" => (MsFlags::MS_SYNCHRONOUS, true),
+            "async" => (MsFlags::MS_SYNCHRONOUS, false),
+            "dirsync" => (MsFlags::MS_DIRSYNC, true),
+            "noatime" => (MsFlags::MS_NOATIME, true),
+            "atime" => (MsFlags::MS_NOATIME, false),
+            "nodiratime" => (MsFlags::MS_NODIRATIME, true),
+            "diratime" => (MsFlags::MS_NODIRATIME, false),
+            "relatime" => (MsFlags::MS_RELATIME, true),
+            "strictatime" => (MsFlags::MS_STRICTATIME, true),
+            "lazytime" => (MsFlags::MS_LAZYTIME, true),
+            "rbind" => (MsFlags::MS_REC, true),
+            "bind" | "defaults" => continue,
+            "shared" | "rshared" | "remount" | "move" => {
+                return Err(RequestError::new("storage.options", format!("{option}: cannot be had")));
+            }
+            other => {
+                rest.push(other);
+                continue;
+            }
+        };
+        flags.set(flag, set);
+    }
+    let text = rest.join(",");
+    if text.contains('\0') || text.len() > 4000 {
+        return Err(RequestError::new("storage.options", "must have at most 4000 bytes and no NUL"));
+    }
+    Ok((flags, text))
+}
+
+fn perform(plan: &Plan) -> Result<(), StorageError> {
+    let directory = |error| StorageError::Directory(plan.target.clone(), error);
+    let single_file = plan.kind == Kind::Bind && Path::new(&plan.source).is_file();
+    if single_file {
+        if let Some(parent) = Path::new(&plan.target).parent() {
+            fs::create_dir_all(parent).map_err(directory)?;
+        }
+        fs::File::options().create(true).append(true).open(&plan.target).map_err(directory)?;
+    } else {
+        fs::create_dir_all(&plan.target).map_err(directory)?;
+    }
+    let result = match &plan.kind {
+        Kind::FileSystem(name) => call(plan, &plan.source, Some(name), plan.flags),
+        Kind::Disk(name) => call(plan, &find_disk(&plan.source)?, Some(name), plan.flags),
+        Kind::Bind => bind(plan),
+    };
+    if result.is_err() {
+        let _ = fs::remove_dir(&plan.target);
+    }
+    result
+}
+
+/// A bind mount takes its flags in a second call only.
+fn bind(plan: &Plan) -> Result<(), StorageError> {
+    call(plan, &plan.source, None, MsFlags::MS_BIND | (plan.flags & MsFlags::MS_REC))?;
+    let flags = plan.flags - MsFlags::MS_REC;
+    if flags == MsFlags::MS_BIND {
+        return Ok(());
+    }
+    let result = call(plan, &plan.source, None, flags | MsFlags::MS_REMOUNT);
+    if result.is_err() {
+        let _ = umount2(plan.target.as_str(), MntFlags::MNT_DETACH);
+    }
+    result
+}
+
+fn call(plan: &Plan, source: &str, kind: Option<&str>, flags: MsFlags) -> Result<(), StorageError> {
+    mount(Some(source), plan.target.as_str(), kind, flags, Some(plan.options.as_str())).map_err(|error| {
+        StorageError::Mount { source_name: plan.source.clone(), target: plan.target.clone(), error }
+    })
+}
+
+/// The device of the virtio disk whose serial is `serial`.
+fn find_disk(serial: &str) -> Result<String, StorageError> {
+    let deadline = Instant::now() + DISK_TIME;
+    loop {
+        for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+            let found = fs::read_to_string(entry.path().join("serial"));
+            if found.is_ok_and(|found| found.trim_end() == serial) {
+                return Ok(format!("/dev/{}", entry.file_name().to_string_lossy()));
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(StorageError::NoDisk(serial.to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn storage(driver: &str, source: &str, target: &str, options: &[&str]) -> Storage {
+        Storage {
+            driver: driver.to_owned(),
+            source: source.to_owned(),
+            mount_point: target.to_owned(),
+            filesystem: "ext4".to_owned(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn options_are_flags_or_the_file_systems() {
+        let planned =
+            plan(&storage("block", "disk0", "/run/pouch/d", &["ro,noatime", "data=ordered"])).unwrap();
+        assert_eq!(planned.flags, MsFlags::MS_RDONLY | MsFlags::MS_NOATIME);
+        assert_eq!(planned.options, "data=ordered");
+        assert_eq!(planned.kind, Kind::Disk("ext4".to_owned()));
+    }
+
+    #[test]
+    fn bad_storages_are_named() {
+        let refused = |storage: &Storage| plan(storage).unwrap_err().to_string();
+        for target in [
+            "",
+            "/",
+            "/etc",
+            "/run/pouch",
+            "/run/pouch/../x",
+            "run/pouch/x",
+            "/run/pouch/state",
+            "/run/pouch/x/",
+        ] {
+            let text = refused(&storage("tmpfs", "", target, &[]));
+            assert!(text.starts_with("storage.mount_point: "), "{target}: {text}");
+        }
+        assert!(refused(&storage("nfs", "x", "/run/pouch/x", &[])).starts_with("storage.driver: "));
+        assert!(refused(&storage("bind", "x", "/run/pouch/x", &[])).starts_with("storage.source: "));
+        assert!(
+            refused(&storage("bind", "/x", "/run/pouch/x", &["size=1"])).starts_with("storage.options: ")
+        );
+        assert!(refused(&storage("virtiofs", "", "/run/pouch/x", &[])).starts_with("storage.source: "));
+    }
+
+    #[test]
+    fn the_table_knows_owners_and_order() {
+        let storages = Storages::default();
+        storages.reserve("/run/pouch/a", "c").unwrap();
+        storages.reserve("/run/pouch/b", "").unwrap();
+        storages.reserve("/run/pouch/a/x", "c").unwrap();
+        assert!(matches!(storages.reserve("/run/pouch/a", ""), Err(StorageError::InUse(_))));
+        assert_eq!(storages.owned(Some("c")), ["/run/pouch/a/x", "/run/pouch/a"]);
+        storages.release("/run/pouch/a/x");
+        assert_eq!(storages.owned(None), ["/run/pouch/b", "/run/pouch/a"]);
+    }
+}
