@@ -9,9 +9,11 @@ use pouch_protocol::agent::CreateContainerRequest;
 use ttrpc::proto::Code;
 
 use super::cgroup::{Cgroup, CgroupError};
+use super::copyup::{self, CopyUpError};
 use super::devices_bpf::{self, DeviceRulesError};
 use super::launch::{self, LaunchError};
 use super::spec::{self, Adapted};
+use super::start::blocking;
 use super::{Container, LookupError, Paths, check_id};
 use crate::error::{Coded, RequestError};
 use crate::process::Process;
@@ -44,6 +46,9 @@ pub enum CreateError {
     /// A kernel setting cannot be made.
     #[error("linux.sysctl[{0}]: the kernel refused it")]
     Sysctl(String, #[source] io::Error),
+    /// A tmpfs cannot be filled.
+    #[error(transparent)]
+    CopyUp(#[from] CopyUpError),
     /// The process cannot be started.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -61,6 +66,7 @@ impl Coded for CreateError {
             Self::Stdio(error) => error.code(),
             Self::Cgroup(error) => error.code(),
             Self::Devices(error) => error.code(),
+            Self::CopyUp(error) => error.code(),
             Self::Launch(error) => error.code(),
             Self::Sysctl(..) => Code::INVALID_ARGUMENT,
             Self::System(..) => Code::INTERNAL,
@@ -125,7 +131,7 @@ async fn make(
     mut prepared: PreparedStdio,
     ends: ProcessEnds,
 ) -> Result<Arc<Container>, CreateError> {
-    let Adapted { spec, process, for_exec, resources, sysctls, own_network, owner } = adapted;
+    let Adapted { mut spec, process, for_exec, resources, sysctls, own_network, owner } = adapted;
     let rules = resources.as_ref().and_then(|resources| resources.devices().as_deref()).unwrap_or(&[]);
     let rules = devices_bpf::rules(rules)?;
     cgroup.create(resources.as_ref())?;
@@ -138,6 +144,16 @@ async fn make(
     }
     let bundle = paths.bundle();
     fs::create_dir(&bundle).map_err(|error| CreateError::System("its directory", error))?;
+    // Kept until the container has its own mounts.
+    let _copied_up;
+    if copyup::wanted(&spec) {
+        let directory = bundle.clone();
+        let task = move || copyup::prepare(&mut spec, &directory).map(|copied| (spec, copied));
+        let task = blocking(task)
+            .await
+            .map_err(|error| CreateError::System("its tmpfs", io::Error::other(error)))?;
+        (spec, _copied_up) = task?;
+    }
     let config =
         serde_json::to_vec(&spec).map_err(|error| CreateError::System("config.json", error.into()))?;
     fs::write(bundle.join("config.json"), config)

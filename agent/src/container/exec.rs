@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use pouch_protocol::agent::ExecProcessRequest;
 use ttrpc::proto::Code;
 
-use super::launch::{self, LaunchError};
+use super::launch::{self, LaunchError, Launched};
 use super::{Container, LookupError, Paths, State, check_id, spec};
 use crate::error::{Coded, RequestError};
 use crate::process::Process;
 use crate::procfs::unified_cgroup;
 use crate::runner::{Job, Task};
 use crate::service::Agent;
-use crate::streams::stdio::{self, StdioError};
+use crate::streams::stdio::{self, PreparedStdio, StdioError};
 
 /// Why a process could not be started in a container.
 #[derive(Debug, thiserror::Error)]
@@ -94,17 +94,28 @@ pub async fn exec(
     };
     let starting = agent.processes.starting();
     let launched = launch::launch(&agent.processes, &job, &files.job, ends).await?;
+    let pid = launched.pid;
+    let process = register(&container, &request.exec_id, prepared, launched, user);
+    let process = process.inspect_err(|_| launch::abandon(pid))?;
+    container.add_exec(process.clone());
+    agent.adopt(process);
+    drop(starting);
+    Ok(pid)
+}
+
+fn register(
+    container: &Container,
+    exec_id: &str,
+    prepared: PreparedStdio,
+    launched: Launched,
+    user: u32,
+) -> Result<Arc<Process>, ExecError> {
     if let Some(master) = &launched.master {
         stdio::chown_terminal(master, user).map_err(|error| ExecError::System("its terminal", error))?;
     }
     let stdio = prepared.start(launched.master)?;
-    let process = Process::new(&container.id, &request.exec_id, launched.pid, stdio)
-        .map_err(|error| ExecError::System("its handle", error))?;
-    let process = Arc::new(process);
-    container.add_exec(process.clone());
-    agent.adopt(process);
-    drop(starting);
-    Ok(launched.pid)
+    let process = Process::new(&container.id, exec_id, launched.pid, stdio);
+    Ok(Arc::new(process.map_err(|error| ExecError::System("its handle", error))?))
 }
 
 /// The files of one exec, removed when it has started or failed.

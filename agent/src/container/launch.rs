@@ -16,7 +16,7 @@ use tokio::net::unix::pipe;
 use ttrpc::proto::Code;
 
 use crate::error::Coded;
-use crate::process::{ProcessTable, WaitStatus};
+use crate::process::{ProcessTable, WaitStatus, open_pidfd, send_signal};
 use crate::runner::report::{Message, decode};
 use crate::runner::{self, Job};
 use crate::streams::stdio::ProcessEnds;
@@ -123,15 +123,32 @@ impl Report {
     }
 }
 
-/// The innermost cause comes first; what repeats it adds nothing.
+/// How libcontainer says that something failed elsewhere.
+const ECHOES: &[&str] = &[
+    "failed to wait for init ready",
+    "failed to run container process",
+    "failed to initialize container process",
+    "failed to run intermediate process",
+    "failed to create container",
+    "failed to fork init process",
+    "error in executing process",
+];
+
+/// The innermost cause comes first; what only repeats that there was one is left out, unless
+/// nothing else was said.
 fn failure(details: Vec<String>, last: Option<String>) -> LaunchError {
-    let mut text: Vec<String> = Vec::new();
-    for part in details.into_iter().chain(last) {
-        if !text.iter().any(|other| other.contains(&part)) {
+    let echo = |text: &String| ECHOES.iter().any(|echo| text.starts_with(echo));
+    let all: Vec<String> = details.into_iter().chain(last).collect();
+    let mut text: Vec<&String> = Vec::new();
+    for part in all.iter().filter(|part| !echo(part)) {
+        if !text.iter().any(|other| other.contains(part.as_str())) {
             text.push(part);
         }
     }
-    LaunchError::Failed(text.join("; "))
+    if text.is_empty() {
+        text = all.iter().collect();
+    }
+    LaunchError::Failed(text.iter().map(|part| part.as_str()).collect::<Vec<_>>().join("; "))
 }
 
 /// A process that a runner has made.
@@ -157,7 +174,7 @@ pub async fn launch(
     let console = job.console_socket.as_deref().map(Console::listen).transpose();
     let console = console.map_err(system("the console socket"))?;
     let (mut report, write) = Report::open().map_err(system("the report pipe"))?;
-    let ended = spawn(table, file, &write, ends).map_err(system("the runner"))?;
+    let (runner, ended) = spawn(table, file, &write, ends).map_err(system("the runner"))?;
     drop(write);
 
     let answer = tokio::time::timeout(RUNNER_TIME, report.done()).await;
@@ -168,7 +185,10 @@ pub async fn launch(
             return Err(LaunchError::Silent(status.map_or(0, |WaitStatus(status)| status as u32)));
         }
         Ok(Err(error)) => return Err(error),
-        Err(_) => return Err(LaunchError::Timeout(RUNNER_TIME)),
+        Err(_) => {
+            abandon(runner);
+            return Err(LaunchError::Timeout(RUNNER_TIME));
+        }
     };
     let master = match console {
         None => None,
@@ -187,7 +207,7 @@ fn spawn(
     file: &Path,
     report: &OwnedFd,
     ends: ProcessEnds,
-) -> io::Result<tokio::sync::oneshot::Receiver<WaitStatus>> {
+) -> io::Result<(i32, tokio::sync::oneshot::Receiver<WaitStatus>)> {
     let child = Command::new("/proc/self/exe")
         .arg0(runner::NAME)
         .arg(file)
@@ -199,7 +219,17 @@ fn spawn(
         .stderr(Stdio::from(ends.stderr))
         .spawn()?;
     // The reaper waits for it; `Child` does not on drop.
-    Ok(table.add_runner(child.id() as i32))
+    let pid = child.id() as i32;
+    Ok((pid, table.add_runner(pid)))
+}
+
+/// Kills a process that is of no use any more. It is a child that has not been waited for,
+/// so the pid is still its own.
+pub fn abandon(pid: i32) {
+    let killed = open_pidfd(pid).map(|handle| send_signal(&handle, libc::SIGKILL as u32));
+    if !matches!(killed, Ok(Ok(()))) {
+        log::warn!("cannot kill process {pid}, which could not be set up: {killed:?}");
+    }
 }
 
 /// The socket to which libcontainer sends a terminal's master.
@@ -262,8 +292,11 @@ mod tests {
 
     #[test]
     fn causes_are_told_once() {
-        let error = failure(vec!["mount: EINVAL".into(), "EINVAL".into()], Some("failed".into()));
-        assert_eq!(error.to_string(), "cannot start the process: mount: EINVAL; failed");
+        let error = failure(
+            vec!["mount: EINVAL".into(), "EINVAL".into()],
+            Some("failed to create container: x".into()),
+        );
+        assert_eq!(error.to_string(), "cannot start the process: mount: EINVAL");
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Containers: their life from CreateContainer to DeleteContainer.
 
 pub mod cgroup;
+pub mod copyup;
 pub mod create;
 pub mod delete;
 pub mod devices_bpf;

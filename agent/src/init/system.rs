@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::stat::{Mode, umask};
 
 use crate::container::cgroup;
@@ -39,17 +38,8 @@ const SYSCTLS: &[(&str, &str)] = &[
 /// What PID 1 needs of its process before the event loop starts.
 pub fn adopt_pid_1() {
     umask(Mode::from_bits_truncate(0o022));
-    // SAFETY: SIG_IGN is a valid disposition, no handler of ours is replaced.
-    let ignored = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
-    if let Err(error) = ignored {
-        log::warn!("cannot ignore SIGPIPE: {error}");
-    }
-    // Ctrl-alt-del would reach us as SIGINT; nobody can press it, and a container with
-    // CAP_SYS_BOOT must not be able to end the agent with it.
-    for number in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
-        // SAFETY: as above.
-        let _ = unsafe { signal(number, SigHandler::SigIgn) };
-    }
+    // Signals stay as they are: the kernel gives PID 1 none that it has no handler for, and
+    // what is ignored here would be ignored in every container.
 }
 
 /// The rest of the set-up, after the listeners exist.

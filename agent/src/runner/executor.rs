@@ -71,6 +71,7 @@ impl GuestExecutor {
         let env = strings("process.env", &env)?;
         let path =
             CString::new(program.as_os_str().as_encoded_bytes()).map_err(|_| contains_nul("process.args"))?;
+        reset_signals();
         self.confine().map_err(Message::Failed)?;
         let error = match nix::unistd::execve(&path, &args, &env) {
             Err(error) => io::Error::from(error),
@@ -104,6 +105,17 @@ impl Executor for GuestExecutor {
             }
         }
     }
+}
+
+/// The program gets every signal as a fresh one does; the Rust runtime ignores SIGPIPE.
+fn reset_signals() {
+    for number in 1..=64 {
+        // SAFETY: SIG_DFL installs no handler. SIGKILL, SIGSTOP and the C library's own two
+        // are refused, and are as they should be.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    // It fails for invalid arguments only.
+    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
 
 fn contains_nul(field: &str) -> Message {

@@ -22,6 +22,8 @@ const BUFFER_SIZE: usize = 32 * 1024;
 const LINGER: Duration = Duration::from_secs(5);
 /// After CloseStdin, data that is on its way may take this long between two reads.
 const STDIN_DRAIN: Duration = Duration::from_millis(100);
+/// CloseStdin may overtake the connection by this much.
+const STDIN_CONNECT: Duration = Duration::from_secs(1);
 
 /// How much a process has written to one of its streams.
 #[derive(Default)]
@@ -79,9 +81,11 @@ impl Drop for Finish {
 /// Carries what the process writes to the host, until the end of either.
 pub async fn output(source: pipe::Receiver, count: Arc<OutputCount>, mut claim: Claim) {
     let mut source = source;
-    let _finish = Finish(count.clone());
+    let finish = Finish(count.clone());
     let Some(mut connection) = claim.connection().await else { return };
     let copied = copy(&mut source, &mut connection, |bytes| count.add(bytes)).await;
+    drop(finish);
+    drop(source);
     match copied {
         Ok(()) => linger(connection).await,
         // Dropping the source gives the process EPIPE, as a closed pipe would.
@@ -90,33 +94,39 @@ pub async fn output(source: pipe::Receiver, count: Arc<OutputCount>, mut claim: 
 }
 
 /// Carries what the host sends to the process's stdin, until the end of either or until
-/// `close` says that it is over.
+/// `close` says that it is over; then what is under way still arrives.
 pub async fn input(mut sink: pipe::Sender, close: Arc<Notify>, mut claim: Claim) {
-    let connection = tokio::select! {
-        connection = claim.connection() => connection,
-        () = close.notified() => None,
+    let (connection, mut closing) = tokio::select! {
+        biased;
+        connection = claim.connection() => (connection, false),
+        () = close.notified() => {
+            (tokio::time::timeout(STDIN_CONNECT, claim.connection()).await.ok().flatten(), true)
+        }
     };
     let Some(mut connection) = connection else { return };
-    let closed = tokio::select! {
-        result = copy(&mut connection, &mut sink, |_| ()) => {
-            if let Err(error) = result {
-                log::debug!("an input stream broke: {error}");
-            }
-            false
-        }
-        () = close.notified() => true,
-    };
-    if closed {
-        drain(&mut connection, &mut sink).await;
-    }
-}
-
-/// What the host sent before it asked to close stdin may still be on its way.
-async fn drain(connection: &mut Connection, sink: &mut pipe::Sender) {
     let mut buffer = vec![0; BUFFER_SIZE];
-    while let Ok(Ok(read)) = tokio::time::timeout(STDIN_DRAIN, connection.read(&mut buffer)).await {
-        if read == 0 || sink.write_all(&buffer[..read]).await.is_err() {
-            return;
+    loop {
+        // Only waiting for data may be cut short: what has been read must be written.
+        let read = if closing {
+            tokio::time::timeout(STDIN_DRAIN, connection.read(&mut buffer)).await.unwrap_or(Ok(0))
+        } else {
+            tokio::select! {
+                biased;
+                read = connection.read(&mut buffer) => read,
+                () = close.notified() => {
+                    closing = true;
+                    continue;
+                }
+            }
+        };
+        match read {
+            Ok(0) => return,
+            Ok(read) => {
+                if let Err(error) = sink.write_all(&buffer[..read]).await {
+                    return log::debug!("stdin takes no more: {error}");
+                }
+            }
+            Err(error) => return log::debug!("an input stream broke: {error}"),
         }
     }
 }
@@ -258,5 +268,137 @@ pub async fn discard_terminal(terminal: Arc<Terminal>, count: Arc<OutputCount>) 
     let mut buffer = vec![0; 4096];
     while let Ok(read @ 1..) = terminal.read(&mut buffer).await {
         count.add(read);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::streams::StreamTable;
+    use std::io::Write;
+    use tokio::io::DuplexStream;
+
+    /// A pipe with the agent's end in its nonblocking form.
+    fn new_pipe(ours_reads: bool) -> (OwnedFd, OwnedFd) {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let (ours, theirs) = if ours_reads { (read, write) } else { (write, read) };
+        crate::streams::stdio::set_nonblocking(&ours).unwrap();
+        (ours, theirs)
+    }
+
+    /// A claim, and the host's end of its connection, which buffers `size` bytes.
+    async fn connected(table: &StreamTable, token: u64, size: usize) -> (Claim, DuplexStream) {
+        let claim = table.expect("token", token).unwrap();
+        let (mut host, agent) = tokio::io::duplex(size);
+        let table = table.clone();
+        tokio::spawn(async move { table.take(Box::new(agent)).await });
+        host.write_all(&token.to_le_bytes()).await.unwrap();
+        (claim, host)
+    }
+
+    fn writer(fd: OwnedFd) -> std::fs::File {
+        std::fs::File::from(fd)
+    }
+
+    #[tokio::test]
+    async fn output_arrives_whole_and_is_counted() {
+        let (ours, theirs) = new_pipe(true);
+        let source = pipe::Receiver::from_owned_fd_unchecked(ours).unwrap();
+        let count = OutputCount::of(&source);
+        let (claim, mut host) = connected(&StreamTable::new(), 1, 16).await;
+        let data: Vec<u8> = (0..300_000_u32).map(|i| i as u8).collect();
+        let expected = data.clone();
+        let process = std::thread::spawn(move || writer(theirs).write_all(&data).unwrap());
+        tokio::spawn(output(source, count.clone(), claim));
+        let mut got = Vec::new();
+        host.read_to_end(&mut got).await.unwrap();
+        process.join().unwrap();
+        tokio::task::yield_now().await;
+        assert!(got == expected && count.total() == 300_000 && count.finished());
+    }
+
+    #[tokio::test]
+    async fn a_slow_host_holds_the_process_up() {
+        let (ours, theirs) = new_pipe(true);
+        let source = pipe::Receiver::from_owned_fd_unchecked(ours).unwrap();
+        let count = OutputCount::of(&source);
+        let (claim, host) = connected(&StreamTable::new(), 2, 16).await;
+        tokio::spawn(output(source, count.clone(), claim));
+        crate::streams::stdio::set_nonblocking(&theirs).unwrap();
+        let mut process = writer(theirs);
+        let mut written = 0;
+        for _ in 0..100 {
+            written += process.write(&[0; 4096]).unwrap_or(0);
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+        assert!(written <= 65_536 + BUFFER_SIZE, "{written} bytes were taken");
+        assert_eq!(count.total(), written as u64, "what stands in the pipe counts");
+        drop(host);
+        // The agent notices at its next write, and closes the pipe.
+        for _ in 0..1000 {
+            if count.finished() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(process.write(&[0]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test]
+    async fn input_ends_with_the_hosts_half() {
+        let (ours, theirs) = new_pipe(false);
+        let sink = pipe::Sender::from_owned_fd_unchecked(ours).unwrap();
+        let (claim, mut host) = connected(&StreamTable::new(), 3, 1024).await;
+        tokio::spawn(input(sink, Arc::new(Notify::new()), claim));
+        let process = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            std::io::Read::read_to_end(&mut std::fs::File::from(theirs), &mut got).map(|_| got)
+        });
+        host.write_all(&[b'x'; 100_000]).await.unwrap();
+        host.shutdown().await.unwrap();
+        assert_eq!(
+            tokio::task::spawn_blocking(|| process.join()).await.unwrap().unwrap().unwrap().len(),
+            100_000
+        );
+    }
+
+    #[tokio::test]
+    async fn closing_stdin_lets_what_is_under_way_arrive() {
+        let (ours, theirs) = new_pipe(false);
+        let sink = pipe::Sender::from_owned_fd_unchecked(ours).unwrap();
+        let close = Arc::new(Notify::new());
+        let (claim, mut host) = connected(&StreamTable::new(), 4, 1024).await;
+        host.write_all(b"last words").await.unwrap();
+        close.notify_one();
+        input(sink, close, claim).await;
+        let mut got = String::new();
+        std::io::Read::read_to_string(&mut std::fs::File::from(theirs), &mut got).unwrap();
+        assert_eq!(got, "last words");
+    }
+
+    #[tokio::test]
+    async fn a_terminal_carries_both_ways_and_ends_at_the_hangup() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let master = Arc::new(Terminal::new(pty.master).unwrap());
+        master.resize(12, 34).unwrap();
+        let count = OutputCount::of(&*master);
+        let (claim, mut host) = connected(&StreamTable::new(), 5, 1024).await;
+        let task = tokio::spawn(terminal(master, count.clone(), claim));
+        host.write_all(b"in\n").await.unwrap();
+        let mut process = std::fs::File::from(pty.slave);
+        let mut line = [0; 3];
+        let mut reader = process.try_clone().unwrap();
+        let line = tokio::task::spawn_blocking(move || {
+            std::io::Read::read_exact(&mut reader, &mut line).map(|()| line)
+        });
+        assert_eq!(&line.await.unwrap().unwrap(), b"in\n");
+        process.write_all(b"out\n").unwrap();
+        drop(process);
+        let mut got = String::new();
+        host.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "in\r\nout\r\n", "the echo, and the output with the terminal's line ends");
+        drop(host);
+        task.await.unwrap();
+        assert_eq!(count.total(), 9);
     }
 }
