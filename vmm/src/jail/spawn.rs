@@ -170,6 +170,10 @@ fn run_child(prepared: &Prepared) -> ! {
             libc::_exit(125);
         }
         libc::setsid();
+        // Signals that the parent blocks would stay blocked in the program.
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         let mut good = libc::dup2(prepared.null, 0) >= 0 && libc::dup2(prepared.null, 1) >= 0;
         good &= libc::dup2(prepared.log, 2) >= 0;
         for fd in &prepared.files {

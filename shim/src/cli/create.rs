@@ -1,0 +1,79 @@
+//! `create`: a container whose process is not started yet.
+
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use clap::Args;
+
+use super::{CliError, Global, Outcome, load_config, other, write_pid_file};
+use crate::logging::LogFormat;
+use crate::sandbox::launch;
+use crate::sandbox::protocol::Launch;
+
+/// What `create` and `run` take.
+#[derive(Args)]
+pub struct CreateOptions {
+    /// The bundle's directory.
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+    /// A socket to which the master of the container's terminal is sent.
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Write the number of the container's process on the host to this file.
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Accepted for compatibility: the guest has a root of its own to pivot from.
+    #[arg(long)]
+    pub no_pivot: bool,
+    /// Accepted for compatibility: keyrings are the guest's.
+    #[arg(long)]
+    pub no_new_keyring: bool,
+    /// Further descriptors for the container, which cannot reach into a VM: only 0 is possible.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+}
+
+#[derive(Args)]
+pub struct Create {
+    #[command(flatten)]
+    options: CreateOptions,
+    /// The container's name.
+    id: String,
+}
+
+impl CreateOptions {
+    /// Creates the container; its host process is a child of this one.
+    pub fn create(&self, global: &Global, id: &str) -> Result<Child, CliError> {
+        if self.preserve_fds > 0 {
+            let text = "--preserve-fds: descriptors of the host cannot reach into a VM";
+            return Err(CliError::Other(text.to_owned()));
+        }
+        let absolute = |path: &Path| std::path::absolute(path).map_err(other);
+        let bundle = self.bundle.canonicalize().map_err(|error| {
+            CliError::Other(format!("the bundle {} cannot be used: {error}", self.bundle.display()))
+        })?;
+        // A wrong id is told before anything is started.
+        global.dir(id)?;
+        let child = launch::launch(&Launch {
+            id: id.to_owned(),
+            root: absolute(&global.root)?,
+            bundle,
+            console_socket: self.console_socket.as_deref().map(absolute).transpose()?,
+            log: global.log.as_deref().map(absolute).transpose()?,
+            log_json: global.log_format == LogFormat::Json,
+            config: load_config()?,
+        })?;
+        if let Err(error) = write_pid_file(self.pid_file.as_ref(), child.id()) {
+            super::delete::delete(global, id, true)?;
+            return Err(error);
+        }
+        Ok(child)
+    }
+}
+
+impl Create {
+    pub fn run(&self, global: &Global) -> Outcome {
+        self.options.create(global, &self.id)?;
+        Ok(0)
+    }
+}

@@ -1,0 +1,103 @@
+//! `delete`: removes a container and everything that it left on the host.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{CliError, Global, Outcome, other};
+use crate::container::state::HostProcess;
+use crate::container::{ContainerDir, StateError, Status};
+use crate::sandbox::client::HostClient;
+use crate::sandbox::launch::clean_up;
+use crate::sandbox::protocol::Request;
+
+/// How long a process may take to end by itself before it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long a killed process may take to be gone.
+const KILL_GRACE: Duration = Duration::from_secs(30);
+
+#[derive(Args)]
+pub struct Delete {
+    /// Remove it whatever its state, and do not mind if there is none.
+    #[arg(short, long)]
+    force: bool,
+    /// The container's name.
+    id: String,
+}
+
+impl Delete {
+    pub fn run(&self, global: &Global) -> Outcome {
+        delete(global, &self.id, self.force)?;
+        Ok(0)
+    }
+}
+
+/// Removes the container; with `force` whatever its state.
+pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
+    let dir = global.dir(id)?;
+    let state = match dir.load() {
+        Ok(state) => state,
+        // A directory that a killed `create` left, or a state that cannot be read.
+        Err(StateError::NotFound(_)) if force => {
+            clean_up(&dir);
+            return Ok(());
+        }
+        Err(StateError::Damaged { .. }) if force => {
+            clean_up(&dir);
+            return Ok(());
+        }
+        Err(error) => return Err(other(error)),
+    };
+    if state.status != Status::Stopped && !force {
+        let text = format!("container {id} is {}; stop it first, or use --force", state.status);
+        return Err(CliError::Other(text));
+    }
+    if let Some(host) = state.host {
+        if state.status != Status::Stopped {
+            ask_to_end(&dir);
+        }
+        end(host);
+    }
+    // The VMM dies with its host process, but not before it was scheduled once more.
+    if let Some(vmm) = state.vmm {
+        end(vmm);
+    }
+    clean_up(&dir);
+    if dir.exists() {
+        let path = dir.path().display();
+        return Err(CliError::Other(format!(
+            "{path} could not be removed: is something still mounted there?"
+        )));
+    }
+    Ok(())
+}
+
+/// A host process that does not answer is killed later.
+fn ask_to_end(dir: &ContainerDir) {
+    if let Ok(host) = HostClient::connect(&dir.socket()) {
+        let _ = host.ask(&Request::Destroy);
+    }
+}
+
+/// Waits for a process to end, and kills it if it does not.
+fn end(process: HostProcess) {
+    if wait(process, GRACE) {
+        return;
+    }
+    // Its number is its own: the start time was compared just now.
+    let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+    wait(process, KILL_GRACE);
+}
+
+fn wait(process: HostProcess, timeout: Duration) -> bool {
+    let deadline = Instant::now() + timeout;
+    while process.alive() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    true
+}

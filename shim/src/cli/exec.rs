@@ -1,0 +1,340 @@
+//! `exec`: a further process in a running container.
+//!
+//! The process on the host that stands for it relays its streams and exits with its status. It is
+//! this process, or with `--detach` or a console socket one that stays behind.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use clap::Args;
+use nix::sys::signal::{SigSet, Signal};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{CliError, Global, Outcome, other, write_pid_file};
+use crate::container::{Bundle, State, Status};
+use crate::sandbox::client::HostClient;
+use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
+use crate::stdio::terminal::{self, RawTerminal};
+use crate::stdio::{OutputRelay, relay_input, relay_output};
+
+#[derive(Args)]
+pub struct Exec {
+    /// A socket to which the master of the process's terminal is sent.
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// The working directory.
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<PathBuf>,
+    /// A variable, as NAME=VALUE.
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Give it a terminal.
+    #[arg(short, long)]
+    tty: bool,
+    /// The user, as UID or UID:GID.
+    #[arg(short, long, value_name = "UID[:GID]")]
+    user: Option<String>,
+    /// A further group, by number.
+    #[arg(short = 'g', long, value_name = "GID")]
+    additional_gids: Vec<u32>,
+    /// A file with an OCI `process` object, instead of the flags.
+    #[arg(short, long, value_name = "FILE")]
+    process: Option<PathBuf>,
+    /// Return when the process runs.
+    #[arg(short, long)]
+    detach: bool,
+    /// Write the number of the process on the host that stands for it to this file.
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// A capability that it gets besides the container's.
+    #[arg(short = 'c', long, value_name = "CAP")]
+    cap: Vec<String>,
+    /// It can gain no privileges.
+    #[arg(long)]
+    no_new_privs: bool,
+    /// Further descriptors, which cannot reach into a VM: only 0 is possible.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    preserve_fds: u32,
+    /// Start it although the container is paused: not possible.
+    #[arg(long)]
+    ignore_paused: bool,
+    /// The container's name.
+    id: String,
+    /// The command and its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// What an exec's process on the host is started with.
+#[derive(Serialize, Deserialize)]
+struct ExecHost {
+    socket: PathBuf,
+    request: ExecRequest,
+    console_socket: Option<PathBuf>,
+}
+
+impl Exec {
+    pub fn run(&self, global: &Global) -> Outcome {
+        if self.preserve_fds > 0 {
+            let text = "--preserve-fds: descriptors of the host cannot reach into a VM";
+            return Err(CliError::Other(text.to_owned()));
+        }
+        let (dir, state) = global.load(&self.id)?;
+        if state.status != Status::Running {
+            let text = format!("container {} is {}: nothing can be executed in it", self.id, state.status);
+            return Err(CliError::Other(text));
+        }
+        let process = self.process(&state)?;
+        let terminal = process["terminal"].as_bool().unwrap_or(false);
+        let request = ExecRequest { process, terminal, rows: 0, columns: 0 };
+        let socket = std::path::absolute(dir.socket()).map_err(other)?;
+        let console_socket =
+            self.console_socket.as_deref().map(std::path::absolute).transpose().map_err(other)?;
+        let host = ExecHost { socket, request, console_socket };
+        if self.detach || host.console_socket.is_some() {
+            if terminal && host.console_socket.is_none() {
+                let text = "a detached process with a terminal needs --console-socket";
+                return Err(CliError::Other(text.to_owned()));
+            }
+            return self.leave_behind(&host);
+        }
+        write_pid_file(self.pid_file.as_ref(), std::process::id())?;
+        run_here(host, |_| ())
+    }
+
+    /// The OCI `process` object.
+    fn process(&self, state: &State) -> Result<Value, CliError> {
+        if let Some(path) = &self.process {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                CliError::Other(format!("--process {} cannot be read: {error}", path.display()))
+            })?;
+            return serde_json::from_str(&text).map_err(|error| {
+                CliError::Other(format!("--process {} is not valid: {error}", path.display()))
+            });
+        }
+        if self.command.is_empty() {
+            return Err(CliError::Other("there is no command to execute".to_owned()));
+        }
+        let bundle = Bundle::load(&state.bundle).map_err(other)?;
+        let mut process = serde_json::to_value(bundle.process()).map_err(other)?;
+        process["args"] = json!(self.command);
+        process["terminal"] = json!(self.tty);
+        // Labels of the host, which have no meaning in the guest.
+        for label in ["apparmorProfile", "selinuxLabel", "consoleSize"] {
+            process.as_object_mut().map(|members| members.remove(label));
+        }
+        if let Some(cwd) = &self.cwd {
+            process["cwd"] = json!(cwd);
+        }
+        let mut env = process["env"].as_array().cloned().unwrap_or_default();
+        env.extend(self.env.iter().map(|variable| json!(variable)));
+        process["env"] = Value::Array(env);
+        if let Some(user) = &self.user {
+            process["user"] = parse_user(user)?;
+        }
+        if !self.additional_gids.is_empty() {
+            process["user"]["additionalGids"] = json!(self.additional_gids);
+        }
+        if self.no_new_privs {
+            process["noNewPrivileges"] = json!(true);
+        }
+        for set in ["bounding", "effective", "permitted"] {
+            for capability in &self.cap {
+                let name = capability.to_ascii_uppercase();
+                let name = if name.starts_with("CAP_") { name } else { format!("CAP_{name}") };
+                let list = &mut process["capabilities"][set];
+                if !list.is_array() {
+                    *list = json!([]);
+                }
+                if let Some(list) = list.as_array_mut() {
+                    list.push(json!(name));
+                }
+            }
+        }
+        Ok(process)
+    }
+
+    /// Starts a process that stays, and returns when the guest's process runs.
+    fn leave_behind(&self, host: &ExecHost) -> Outcome {
+        let (mut report_reader, report_writer) = io::pipe().map_err(other)?;
+        let report_fd = report_writer.as_raw_fd();
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0("pouch-vm")
+            .arg("exec-host")
+            .arg(report_fd.to_string())
+            .arg(serde_json::to_string(host).map_err(other)?)
+            .stdin(Stdio::inherit())
+            .stdout(Stdio::inherit())
+            .stderr(Stdio::inherit());
+        // SAFETY: the calls may be made between fork and exec, and touch no memory.
+        unsafe {
+            command.pre_exec(move || {
+                libc::setsid();
+                if libc::fcntl(report_fd, libc::F_SETFD, 0) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().map_err(other)?;
+        drop(report_writer);
+        let mut text = Vec::new();
+        report_reader.read_to_end(&mut text).map_err(other)?;
+        match serde_json::from_slice(&text) {
+            Ok(Report::Created) => {
+                if let Err(error) = write_pid_file(self.pid_file.as_ref(), child.id()) {
+                    // The guest's process goes with the one that stands for it.
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(error);
+                }
+                if self.detach {
+                    return Ok(0);
+                }
+                let status = child.wait().map_err(other)?;
+                Ok(status.code().unwrap_or(255) as u8)
+            }
+            Ok(Report::Failed(failure)) => Err(failure.into()),
+            Err(_) => Err(CliError::Other("the process that was to stay behind ended early".to_owned())),
+        }
+    }
+}
+
+/// "1000" or "1000:1000".
+fn parse_user(text: &str) -> Result<Value, CliError> {
+    let error = || CliError::Other(format!("--user {text:?} is not UID or UID:GID in numbers"));
+    let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
+    let uid: u32 = uid.parse().map_err(|_| error())?;
+    let gid: u32 = gid.parse().map_err(|_| error())?;
+    Ok(json!({"uid": uid, "gid": gid}))
+}
+
+/// The whole life of an exec's process that stays behind.
+pub fn exec_host(report_fd: RawFd, text: &str) -> Outcome {
+    // SAFETY: F_SETFD changes a flag of a number and touches no memory.
+    if report_fd < 3 || unsafe { libc::fcntl(report_fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(CliError::Other("exec-host is for pouch-vm's own use".to_owned()));
+    }
+    // SAFETY: the descriptor is open, and the command line names it once.
+    let report = std::cell::Cell::new(Some(File::from(unsafe { OwnedFd::from_raw_fd(report_fd) })));
+    let tell = |word: &Report| {
+        if let (Some(mut report), Ok(bytes)) = (report.take(), serde_json::to_vec(word)) {
+            // Nobody may be listening any more.
+            let _ = report.write_all(&bytes);
+        }
+    };
+    let host: ExecHost = serde_json::from_str(text).map_err(other)?;
+    let result = run_here(host, |()| tell(&Report::Created));
+    if let Err(error) = &result {
+        let status = error.status();
+        tell(&Report::Failed(Failure { message: crate::errors::chain(error), status }));
+    }
+    result
+}
+
+/// Starts the process, relays its streams and waits for its end in this process.
+fn run_here(mut host: ExecHost, started: impl FnOnce(())) -> Outcome {
+    let _ = forwarded_set().thread_block();
+    let terminal = open_terminal(&host)?;
+    if let Some(file) = &terminal {
+        (host.request.rows, host.request.columns) = terminal::size(file.as_fd()).unwrap_or((0, 0));
+    }
+    let client = HostClient::connect(&host.socket)?;
+    let (answer, fds) = client.ask(&Request::Exec(host.request))?;
+    let Answer::Started { exec_id } = answer else {
+        return Err(CliError::Other("the host process gave a wrong answer".to_owned()));
+    };
+    let own_terminal = host.console_socket.is_none();
+    let raw = match &terminal {
+        Some(file) if own_terminal => Some(RawTerminal::enter(file.as_fd()).map_err(other)?),
+        _ => None,
+    };
+    let console = terminal.as_ref().map(File::try_clone).transpose().map_err(other)?;
+    let outputs = start_relays(fds, terminal).map_err(other)?;
+    forward_signals(&host.socket, exec_id, console).map_err(other)?;
+    started(());
+    let (answer, _) = client.ask(&Request::Wait)?;
+    let Answer::Exited { status, stdout_bytes, stderr_bytes } = answer else {
+        return Err(CliError::Other("the host process gave a wrong answer".to_owned()));
+    };
+    for (output, bytes) in outputs.iter().zip([stdout_bytes, stderr_bytes]) {
+        output.wait_for(bytes);
+    }
+    drop(raw);
+    Ok(u8::try_from(status).unwrap_or(255))
+}
+
+fn open_terminal(host: &ExecHost) -> Result<Option<File>, CliError> {
+    match (&host.console_socket, host.request.terminal) {
+        (_, false) => Ok(None),
+        (Some(path), true) => terminal::send_console(path).map(Some).map_err(other),
+        (None, true) => {
+            let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(other)?;
+            if !nix::unistd::isatty(&stdin).unwrap_or(false) {
+                return Err(other(terminal::TerminalError::NoTerminal));
+            }
+            Ok(Some(File::from(stdin)))
+        }
+    }
+}
+
+/// Relays between the guest and this process's streams, or its terminal.
+fn start_relays(fds: Vec<OwnedFd>, terminal: Option<File>) -> io::Result<Vec<OutputRelay>> {
+    let mut streams = fds.into_iter().map(UnixStream::from);
+    let mut next = || streams.next().ok_or(io::Error::other("a stream is missing"));
+    if let Some(terminal) = terminal {
+        let stream = next()?;
+        relay_input(terminal.try_clone()?, stream.try_clone()?, "stdin")?;
+        return Ok(vec![relay_output(stream, terminal, "terminal")?]);
+    }
+    let own = |fd: OwnedFd| File::from(fd);
+    relay_input(own(io::stdin().as_fd().try_clone_to_owned()?), next()?, "stdin")?;
+    let stdout = relay_output(next()?, own(io::stdout().as_fd().try_clone_to_owned()?), "stdout")?;
+    let stderr = relay_output(next()?, own(io::stderr().as_fd().try_clone_to_owned()?), "stderr")?;
+    Ok(vec![stdout, stderr])
+}
+
+fn forwarded_set() -> SigSet {
+    [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGWINCH,
+    ]
+    .into_iter()
+    .collect()
+}
+
+/// Passes signals and changes of the terminal's size on to the guest's process.
+fn forward_signals(socket: &Path, exec_id: String, console: Option<File>) -> io::Result<()> {
+    let socket = socket.to_owned();
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        while let Ok(signal) = forwarded_set().wait() {
+            let exec_id = Some(exec_id.clone());
+            let request = if signal == Signal::SIGWINCH {
+                match console.as_ref().and_then(|console| terminal::size(console.as_fd())) {
+                    Some((rows, columns)) => Request::Resize { exec_id, rows, columns },
+                    None => continue,
+                }
+            } else {
+                Request::Signal { exec_id, signal: signal as u32, all: false }
+            };
+            // The process may be ending.
+            if let Ok(client) = HostClient::connect(&socket) {
+                let _ = client.ask(&request);
+            }
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! `list`: all containers.
+
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use super::state::to_json;
+use super::{Global, Outcome, other, print};
+use crate::container::State;
+use crate::container::state::{StateError, list};
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Args)]
+pub struct List {
+    /// How it looks.
+    #[arg(short, long, default_value = "table")]
+    format: Format,
+    /// Names only.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl List {
+    pub fn run(&self, global: &Global) -> Outcome {
+        let mut states = Vec::new();
+        for dir in list(&global.root).map_err(other)? {
+            match dir.load() {
+                Ok(state) => states.push(state),
+                // Under way to be created or deleted.
+                Err(StateError::NotFound(_)) => {}
+                Err(error) => return Err(other(error)),
+            }
+        }
+        let text = match (self.quiet, self.format) {
+            (true, _) => states.iter().map(|state| format!("{}\n", state.id)).collect(),
+            (false, Format::Json) => {
+                let all: Vec<Value> = states.iter().map(to_json).collect();
+                format!("{}\n", Value::Array(all))
+            }
+            (false, Format::Table) => table(&states),
+        };
+        print(&text);
+        Ok(0)
+    }
+}
+
+fn table(states: &[State]) -> String {
+    let mut rows = vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned)];
+    for state in states {
+        let json = to_json(state);
+        rows.push([
+            state.id.clone(),
+            json["pid"].to_string(),
+            state.status.to_string(),
+            state.bundle.display().to_string(),
+            state.created.clone(),
+            state.owner.clone(),
+        ]);
+    }
+    align(&rows)
+}
+
+/// Lines whose columns begin below each other, at least 12 characters wide as runc's.
+pub fn align<const N: usize>(rows: &[[String; N]]) -> String {
+    const LEAST: usize = 12;
+    let widths: Vec<usize> = (0..N)
+        .map(|column| {
+            rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(LEAST - 3) + 3
+        })
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(&format!("{cell:<width$}"));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_begin_below_each_other() {
+        let rows = [["ID", "PID"], ["a-rather-long-name", "7"]].map(|row| row.map(str::to_owned));
+        let text = align(&rows);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0].find("PID"), lines[1].find('7'));
+    }
+}

@@ -1,0 +1,226 @@
+//! The OCI runtime's command line: one file an operation, flags as runc has them.
+
+mod check;
+mod create;
+mod delete;
+mod exec;
+mod features;
+mod kill;
+mod list;
+mod pause;
+mod ps;
+mod run;
+mod spec;
+mod start;
+mod state;
+mod update;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::container::state::DEFAULT_ROOT;
+use crate::container::{ContainerDir, ContainerId, State};
+use crate::errors::chain;
+use crate::logging::{Log, LogFormat};
+use crate::sandbox::client::{ClientError, HostClient};
+use crate::sandbox::launch;
+use crate::sandbox::protocol::Failure;
+
+/// Runs OCI containers, each in its own small virtual machine.
+#[derive(Parser)]
+#[command(name = "pouch-vm", version, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every operation.
+#[derive(Args)]
+struct Global {
+    /// Where the state of containers is kept.
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_ROOT)]
+    root: PathBuf,
+    /// Also write errors to this file.
+    #[arg(long, global = true, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// How they look there.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    /// Accepted for compatibility; errors are told in full always.
+    #[arg(long, global = true)]
+    debug: bool,
+    /// The cgroup path is in systemd's form; recognised by itself.
+    #[arg(long, global = true)]
+    systemd_cgroup: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Create a container, without starting its process.
+    Create(create::Create),
+    /// Start the process of a created container.
+    Start(start::Start),
+    /// Print the state of a container as JSON.
+    State(state::PrintState),
+    /// Send a signal to a container's process.
+    Kill(kill::Kill),
+    /// Remove a stopped container.
+    Delete(delete::Delete),
+    /// Create a container, start its process and wait for its end.
+    Run(run::Run),
+    /// Start a process in a running container.
+    Exec(exec::Exec),
+    /// List containers.
+    List(list::List),
+    /// List the processes of a container.
+    Ps(ps::Ps),
+    /// Freeze all processes of a container.
+    Pause(pause::Pause),
+    /// Let the processes of a container go on.
+    Resume(pause::Resume),
+    /// Change the limits of a running container.
+    Update(update::Update),
+    /// Print counters of a container.
+    Events(ps::Events),
+    /// Write a specification to start from.
+    Spec(spec::Spec),
+    /// Print what this runtime can do, as JSON.
+    Features,
+    /// Find out whether this host can run containers, by booting a guest.
+    Check(check::Check),
+    #[command(hide = true)]
+    SandboxHost {
+        launch_fd: i32,
+        report_fd: i32,
+        /// For whoever looks at the list of processes.
+        id: String,
+    },
+    #[command(hide = true)]
+    ExecHost {
+        report_fd: i32,
+        #[arg(allow_hyphen_values = true)]
+        request: String,
+    },
+}
+
+/// An operation failed.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    /// With a status of its own.
+    #[error("{}", .0.message)]
+    Failure(Failure),
+    /// The host process refuses or cannot be asked.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl CliError {
+    fn status(&self) -> u8 {
+        match self {
+            CliError::Failure(failure) => failure.status,
+            CliError::Client(error) => error.status(),
+            CliError::Other(_) => 1,
+        }
+    }
+}
+
+impl From<Failure> for CliError {
+    fn from(failure: Failure) -> Self {
+        CliError::Failure(failure)
+    }
+}
+
+/// An error of a lower layer, with its causes.
+fn other(error: impl std::error::Error + 'static) -> CliError {
+    CliError::Other(chain(&error))
+}
+
+type Outcome = Result<u8, CliError>;
+
+impl Global {
+    fn dir(&self, id: &str) -> Result<ContainerDir, CliError> {
+        let id: ContainerId = id.parse().map_err(other)?;
+        Ok(ContainerDir::new(&self.root, &id))
+    }
+
+    fn load(&self, id: &str) -> Result<(ContainerDir, State), CliError> {
+        let dir = self.dir(id)?;
+        let state = dir.load().map_err(other)?;
+        Ok((dir, state))
+    }
+
+    /// A connection to the host process of a container that has one.
+    fn host(&self, id: &str) -> Result<HostClient, CliError> {
+        let (dir, state) = self.load(id)?;
+        if state.status == crate::container::Status::Stopped {
+            return Err(CliError::Other(format!("container {id} is stopped")));
+        }
+        Ok(HostClient::connect(&dir.socket())?)
+    }
+}
+
+/// Runs the command line's operation; returns the exit status.
+pub fn main() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Also prints help and version, which are no errors.
+            let _ = error.print();
+            return u8::from(error.use_stderr());
+        }
+    };
+    let global = cli.global;
+    let log = Log { file: global.log.clone(), format: global.log_format };
+    let result = match cli.command {
+        Command::Create(command) => command.run(&global),
+        Command::Start(command) => command.run(&global),
+        Command::State(command) => command.run(&global),
+        Command::Kill(command) => command.run(&global),
+        Command::Delete(command) => command.run(&global),
+        Command::Run(command) => command.run(&global),
+        Command::Exec(command) => command.run(&global),
+        Command::List(command) => command.run(&global),
+        Command::Ps(command) => command.run(&global),
+        Command::Pause(command) => command.run(&global),
+        Command::Resume(command) => command.run(&global),
+        Command::Update(command) => command.run(&global),
+        Command::Events(command) => command.run(&global),
+        Command::Spec(command) => command.run(),
+        Command::Features => features::run(),
+        Command::Check(command) => command.run(&load_config),
+        // Statuses are from 0 to 255.
+        Command::SandboxHost { launch_fd, report_fd, .. } => {
+            Ok(launch::host_main(launch_fd, report_fd) as u8)
+        }
+        Command::ExecHost { report_fd, request } => exec::exec_host(report_fd, &request),
+    };
+    result.unwrap_or_else(|error| {
+        log.error(&chain(&error));
+        error.status()
+    })
+}
+
+fn load_config() -> Result<Config, CliError> {
+    Config::load().map_err(other)
+}
+
+/// Writes to standard output; a reader that is gone is no error of ours.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Writes a process number where the engine asked for it.
+fn write_pid_file(path: Option<&PathBuf>, pid: u32) -> Result<(), CliError> {
+    let Some(path) = path else { return Ok(()) };
+    std::fs::write(path, pid.to_string()).map_err(|error| {
+        CliError::Other(format!("the pid file {} could not be written: {error}", path.display()))
+    })
+}

@@ -1,0 +1,32 @@
+//! `pause` and `resume`.
+
+use clap::Args;
+
+use super::{Global, Outcome};
+use crate::sandbox::protocol::Request;
+
+#[derive(Args)]
+pub struct Pause {
+    /// The container's name.
+    id: String,
+}
+
+#[derive(Args)]
+pub struct Resume {
+    /// The container's name.
+    id: String,
+}
+
+impl Pause {
+    pub fn run(&self, global: &Global) -> Outcome {
+        global.host(&self.id)?.ask(&Request::Pause)?;
+        Ok(0)
+    }
+}
+
+impl Resume {
+    pub fn run(&self, global: &Global) -> Outcome {
+        global.host(&self.id)?.ask(&Request::Resume)?;
+        Ok(0)
+    }
+}

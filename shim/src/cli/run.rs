@@ -1,0 +1,116 @@
+//! `run`: create, start, wait, delete.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::process::Child;
+use std::thread;
+
+use clap::Args;
+use nix::sys::signal::{SigSet, Signal};
+
+use super::create::CreateOptions;
+use super::{CliError, Global, Outcome, delete, other};
+use crate::container::{Bundle, ContainerDir};
+use crate::sandbox::client::HostClient;
+use crate::sandbox::protocol::Request;
+use crate::stdio::terminal::{self, RawTerminal};
+
+/// Signals that `run` passes on to the container while it waits.
+const FORWARDED: [Signal; 7] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+];
+
+#[derive(Args)]
+pub struct Run {
+    #[command(flatten)]
+    options: CreateOptions,
+    /// Return when the container runs, and leave it to whoever deletes it.
+    #[arg(short, long)]
+    detach: bool,
+    /// Keep the container when its process has ended.
+    #[arg(long)]
+    keep: bool,
+    /// The container's name.
+    id: String,
+}
+
+impl Run {
+    pub fn run(&self, global: &Global) -> Outcome {
+        let own_terminal = self.wants_own_terminal()?;
+        if self.detach && own_terminal {
+            let text = "a detached container with a terminal needs --console-socket";
+            return Err(CliError::Other(text.to_owned()));
+        }
+        let _ = forwarded_set().thread_block();
+        let child = self.options.create(global, &self.id)?;
+        // From here on the container is removed whatever happens.
+        let result = self.start_and_wait(global, child, own_terminal);
+        if result.is_err() || !(self.detach || self.keep) {
+            delete::delete(global, &self.id, true)?;
+        }
+        result
+    }
+
+    /// Whether the container's terminal is to be the one of this process.
+    fn wants_own_terminal(&self) -> Result<bool, CliError> {
+        let bundle = Bundle::load(&self.options.bundle).map_err(other)?;
+        Ok(self.options.console_socket.is_none() && bundle.process().terminal().unwrap_or(false))
+    }
+
+    fn start_and_wait(&self, global: &Global, mut child: Child, own_terminal: bool) -> Outcome {
+        let dir = global.dir(&self.id)?;
+        let raw =
+            if own_terminal { Some(RawTerminal::enter(io::stdin().as_fd()).map_err(other)?) } else { None };
+        HostClient::connect(&dir.socket())?.ask(&Request::Start)?;
+        if self.detach {
+            return Ok(0);
+        }
+        forward_signals(&dir)?;
+        let status = child.wait().map_err(other)?;
+        drop(raw);
+        if let Ok(state) = dir.load()
+            && let Some(text) = state.vm_end
+        {
+            eprintln!("pouch-vm: container {}: {text}", self.id);
+        }
+        use std::os::unix::process::ExitStatusExt;
+        let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);
+        // Statuses are from 0 to 255.
+        Ok(code as u8)
+    }
+}
+
+fn forwarded_set() -> SigSet {
+    FORWARDED.iter().copied().collect()
+}
+
+/// Passes signals and changes of the terminal's size on to the container.
+fn forward_signals(dir: &ContainerDir) -> Result<(), CliError> {
+    let path = dir.socket();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            while let Ok(signal) = forwarded_set().wait() {
+                let request = if signal == Signal::SIGWINCH {
+                    match terminal::size(io::stdin().as_fd()) {
+                        Some((rows, columns)) => Request::Resize { exec_id: None, rows, columns },
+                        None => continue,
+                    }
+                } else {
+                    Request::Signal { exec_id: None, signal: signal as u32, all: false }
+                };
+                // The container may be ending.
+                if let Ok(host) = HostClient::connect(&path) {
+                    let _ = host.ask(&request);
+                }
+            }
+        })
+        .map_err(other)?;
+    Ok(())
+}

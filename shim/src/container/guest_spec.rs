@@ -1,0 +1,303 @@
+//! Translates a container's specification into the guest.
+//!
+//! What the host does is taken out, paths of the host become paths of the guest, and what neither
+//! side can do is refused by name.
+
+use std::collections::HashMap;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Root, Spec};
+use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
+
+use super::Bundle;
+
+/// The root file system's name in the share tree, and the serial of a disk that holds it.
+pub const ROOTFS: &str = "rootfs";
+/// The directory of bind mounts' sources in the share tree.
+pub const MOUNTS: &str = "mounts";
+
+/// Something of the host that must appear in the share tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedPath {
+    /// Where it is on the host.
+    pub source: PathBuf,
+    /// Where it goes, relative to the share tree.
+    pub target: PathBuf,
+    /// Without writing.
+    pub read_only: bool,
+    /// A directory, rather than a file.
+    pub directory: bool,
+}
+
+/// How the guest gets the root file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootSource {
+    /// A directory, through the share tree.
+    Directory,
+    /// An image file or a block device, as a disk.
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// What kind of file system is on it.
+        filesystem: &'static str,
+        /// Without writing.
+        read_only: bool,
+    },
+}
+
+/// A specification for the guest, and what the host must provide for it.
+#[derive(Debug)]
+pub struct GuestSpec {
+    /// The specification, in the guest's terms.
+    pub spec: Spec,
+    /// What must be in the share tree.
+    pub shared: Vec<SharedPath>,
+    /// Where the root file system is.
+    pub root: RootSource,
+    /// The network namespace that the container is to be in; none for a new one.
+    pub network_namespace: Option<PathBuf>,
+    /// What the user should know: parts that have no effect and need none.
+    pub warnings: Vec<String>,
+}
+
+/// A specification that cannot be run in a VM.
+#[derive(Debug, thiserror::Error)]
+pub enum TranslateError {
+    /// A field asks for what a VM cannot give.
+    #[error("{field}: {problem}")]
+    Unsupported {
+        /// The field.
+        field: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// A source on the host cannot be used.
+    #[error("{field} {path} cannot be used")]
+    Source {
+        /// The field.
+        field: String,
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> TranslateError {
+    TranslateError::Unsupported { field: field.into(), problem: problem.into() }
+}
+
+/// Translates the bundle's specification.
+///
+/// # Errors
+/// [`TranslateError`] names the field.
+pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
+    let mut spec = bundle.spec.clone();
+    let mut warnings = Vec::new();
+    if spec.hooks().as_ref().is_some_and(has_hooks) {
+        return Err(unsupported("hooks", "hooks are not supported yet"));
+    }
+    spec.set_hooks(None);
+    let root = root_source(bundle)?;
+    let mut shared = Vec::new();
+    let guest_root = match &root {
+        RootSource::Directory => {
+            shared.push(SharedPath {
+                source: bundle.root_path(),
+                target: ROOTFS.into(),
+                read_only: bundle.root().readonly().unwrap_or(false),
+                directory: true,
+            });
+            Path::new(SHARE_MOUNT_POINT).join(ROOTFS)
+        }
+        RootSource::Disk { .. } => Path::new(GUEST_RUN_DIR).join(ROOTFS),
+    };
+    let mut new_root: Root = bundle.root();
+    new_root.set_path(guest_root);
+    spec.set_root(Some(new_root));
+    if let Some(mounts) = spec.mounts_mut() {
+        for (index, mount) in mounts.iter_mut().enumerate() {
+            if is_bind(mount) {
+                shared.extend(bind_source(&bundle.path, index, mount)?);
+            }
+        }
+    }
+    if let Some(process) = spec.process_mut()
+        && process.apparmor_profile().is_some()
+    {
+        process.set_apparmor_profile(None);
+        warnings.push("process.apparmorProfile has no effect: the VM confines the container".to_owned());
+    }
+    if let Some(process) = spec.process_mut()
+        && process.selinux_label().is_some()
+    {
+        process.set_selinux_label(None);
+        warnings.push("process.selinuxLabel has no effect: the VM confines the container".to_owned());
+    }
+    let network_namespace = translate_linux(&mut spec)?;
+    Ok(GuestSpec { spec, shared, root, network_namespace, warnings })
+}
+
+fn has_hooks(hooks: &oci_spec::runtime::Hooks) -> bool {
+    // An empty list of hooks is no hook.
+    serde_json::to_value(hooks)
+        .ok()
+        .and_then(|value| {
+            value.as_object().map(|all| all.values().any(|list| !list.as_array().is_some_and(Vec::is_empty)))
+        })
+        .unwrap_or(true)
+}
+
+/// The linux section; returns the network namespace to be in.
+fn translate_linux(spec: &mut Spec) -> Result<Option<PathBuf>, TranslateError> {
+    let Some(linux) = spec.linux_mut() else { return Ok(None) };
+    let namespaces = linux.namespaces().clone().unwrap_or_default();
+    let mut network = None;
+    let mut kept = Vec::new();
+    for namespace in namespaces {
+        let kind = namespace.typ();
+        if kind == LinuxNamespaceType::Network {
+            network = Some(namespace.path().clone());
+        } else if namespace.path().is_some() {
+            return Err(unsupported(
+                format!("linux.namespaces {kind}"),
+                "a namespace of the host cannot be joined by a container in a VM; leave its path out",
+            ));
+        } else {
+            kept.push(namespace);
+        }
+    }
+    let Some(network) = network else {
+        return Err(unsupported(
+            "linux.namespaces",
+            "there is no network namespace, and a container in a VM cannot use the host's network; publish \
+             ports instead",
+        ));
+    };
+    require_namespaces(&kept)?;
+    linux.set_namespaces(Some(kept));
+    // The guest has a hierarchy of its own.
+    linux.set_cgroups_path(None);
+    if linux.mount_label().is_some() {
+        linux.set_mount_label(None);
+    }
+    Ok(network)
+}
+
+/// A container that shares the host's mounts or processes cannot be in a VM.
+fn require_namespaces(kept: &[LinuxNamespace]) -> Result<(), TranslateError> {
+    for (kind, what) in [(LinuxNamespaceType::Mount, "mounts"), (LinuxNamespaceType::Pid, "processes")] {
+        if !kept.iter().any(|namespace| namespace.typ() == kind) {
+            return Err(unsupported(
+                "linux.namespaces",
+                format!(
+                    "there is no {kind} namespace, and a container in a VM cannot share the host's {what}"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a mount binds a path of the host.
+fn is_bind(mount: &Mount) -> bool {
+    let option = |name: &str| mount.options().iter().flatten().any(|option| option == name);
+    mount.typ().as_deref() == Some("bind") || option("bind") || option("rbind")
+}
+
+/// Points a bind mount to the share tree; returns what must be there for it.
+fn bind_source(bundle: &Path, index: usize, mount: &mut Mount) -> Result<Option<SharedPath>, TranslateError> {
+    let field = format!("mounts[{index}].source");
+    let Some(given) = mount.source().clone() else {
+        return Err(unsupported(field, "a bind mount needs a source"));
+    };
+    let path = bundle.join(given);
+    let error = |source| TranslateError::Source { field: field.clone(), path: path.clone(), source };
+    let metadata = fs::metadata(&path).map_err(error)?;
+    let kind = metadata.file_type();
+    if kind.is_socket() {
+        return Err(unsupported(
+            field,
+            format!("{} is a socket, which does not reach into a VM", path.display()),
+        ));
+    }
+    if kind.is_block_device() || kind.is_char_device() || kind.is_fifo() {
+        let text = format!("{} is a device or fifo, which does not reach into a VM", path.display());
+        return Err(unsupported(field, text));
+    }
+    if mount.destination() == Path::new("/dev/shm")
+        && let Some(size) = tmpfs_size(&path)
+    {
+        // Shared memory must be the guest's own to be shared between its processes.
+        let options = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned).to_vec();
+        mount.set_typ(Some("tmpfs".to_owned()));
+        mount.set_source(Some("shm".into()));
+        mount.set_options(Some([options, vec![format!("size={size}")]].concat()));
+        return Ok(None);
+    }
+    let target = Path::new(MOUNTS).join(index.to_string());
+    mount.set_source(Some(Path::new(SHARE_MOUNT_POINT).join(&target)));
+    let read_only = mount.options().iter().flatten().any(|option| option == "ro" || option == "rro");
+    Ok(Some(SharedPath { source: path, target, read_only, directory: metadata.is_dir() }))
+}
+
+/// The size of the tmpfs that a path is on, in bytes.
+fn tmpfs_size(path: &Path) -> Option<u64> {
+    let stat = statfs(path).ok()?;
+    let size = stat.blocks().checked_mul(u64::try_from(stat.block_size()).ok()?)?;
+    (stat.filesystem_type() == TMPFS_MAGIC && size > 0).then_some(size)
+}
+
+/// How the guest gets the root file system.
+fn root_source(bundle: &Bundle) -> Result<RootSource, TranslateError> {
+    let path = bundle.root_path();
+    let error = |source| TranslateError::Source { field: "root.path".into(), path: path.clone(), source };
+    let metadata = fs::metadata(&path).map_err(error)?;
+    if metadata.is_dir() {
+        return Ok(RootSource::Directory);
+    }
+    if !metadata.is_file() && !metadata.file_type().is_block_device() {
+        let text = format!("{} is no directory, image file or block device", path.display());
+        return Err(unsupported("root.path", text));
+    }
+    let filesystem = detect_filesystem(&path).map_err(error)?.ok_or_else(|| {
+        unsupported("root.path", format!("{} holds no ext4 or EROFS file system", path.display()))
+    })?;
+    let read_only = bundle.root().readonly().unwrap_or(false);
+    if filesystem == "erofs" && !read_only {
+        let text = format!("{} is EROFS, which cannot be written: set root.readonly", path.display());
+        return Err(unsupported("root.path", text));
+    }
+    Ok(RootSource::Disk { path, filesystem, read_only })
+}
+
+/// The file system on a disk, by its superblock's magic number.
+fn detect_filesystem(path: &Path) -> io::Result<Option<&'static str>> {
+    use std::os::unix::fs::FileExt;
+    const EROFS: (u64, [u8; 4]) = (1024, 0xe0f5_e1e2_u32.to_le_bytes());
+    const EXT: (u64, [u8; 2]) = (1024 + 56, 0xef53_u16.to_le_bytes());
+    let file = fs::File::open(path)?;
+    let found = |offset, magic: &[u8]| {
+        let mut bytes = vec![0; magic.len()];
+        file.read_exact_at(&mut bytes, offset).is_ok_and(|()| bytes == magic)
+    };
+    if found(EROFS.0, &EROFS.1) {
+        Ok(Some("erofs"))
+    } else if found(EXT.0, &EXT.1) {
+        Ok(Some("ext4"))
+    } else {
+        Ok(None)
+    }
+}
+
+/// The specification's annotations.
+pub fn annotations(spec: &Spec) -> HashMap<String, String> {
+    spec.annotations().clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+#[path = "guest_spec_tests.rs"]
+mod tests;

@@ -1,0 +1,115 @@
+//! Translation of specifications, field by field.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn base() -> Value {
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0}},
+        "root": {"path": "rootfs"},
+        "linux": {
+            "cgroupsPath": "/engine/c",
+            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "network", "path": "/run/netns/x"}],
+        },
+    })
+}
+
+fn translate_with(change: impl FnOnce(&mut Value, &Path)) -> Result<GuestSpec, String> {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("rootfs")).unwrap();
+    let mut value = base();
+    change(&mut value, folder.path());
+    let bundle = Bundle { path: folder.path().to_owned(), spec: serde_json::from_value(value).unwrap() };
+    translate(&bundle).map_err(|error| crate::errors::chain(&error))
+}
+
+#[test]
+fn root_network_and_cgroup_become_the_guests() {
+    let guest = translate_with(|_, _| ()).unwrap();
+    assert_eq!(guest.network_namespace, Some("/run/netns/x".into()));
+    assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new("/run/pouch/share/rootfs"));
+    let linux = guest.spec.linux().as_ref().unwrap();
+    assert!(linux.cgroups_path().is_none());
+    let kinds: Vec<_> = linux.namespaces().iter().flatten().map(|n| n.typ()).collect();
+    assert_eq!(kinds, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount]);
+    assert_eq!(guest.shared[0].target, Path::new("rootfs"));
+}
+
+#[test]
+fn binds_go_through_the_share_tree() {
+    let guest = translate_with(|value, folder| {
+        fs::write(folder.join("file"), "x").unwrap();
+        value["mounts"] = json!([
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/etc/file", "type": "bind", "source": "file", "options": ["rbind", "ro"]},
+            {"destination": "/data", "type": "none", "source": "rootfs", "options": ["rbind"]},
+        ]);
+    })
+    .unwrap();
+    let mounts = guest.spec.mounts().as_ref().unwrap();
+    assert_eq!(mounts[1].source().as_deref(), Some(Path::new("/run/pouch/share/mounts/1")));
+    let (file, data) = (&guest.shared[1], &guest.shared[2]);
+    assert!(file.read_only && !file.directory && file.target == Path::new("mounts/1"));
+    assert!(!data.read_only && data.directory && data.source.ends_with("rootfs"));
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name() {
+    let error = |change: fn(&mut Value, &Path)| translate_with(change).unwrap_err();
+    let missing = error(|value, _| {
+        value["mounts"] = json!([{"destination": "/d", "type": "bind", "source": "/no/such"}]);
+    });
+    assert!(missing.contains("mounts[0].source /no/such"), "{missing}");
+    let socket = error(|value, folder| {
+        std::os::unix::net::UnixListener::bind(folder.join("s")).unwrap();
+        value["mounts"] = json!([{"destination": "/s", "type": "bind", "source": "s"}]);
+    });
+    assert!(socket.contains("mounts[0].source") && socket.contains("is a socket"), "{socket}");
+    let joined = error(|value, _| value["linux"]["namespaces"][0]["path"] = json!("/proc/1/ns/pid"));
+    assert!(joined.contains("linux.namespaces pid"), "{joined}");
+    let host_network = error(|value, _| {
+        value["linux"]["namespaces"].as_array_mut().unwrap().pop();
+    });
+    assert!(host_network.contains("publish ports"), "{host_network}");
+    let host_pid = error(|value, _| {
+        value["linux"]["namespaces"].as_array_mut().unwrap().remove(0);
+    });
+    assert!(host_pid.contains("no pid namespace"), "{host_pid}");
+    let hooks = error(|value, _| value["hooks"] = json!({"prestart": [{"path": "/bin/true"}]}));
+    assert!(hooks.starts_with("hooks"), "{hooks}");
+}
+
+#[test]
+fn empty_hooks_are_no_hooks() {
+    assert!(translate_with(|value, _| value["hooks"] = json!({"prestart": []})).is_ok());
+}
+
+#[test]
+fn images_are_told_by_their_superblocks() {
+    let image = |bytes: &'static [u8], offset: usize, read_only: bool| {
+        translate_with(move |value, folder| {
+            let mut content = vec![0; 4096];
+            content[offset..offset + bytes.len()].copy_from_slice(bytes);
+            fs::write(folder.join("image"), content).unwrap();
+            value["root"] = json!({"path": "image", "readonly": read_only});
+        })
+    };
+    let filesystem = |guest: GuestSpec| match guest.root {
+        RootSource::Disk { filesystem, .. } => filesystem,
+        RootSource::Directory => panic!("a directory"),
+    };
+    assert_eq!(filesystem(image(b"\x53\xef", 1080, false).unwrap()), "ext4");
+    assert_eq!(filesystem(image(b"\xe2\xe1\xf5\xe0", 1024, true).unwrap()), "erofs");
+    assert!(image(b"\xe2\xe1\xf5\xe0", 1024, false).unwrap_err().contains("root.readonly"));
+    assert!(image(b"", 0, false).unwrap_err().contains("no ext4 or EROFS"));
+}
+
+#[test]
+fn labels_of_the_host_have_no_effect_and_that_is_said() {
+    let guest =
+        translate_with(|value, _| value["process"]["apparmorProfile"] = json!("docker-default")).unwrap();
+    assert!(guest.spec.process().as_ref().unwrap().apparmor_profile().is_none());
+    assert!(guest.warnings[0].contains("apparmorProfile"));
+}

@@ -1,0 +1,12 @@
+//! What OCI knows of a container.
+
+pub mod bundle;
+pub mod default_spec;
+pub mod guest_spec;
+pub mod id;
+pub mod size;
+pub mod state;
+
+pub use bundle::{Bundle, BundleError};
+pub use id::{ContainerId, IdError};
+pub use state::{ContainerDir, State, StateError, Status};

@@ -1,0 +1,138 @@
+//! How large a container's VM is.
+
+use oci_spec::runtime::Spec;
+use pouch_vmm::config::{MAX_MEMORY_MIB, MAX_VCPUS};
+
+use crate::config::Config;
+
+/// The least memory limit of a container, in MiB.
+const MIN_LIMIT_MIB: u64 = 4;
+/// What the guest's kernel and agent take for themselves, in MiB, so that the container can use
+/// all of its limit.
+const GUEST_OVERHEAD_MIB: u64 = 48;
+/// The kernel's bookkeeping: one part in so many (64 bytes for each page of 4,096).
+const PAGE_BOOKKEEPING: u64 = 64;
+
+/// The size of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmSize {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+}
+
+/// A limit that no VM can have.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    /// Too little memory.
+    #[error(
+        "linux.resources.memory.limit is {0} bytes, but a container in a VM needs {MIN_LIMIT_MIB} MiB at least"
+    )]
+    MemoryTooSmall(i64),
+    /// Too much memory.
+    #[error("linux.resources.memory.limit is {0} bytes, but a VM has at most {MAX_MEMORY_MIB} MiB")]
+    MemoryTooLarge(i64),
+    /// The list of CPUs makes no sense.
+    #[error("linux.resources.cpu.cpus {0:?} is no list of CPUs")]
+    Cpus(String),
+}
+
+/// The size that the specification's limits ask for; where it has none, the configuration's.
+///
+/// # Errors
+/// [`SizeError`] names the field.
+pub fn vm_size(spec: &Spec, config: &Config, host_cpus: u8) -> Result<VmSize, SizeError> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let memory_limit = resources
+        .and_then(|resources| resources.memory().as_ref())
+        .and_then(|memory| memory.limit())
+        .filter(|limit| *limit > 0);
+    let memory_mib = match memory_limit {
+        Some(limit) => memory_for(limit)?,
+        None => config.default_memory_mib,
+    };
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let quota = cpu.and_then(|cpu| cpu.quota()).filter(|quota| *quota > 0);
+    let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(100_000);
+    let listed = match cpu.and_then(|cpu| cpu.cpus().clone()).filter(|list| !list.is_empty()) {
+        Some(list) => Some(count_cpus(&list).ok_or(SizeError::Cpus(list))?),
+        None => None,
+    };
+    // A quota beyond the host's CPUs is possible for runc too: it never bites.
+    let by_quota = quota.map(|quota| u64::try_from(quota).unwrap_or(0).div_ceil(period));
+    let wanted = match (by_quota, listed) {
+        (Some(quota), Some(listed)) => quota.min(listed),
+        (Some(quota), None) => quota,
+        (None, Some(listed)) => listed,
+        (None, None) => u64::from(config.default_vcpus.min(host_cpus)),
+    };
+    let vcpus = wanted.clamp(1, MAX_VCPUS.into());
+    // The clamp fits a byte.
+    Ok(VmSize { vcpus: vcpus as u8, memory_mib })
+}
+
+fn memory_for(limit: i64) -> Result<u32, SizeError> {
+    let mib = u64::try_from(limit).unwrap_or(0).div_ceil(1 << 20);
+    if mib < MIN_LIMIT_MIB {
+        return Err(SizeError::MemoryTooSmall(limit));
+    }
+    // An engine's way to say "no limit".
+    let total = mib + mib.div_ceil(PAGE_BOOKKEEPING) + GUEST_OVERHEAD_MIB;
+    u32::try_from(total).ok().filter(|mib| *mib <= MAX_MEMORY_MIB).ok_or(SizeError::MemoryTooLarge(limit))
+}
+
+/// How many CPUs a list such as "0-2,5" names.
+fn count_cpus(list: &str) -> Option<u64> {
+    let mut cpus = std::collections::BTreeSet::new();
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?);
+        if first > last {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(resources: &str) -> Result<VmSize, SizeError> {
+        let text = format!(r#"{{"ociVersion":"1.0.2","linux":{{"resources":{resources}}}}}"#);
+        vm_size(&serde_json::from_str(&text).unwrap(), &Config::default(), 8)
+    }
+
+    #[test]
+    fn without_limits_the_configuration_counts() {
+        assert_eq!(size("{}"), Ok(VmSize { vcpus: 2, memory_mib: 1024 }));
+        assert_eq!(size(r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#).unwrap().memory_mib, 1024);
+    }
+
+    #[test]
+    fn the_container_can_use_all_of_its_limit() {
+        let size = size(r#"{"memory":{"limit":268435456}}"#).unwrap();
+        assert_eq!(size.memory_mib, 256 + 4 + 48);
+    }
+
+    #[test]
+    fn quotas_are_rounded_up_and_lists_counted() {
+        let vcpus = |cpu: &str| size(&format!(r#"{{"cpu":{cpu}}}"#)).unwrap().vcpus;
+        assert_eq!(vcpus(r#"{"quota":150000,"period":100000}"#), 2);
+        assert_eq!(vcpus(r#"{"quota":50000}"#), 1);
+        assert_eq!(vcpus(r#"{"cpus":"0-2,5"}"#), 4);
+        assert_eq!(vcpus(r#"{"cpus":"0-3","quota":100000}"#), 1);
+        assert_eq!(vcpus(r#"{"quota":100000000}"#), MAX_VCPUS);
+    }
+
+    #[test]
+    fn limits_that_cannot_be_are_named() {
+        assert_eq!(size(r#"{"memory":{"limit":1048576}}"#), Err(SizeError::MemoryTooSmall(1 << 20)));
+        let huge = size(r#"{"memory":{"limit":9223372036854771712}}"#);
+        assert!(matches!(huge, Err(SizeError::MemoryTooLarge(_))));
+        assert_eq!(size(r#"{"cpu":{"cpus":"3-1"}}"#), Err(SizeError::Cpus("3-1".into())));
+        assert_eq!(size(r#"{"cpu":{"cpus":"a"}}"#), Err(SizeError::Cpus("a".into())));
+    }
+}

@@ -1,0 +1,307 @@
+//! The state of containers: a directory each, with a state file.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+
+use super::ContainerId;
+
+/// Where the directories are unless `--root` says otherwise.
+pub const DEFAULT_ROOT: &str = "/run/pouch-vm";
+/// The version of the state's format (OCI runtime specification, runtime.md, "State").
+pub const OCI_VERSION: &str = "1.2.0";
+
+const STATE_FILE: &str = "state.json";
+
+/// The container's status, as `state` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// `create` is under way.
+    Creating,
+    /// Created, and its process not started.
+    Created,
+    /// Its process runs.
+    Running,
+    /// All its processes are frozen.
+    Paused,
+    /// Its process has ended.
+    Stopped,
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        })
+    }
+}
+
+/// A process of the host, told apart from a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostProcess {
+    /// Its number.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot (field 22 of `/proc/PID/stat`).
+    pub start_time: u64,
+}
+
+impl HostProcess {
+    /// The process with this number, if there is one.
+    pub fn find(pid: i32) -> Option<Self> {
+        process_stat(pid).map(|(_, start_time)| HostProcess { pid, start_time })
+    }
+
+    /// Whether it still runs: it exists, is the same, and is no zombie.
+    pub fn alive(&self) -> bool {
+        process_stat(self.pid)
+            .is_some_and(|(state, start_time)| start_time == self.start_time && !matches!(state, 'Z' | 'X'))
+    }
+}
+
+/// State letter and start time from `/proc/PID/stat` (proc_pid_stat(5)).
+fn process_stat(pid: i32) -> Option<(char, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name, in parentheses, may hold anything.
+    let rest = &stat[stat.rfind(')')? + 1..];
+    let mut fields = rest.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let start_time = fields.nth(18)?.parse().ok()?;
+    Some((state, start_time))
+}
+
+/// What the state file holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    /// The container's name.
+    pub id: String,
+    /// Its status when the file was written; see [`ContainerDir::load`].
+    pub status: Status,
+    /// The sandbox host process.
+    pub host: Option<HostProcess>,
+    /// The VMM's process.
+    pub vmm: Option<HostProcess>,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The root file system.
+    pub rootfs: PathBuf,
+    /// When it was created, RFC 3339.
+    pub created: String,
+    /// The user who created it.
+    pub owner: String,
+    /// The specification's annotations.
+    pub annotations: HashMap<String, String>,
+    /// The host's cgroup, below the root of the hierarchy.
+    pub cgroup: Option<PathBuf>,
+    /// The exit status of its process.
+    pub exit_status: Option<i32>,
+    /// Why its VM ended, if not because its process did.
+    pub vm_end: Option<String>,
+}
+
+/// A state file could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// There is no such container.
+    #[error("container {0} does not exist")]
+    NotFound(ContainerId),
+    /// There is one already.
+    #[error("container {0} exists already")]
+    Exists(ContainerId),
+    /// The file or directory could not be used.
+    #[error("the state in {path} cannot be used")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The file makes no sense.
+    #[error("the state {path} is damaged")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+}
+
+/// A container's directory below the root of all states.
+#[derive(Clone, Debug)]
+pub struct ContainerDir {
+    id: ContainerId,
+    path: PathBuf,
+}
+
+impl ContainerDir {
+    /// The directory of a container, which need not exist.
+    pub fn new(root: &Path, id: &ContainerId) -> Self {
+        ContainerDir { id: id.clone(), path: root.join(id.as_str()) }
+    }
+
+    /// Makes the directory.
+    ///
+    /// # Errors
+    /// [`StateError::Exists`] if the name is in use.
+    pub fn create(&self) -> Result<(), StateError> {
+        use std::os::unix::fs::DirBuilderExt;
+        let mut builder = fs::DirBuilder::new();
+        builder.mode(0o700);
+        let parent = self.path.parent().unwrap_or(Path::new("/"));
+        builder.recursive(true).create(parent).map_err(|source| self.error(parent, source))?;
+        match builder.recursive(false).create(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(StateError::Exists(self.id.clone()))
+            }
+            other => other.map_err(|source| self.error(&self.path, source)),
+        }
+    }
+
+    /// The container's name.
+    pub fn id(&self) -> &ContainerId {
+        &self.id
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The socket of the sandbox host process.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("host.sock")
+    }
+
+    fn error(&self, path: &Path, source: io::Error) -> StateError {
+        StateError::Io { path: path.to_owned(), source }
+    }
+
+    /// Writes the state file, so that a reader sees the old one or the new one.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] if it cannot be written.
+    pub fn save(&self, state: &State) -> Result<(), StateError> {
+        let file = self.path.join(STATE_FILE);
+        let new = self.path.join(".state.json.new");
+        let text =
+            serde_json::to_vec(state).map_err(|source| StateError::Damaged { path: file.clone(), source })?;
+        fs::write(&new, text).map_err(|source| self.error(&new, source))?;
+        fs::rename(&new, &file).map_err(|source| self.error(&file, source))
+    }
+
+    /// Reads the state file. A container whose host process is gone is stopped, whatever the file
+    /// says.
+    ///
+    /// # Errors
+    /// [`StateError::NotFound`] if there is no such container.
+    pub fn load(&self) -> Result<State, StateError> {
+        let file = self.path.join(STATE_FILE);
+        let text = match fs::read(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StateError::NotFound(self.id.clone()));
+            }
+            other => other.map_err(|source| self.error(&file, source))?,
+        };
+        let mut state: State =
+            serde_json::from_slice(&text).map_err(|source| StateError::Damaged { path: file, source })?;
+        if !state.host.is_some_and(|host| host.alive()) {
+            state.status = Status::Stopped;
+        }
+        Ok(state)
+    }
+
+    /// Whether the directory is there, with or without a state in it.
+    pub fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
+    /// Removes the directory and all in it.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] if it cannot be removed.
+    pub fn remove(&self) -> Result<(), StateError> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.error(&self.path, error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The containers below `root`, by name.
+///
+/// # Errors
+/// [`StateError::Io`] if the directory cannot be read.
+pub fn list(root: &Path) -> Result<Vec<ContainerDir>, StateError> {
+    let entries = match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|source| StateError::Io { path: root.to_owned(), source })?,
+    };
+    let mut ids: Vec<ContainerId> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    ids.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    Ok(ids.iter().map(|id| ContainerDir::new(root, id)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(host: Option<HostProcess>) -> State {
+        State {
+            id: "a".into(),
+            status: Status::Running,
+            host,
+            vmm: None,
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: String::new(),
+            owner: "root".into(),
+            annotations: HashMap::new(),
+            cgroup: None,
+            exit_status: None,
+            vm_end: None,
+        }
+    }
+
+    #[test]
+    fn a_container_without_its_host_process_is_stopped() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = ContainerDir::new(root.path(), &"a".parse().unwrap());
+        dir.create().unwrap();
+        let this = HostProcess::find(std::process::id() as i32).unwrap();
+        dir.save(&state(Some(this))).unwrap();
+        assert_eq!(dir.load().unwrap().status, Status::Running);
+        let earlier = HostProcess { start_time: this.start_time + 1, ..this };
+        dir.save(&state(Some(earlier))).unwrap();
+        assert_eq!(dir.load().unwrap().status, Status::Stopped);
+    }
+
+    #[test]
+    fn a_name_is_used_once() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = ContainerDir::new(&root.path().join("deep"), &"a".parse().unwrap());
+        assert!(matches!(dir.load(), Err(StateError::NotFound(_))));
+        dir.create().unwrap();
+        assert!(matches!(dir.create(), Err(StateError::Exists(_))));
+        assert_eq!(list(&root.path().join("deep")).unwrap().len(), 1);
+        dir.remove().unwrap();
+        dir.remove().unwrap();
+        assert_eq!(list(&root.path().join("deep")).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_damaged_file_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = ContainerDir::new(root.path(), &"a".parse().unwrap());
+        dir.create().unwrap();
+        fs::write(dir.path().join(STATE_FILE), "{").unwrap();
+        assert!(dir.load().unwrap_err().to_string().contains("state.json is damaged"));
+    }
+}

@@ -1,0 +1,122 @@
+//! Errors for people and for engines: on standard error, and in the file that `--log` names.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::ValueEnum;
+use serde_json::json;
+
+/// How lines in the log file look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// As runc writes them for people.
+    #[default]
+    Text,
+    /// One JSON object a line, as engines read them.
+    Json,
+}
+
+/// Where errors go.
+#[derive(Clone, Debug, Default)]
+pub struct Log {
+    /// The file that `--log` names.
+    pub file: Option<PathBuf>,
+    /// Its format.
+    pub format: LogFormat,
+}
+
+impl Log {
+    /// Tells of an error on standard error and in the file.
+    pub fn error(&self, message: &str) {
+        eprintln!("pouch-vm: {message}");
+        self.write("error", message);
+    }
+
+    /// Tells of something that a user should know, in the file only.
+    pub fn warning(&self, message: &str) {
+        self.write("warning", message);
+    }
+
+    fn write(&self, level: &str, message: &str) {
+        let Some(path) = &self.file else { return };
+        let time = rfc3339(SystemTime::now());
+        let line = match self.format {
+            LogFormat::Json => json!({"level": level, "msg": message, "time": time}).to_string(),
+            LogFormat::Text => format!("time=\"{time}\" level={level} msg={message:?}"),
+        };
+        // The error was told on standard error; a log that cannot be written is no reason to fail.
+        if let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path) {
+            let _ = writeln!(file, "{line}");
+        }
+    }
+}
+
+/// The time as RFC 3339 in UTC with nanoseconds, as OCI state files and engines write it.
+pub fn rfc3339(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = civil_from_days(days);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:09}Z",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        since.subsec_nanos()
+    )
+}
+
+/// The date of a day counted from 1970-01-01, in the Gregorian calendar.
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let mut year = 1970;
+    let mut rest = days;
+    loop {
+        let length = if is_leap(year) { 366 } else { 365 };
+        if rest < length {
+            break;
+        }
+        rest -= length;
+        year += 1;
+    }
+    let february = if is_leap(year) { 29 } else { 28 };
+    let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 1;
+    for length in lengths {
+        if rest < length {
+            break;
+        }
+        rest -= length;
+        month += 1;
+    }
+    (year, month, rest + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        let at = |seconds| rfc3339(UNIX_EPOCH + Duration::new(seconds, 5));
+        assert_eq!(at(0), "1970-01-01T00:00:00.000000005Z");
+        assert_eq!(at(951_782_399), "2000-02-28T23:59:59.000000005Z");
+        assert_eq!(at(951_868_799), "2000-02-29T23:59:59.000000005Z");
+        assert_eq!(at(4_102_444_800), "2100-01-01T00:00:00.000000005Z");
+    }
+
+    #[test]
+    fn the_log_is_one_json_object_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("log.json");
+        let log = Log { file: Some(file.clone()), format: LogFormat::Json };
+        log.warning("say \"hi\"");
+        log.warning("again");
+        let text = std::fs::read_to_string(file).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(lines[0]["msg"], "say \"hi\"");
+        assert_eq!(lines[1]["level"], "warning");
+    }
+}

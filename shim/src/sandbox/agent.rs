@@ -1,0 +1,295 @@
+//! The agent in the guest, as the host calls it. What it says is checked and bounded: the guest
+//! may have taken it over.
+
+use std::os::fd::IntoRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pouch_protocol::agent::{
+    AddEntropyRequest, CheckRequest, CheckResponse, ContainerRequest, CreateContainerRequest,
+    ExecProcessRequest, OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest, SetTimeRequest,
+    SetupSandboxRequest, SignalProcessRequest, Stdio, Storage, UpdateContainerRequest, WaitProcessResponse,
+};
+use pouch_protocol::agent::{ContainerStatsResponse, ListProcessesResponse};
+use pouch_protocol::agent_client::AgentClient;
+use ttrpc::context::{Context, with_duration};
+use ttrpc::{Code, Error};
+
+use super::protocol::Failure;
+
+/// How long an ordinary call may take. Generous: the host may be overloaded.
+const CALL: Duration = Duration::from_secs(120);
+/// Bytes of entropy for a new guest.
+const ENTROPY: usize = 64;
+/// Characters of an error text that are passed on.
+const MAX_MESSAGE: usize = 2000;
+
+/// The agent refuses or does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// It refuses.
+    #[error("{message}")]
+    Refused {
+        /// The kind of error.
+        code: Code,
+        /// Its text.
+        message: String,
+    },
+    /// It does not answer.
+    #[error("the agent in the guest does not answer to {call}: {text}")]
+    Silent {
+        /// The call.
+        call: &'static str,
+        /// What the connection said.
+        text: String,
+    },
+}
+
+impl AgentError {
+    /// The failure for the user.
+    pub fn failure(&self) -> Failure {
+        let message = self.to_string();
+        let status = match self {
+            AgentError::Refused { .. } if message.contains("executable file not found") => 127,
+            AgentError::Refused { .. }
+                if message.contains("no such file or directory") && message.starts_with("exec") =>
+            {
+                127
+            }
+            AgentError::Refused { .. }
+                if message.starts_with("exec") && message.contains("permission denied") =>
+            {
+                126
+            }
+            _ => 1,
+        };
+        Failure { message, status }
+    }
+}
+
+fn error(call: &'static str) -> impl FnOnce(Error) -> AgentError {
+    move |error| match error {
+        Error::RpcStatus(status) => {
+            AgentError::Refused { code: status.code(), message: printable(status.message()) }
+        }
+        other => AgentError::Silent { call, text: other.to_string() },
+    }
+}
+
+/// A text of the guest, fit for terminals and logs: bounded, without control characters.
+fn printable(text: &str) -> String {
+    text.chars().take(MAX_MESSAGE).map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+}
+
+fn within(duration: Duration) -> Context {
+    with_duration(duration)
+}
+
+/// A connection to the agent.
+#[derive(Clone)]
+pub struct Agent(AgentClient);
+
+impl Agent {
+    /// Speaks to the agent at the other end of `stream`.
+    ///
+    /// # Errors
+    /// [`AgentError::Silent`] if the connection cannot be used.
+    pub fn new(stream: UnixStream) -> Result<Self, AgentError> {
+        // The client owns the descriptor from here on.
+        let client = ttrpc::Client::new(stream.into_raw_fd()).map_err(error("connect"))?;
+        Ok(Agent(AgentClient::new(client)))
+    }
+
+    /// What the agent is.
+    ///
+    /// # Errors
+    /// [`AgentError`] if it does not answer.
+    pub fn check(&self) -> Result<CheckResponse, AgentError> {
+        self.0.check(within(CALL), &CheckRequest::new()).map_err(error("Check"))
+    }
+
+    /// Makes the guest an individual: clock, entropy, CPUs, storages.
+    ///
+    /// # Errors
+    /// [`AgentError`] names what could not be set.
+    pub fn setup(&self, hostname: &str, cpus: u8, storages: Vec<Storage>) -> Result<(), AgentError> {
+        let mut request = SetupSandboxRequest::new();
+        request.hostname = hostname.to_owned();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut time = SetTimeRequest::new();
+        time.nanoseconds = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+        request.time = Some(time).into();
+        if let Some(data) = entropy() {
+            let mut entropy = AddEntropyRequest::new();
+            entropy.data = data;
+            request.entropy = Some(entropy).into();
+        }
+        let mut online = OnlineCpusRequest::new();
+        online.count = cpus.into();
+        request.cpus = Some(online).into();
+        request.storages = storages;
+        self.0.setup_sandbox(within(CALL), &request).map(drop).map_err(error("SetupSandbox"))
+    }
+
+    /// Creates a container.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn create(
+        &self,
+        id: &str,
+        spec: Vec<u8>,
+        stdio: Stdio,
+        storages: Vec<Storage>,
+    ) -> Result<(), AgentError> {
+        let mut request = CreateContainerRequest::new();
+        request.container_id = id.to_owned();
+        request.spec = spec;
+        request.stdio = Some(stdio).into();
+        request.storages = storages;
+        self.0.create_container(within(CALL), &request).map(drop).map_err(error("CreateContainer"))
+    }
+
+    /// Starts a container's process.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn start(&self, id: &str) -> Result<(), AgentError> {
+        self.0.start_container(within(CALL), &container(id)).map(drop).map_err(error("StartContainer"))
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn pause(&self, id: &str) -> Result<(), AgentError> {
+        self.0.pause_container(within(CALL), &container(id)).map(drop).map_err(error("PauseContainer"))
+    }
+
+    /// Lets a container go on.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn resume(&self, id: &str) -> Result<(), AgentError> {
+        self.0.resume_container(within(CALL), &container(id)).map(drop).map_err(error("ResumeContainer"))
+    }
+
+    /// The processes of a container.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn processes(&self, id: &str) -> Result<ListProcessesResponse, AgentError> {
+        self.0.list_processes(within(CALL), &container(id)).map_err(error("ListProcesses"))
+    }
+
+    /// The counters of a container.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn stats(&self, id: &str) -> Result<ContainerStatsResponse, AgentError> {
+        self.0.container_stats(within(CALL), &container(id)).map_err(error("ContainerStats"))
+    }
+
+    /// New limits.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn update(&self, id: &str, resources: Vec<u8>) -> Result<(), AgentError> {
+        let mut request = UpdateContainerRequest::new();
+        request.container_id = id.to_owned();
+        request.resources = resources;
+        self.0.update_container(within(CALL), &request).map(drop).map_err(error("UpdateContainer"))
+    }
+
+    /// Starts a further process.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn exec(&self, id: &str, exec_id: &str, process: Vec<u8>, stdio: Stdio) -> Result<(), AgentError> {
+        let mut request = ExecProcessRequest::new();
+        request.container_id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        request.process = process;
+        request.stdio = Some(stdio).into();
+        self.0.exec_process(within(CALL), &request).map(drop).map_err(error("ExecProcess"))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn signal(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
+        let mut request = SignalProcessRequest::new();
+        request.container_id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        request.signal = signal;
+        request.all = all;
+        self.0.signal_process(within(CALL), &request).map(drop).map_err(error("SignalProcess"))
+    }
+
+    /// Waits, however long it takes, for the end of a process.
+    ///
+    /// # Errors
+    /// [`AgentError`] if there is no such process, or the VM is gone.
+    pub fn wait(&self, id: &str, exec_id: &str) -> Result<WaitProcessResponse, AgentError> {
+        let mut request = ProcessRequest::new();
+        request.container_id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        self.0.wait_process(Context::default(), &request).map_err(error("WaitProcess"))
+    }
+
+    /// Tells the size of a terminal.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn resize(&self, id: &str, exec_id: &str, rows: u32, columns: u32) -> Result<(), AgentError> {
+        let mut request = ResizeTerminalRequest::new();
+        request.container_id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        request.rows = rows;
+        request.columns = columns;
+        self.0.resize_terminal(within(CALL), &request).map(drop).map_err(error("ResizeTerminal"))
+    }
+}
+
+fn container(id: &str) -> ContainerRequest {
+    let mut request = ContainerRequest::new();
+    request.container_id = id.to_owned();
+    request
+}
+
+/// Bytes from the host's generator.
+fn entropy() -> Option<Vec<u8>> {
+    random_bytes::<ENTROPY>().map(|bytes| bytes.to_vec())
+}
+
+/// Bytes from the host's generator.
+pub fn random_bytes<const N: usize>() -> Option<[u8; N]> {
+    let mut bytes = [0u8; N];
+    // SAFETY: the pointer and the length are those of a live array.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) };
+    (usize::try_from(got) == Ok(N)).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(message: &str) -> Failure {
+        AgentError::Refused { code: Code::INVALID_ARGUMENT, message: message.to_owned() }.failure()
+    }
+
+    #[test]
+    fn commands_that_cannot_run_have_the_shells_statuses() {
+        assert_eq!(refused("exec: \"foo\": executable file not found in $PATH").status, 127);
+        assert_eq!(refused("exec: \"/foo\": stat /foo: no such file or directory").status, 127);
+        assert_eq!(refused("exec: \"/etc/passwd\": permission denied").status, 126);
+        assert_eq!(refused("linux.intelRdt: not available").status, 1);
+    }
+
+    #[test]
+    fn texts_of_the_guest_are_bounded_and_printable() {
+        assert_eq!(printable("a\x1b[31mb\n"), "a?[31mb\n");
+        assert_eq!(printable(&"x".repeat(100_000)).len(), MAX_MESSAGE);
+    }
+}

@@ -1,0 +1,121 @@
+//! The command line's side of the socket to a sandbox host process.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, listen, socket,
+};
+use pouch_vmm::control::ControlSocket;
+
+use super::protocol::{Answer, Failure, Request};
+
+/// The host process cannot be asked, or refuses.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// It cannot be reached.
+    #[error("the host process of the container cannot be reached at {path}")]
+    Connect {
+        /// Its socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It ended in the middle.
+    #[error("the host process of the container ended before it answered")]
+    Gone(#[source] Option<io::Error>),
+    /// It refuses.
+    #[error("{}", .0.message)]
+    Refused(Failure),
+}
+
+impl ClientError {
+    /// The exit status that tells this error.
+    pub fn status(&self) -> u8 {
+        match self {
+            ClientError::Refused(failure) => failure.status,
+            _ => 1,
+        }
+    }
+}
+
+/// A connection to a sandbox host process.
+pub struct HostClient(ControlSocket);
+
+impl HostClient {
+    /// Connects to the process that listens at `path`.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] if none does.
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let error = |source: io::Error| ClientError::Connect { path: path.to_owned(), source };
+        let fd = seqpacket().map_err(error)?;
+        let address = UnixAddr::new(&short(path)?).map_err(|errno| error(errno.into()))?;
+        connect(fd.as_raw_fd(), &address).map_err(|errno| error(errno.into()))?;
+        Ok(HostClient(ControlSocket::from_fd(fd)))
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// [`ClientError`] says why there is none.
+    pub fn ask(&self, request: &Request) -> Result<(Answer, Vec<OwnedFd>), ClientError> {
+        self.0.send(request, &[]).map_err(|error| ClientError::Gone(Some(error)))?;
+        match self.0.receive::<Answer>() {
+            Ok(Some((Answer::Failed(failure), _))) => Err(ClientError::Refused(failure)),
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(ClientError::Gone(None)),
+            Err(error) => Err(ClientError::Gone(Some(error))),
+        }
+    }
+}
+
+/// A socket's address has room for 107 bytes only (unix(7)); through a descriptor of its
+/// directory any path fits.
+fn short(path: &Path) -> Result<PathBuf, ClientError> {
+    if path.as_os_str().len() < 100 {
+        return Ok(path.to_owned());
+    }
+    let error = |source| ClientError::Connect { path: path.to_owned(), source };
+    let directory = fs::File::open(path.parent().unwrap_or(Path::new("/"))).map_err(error)?;
+    let name = path.file_name().unwrap_or_default();
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+    // Held open until the process ends: the address leads through it.
+    std::mem::forget(directory);
+    Ok(short)
+}
+
+fn seqpacket() -> io::Result<OwnedFd> {
+    Ok(socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?)
+}
+
+/// The listening side of the socket.
+pub struct HostListener(OwnedFd);
+
+impl HostListener {
+    /// Listens at `path`, which must not exist.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] if the socket cannot be made.
+    pub fn bind(path: &Path) -> Result<Self, ClientError> {
+        let error = |source: io::Error| ClientError::Connect { path: path.to_owned(), source };
+        let fd = seqpacket().map_err(error)?;
+        let address = UnixAddr::new(&short(path)?).map_err(|errno| error(errno.into()))?;
+        bind(fd.as_raw_fd(), &address).map_err(|errno| error(errno.into()))?;
+        listen(&fd, Backlog::MAXCONN).map_err(|errno| error(errno.into()))?;
+        Ok(HostListener(fd))
+    }
+
+    /// Waits for the next connection.
+    ///
+    /// # Errors
+    /// What `accept(2)` says.
+    pub fn accept(&self) -> io::Result<ControlSocket> {
+        use std::os::fd::FromRawFd;
+        let fd = accept4(self.0.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+        // SAFETY: the descriptor is new and nothing else owns it.
+        Ok(ControlSocket::from_fd(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+}

@@ -1,0 +1,187 @@
+//! A running sandbox as requests of the command line see it.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pouch_protocol::STREAM_PORT;
+use pouch_protocol::agent::Stdio;
+
+use super::agent::{Agent, AgentError, random_bytes};
+use super::protocol::{ExecRequest, Failure};
+use super::vm::{Vm, VmError};
+use crate::container::{ContainerDir, State, StateError, Status};
+
+/// How long the agent may take to accept a stream.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A VM with its container.
+pub struct Sandbox {
+    /// The container's directory.
+    pub dir: ContainerDir,
+    /// The VM.
+    pub vm: Vm,
+    /// The agent in it.
+    pub agent: Agent,
+    state: Mutex<State>,
+    execs: AtomicU64,
+}
+
+/// A stream could not be connected.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The VM does not connect it.
+    #[error("a standard stream could not be connected to the guest")]
+    Connect(#[source] VmError),
+    /// It broke at once.
+    #[error("a standard stream broke while it was connected")]
+    Token(#[source] std::io::Error),
+    /// The host has no random numbers.
+    #[error("the host's random number generator does not answer")]
+    Random,
+    /// The agent refuses.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+impl StreamError {
+    /// The failure for the user.
+    pub fn failure(&self) -> Failure {
+        match self {
+            StreamError::Agent(error) => error.failure(),
+            other => Failure::new(crate::errors::chain(other)),
+        }
+    }
+}
+
+/// The streams of a process: stdin, stdout and stderr, or a terminal alone.
+pub type Streams = Vec<UnixStream>;
+
+/// Random names for the streams of a process.
+pub struct Tokens(Stdio);
+
+impl Tokens {
+    /// Names for a terminal of the given size, or for three streams.
+    ///
+    /// # Errors
+    /// [`StreamError::Random`] if the host has no random numbers.
+    pub fn new(terminal: bool, size: (u32, u32)) -> Result<Self, StreamError> {
+        let mut stdio = Stdio::new();
+        stdio.terminal = terminal;
+        (stdio.rows, stdio.columns) = size;
+        if terminal {
+            stdio.terminal_token = token()?;
+        } else {
+            stdio.stdin_token = token()?;
+            stdio.stdout_token = token()?;
+            stdio.stderr_token = token()?;
+        }
+        Ok(Tokens(stdio))
+    }
+
+    /// What the agent is told.
+    pub fn stdio(&self) -> Stdio {
+        self.0.clone()
+    }
+
+    /// Connects the streams, after the agent was told.
+    ///
+    /// # Errors
+    /// [`StreamError`] if one cannot be connected.
+    pub fn connect(&self, vm: &Vm) -> Result<Streams, StreamError> {
+        let tokens: &[u64] = if self.0.terminal {
+            &[self.0.terminal_token]
+        } else {
+            &[self.0.stdin_token, self.0.stdout_token, self.0.stderr_token]
+        };
+        tokens
+            .iter()
+            .map(|token| {
+                let mut stream = vm.connect(STREAM_PORT, STREAM_TIMEOUT).map_err(StreamError::Connect)?;
+                stream.write_all(&token.to_le_bytes()).map_err(StreamError::Token)?;
+                Ok(stream)
+            })
+            .collect()
+    }
+}
+
+/// A number that is not 0, which stands for no stream.
+fn token() -> Result<u64, StreamError> {
+    random_bytes().map(|bytes| u64::from_le_bytes(bytes).max(1)).ok_or(StreamError::Random)
+}
+
+impl Sandbox {
+    /// A sandbox whose container is created.
+    pub fn new(dir: ContainerDir, vm: Vm, agent: Agent, state: State) -> Self {
+        Sandbox { dir, vm, agent, state: Mutex::new(state), execs: AtomicU64::new(1) }
+    }
+
+    /// The container's name.
+    pub fn id(&self) -> &str {
+        self.dir.id().as_str()
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The container's status.
+    pub fn status(&self) -> Status {
+        self.lock_state().status
+    }
+
+    /// Changes the state and writes it down.
+    ///
+    /// # Errors
+    /// [`StateError`] if it cannot be written.
+    pub fn update_state(&self, change: impl FnOnce(&mut State)) -> Result<(), StateError> {
+        let mut state = self.lock_state();
+        change(&mut state);
+        self.dir.save(&state)
+    }
+
+    /// Goes from one status to another by `action`; nobody else changes it meanwhile.
+    ///
+    /// # Errors
+    /// The container is in another status, or the action fails.
+    pub fn transition(
+        &self,
+        from: Status,
+        to: Status,
+        action: impl FnOnce() -> Result<(), AgentError>,
+    ) -> Result<(), Failure> {
+        let mut state = self.lock_state();
+        if state.status != from {
+            let text = format!("container {} is {}, and must be {from} for this", state.id, state.status);
+            return Err(Failure::new(text));
+        }
+        action().map_err(|error| error.failure())?;
+        state.status = to;
+        self.dir.save(&state).map_err(|error| Failure::new(crate::errors::chain(&error)))
+    }
+
+    /// Starts a further process; returns its name and its streams.
+    ///
+    /// # Errors
+    /// The container does not run, or the process cannot be started.
+    pub fn exec(&self, request: &ExecRequest) -> Result<(String, Streams), Failure> {
+        let status = self.status();
+        if status != Status::Running {
+            return Err(Failure::new(format!(
+                "container {} is {status}: nothing can be executed in it",
+                self.id()
+            )));
+        }
+        let exec_id = format!("exec-{}", self.execs.fetch_add(1, Ordering::Relaxed));
+        let process = request.process.to_string().into_bytes();
+        let streams = Tokens::new(request.terminal, (request.rows, request.columns))
+            .and_then(|tokens| {
+                self.agent.exec(self.id(), &exec_id, process, tokens.stdio())?;
+                tokens.connect(&self.vm)
+            })
+            .map_err(|error| error.failure())?;
+        Ok((exec_id, streams))
+    }
+}

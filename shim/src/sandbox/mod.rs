@@ -1,0 +1,14 @@
+//! One VM and the process of the host that owns it.
+
+pub mod agent;
+pub mod cgroup;
+pub mod client;
+pub mod exec;
+pub mod host;
+pub mod launch;
+pub mod network;
+pub mod protocol;
+pub mod server;
+pub mod share;
+pub mod stats;
+pub mod vm;

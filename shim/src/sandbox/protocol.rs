@@ -1,0 +1,175 @@
+//! What the command line asks of a sandbox host process.
+//!
+//! The socket is `host.sock` in the container's state directory, `SOCK_SEQPACKET`: one message a
+//! packet, JSON, descriptors beside it. Only root reaches the directory.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::container::Status;
+use crate::logging::LogFormat;
+
+/// What a sandbox host process is started with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Launch {
+    /// The container's name.
+    pub id: String,
+    /// The root of all states.
+    pub root: PathBuf,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// Where to send the master of the container's terminal.
+    pub console_socket: Option<PathBuf>,
+    /// Where errors after the start go.
+    pub log: Option<PathBuf>,
+    /// How they look there.
+    pub log_json: bool,
+    /// The configuration.
+    pub config: Config,
+}
+
+impl Launch {
+    /// The format of the log.
+    pub fn log_format(&self) -> LogFormat {
+        if self.log_json { LogFormat::Json } else { LogFormat::Text }
+    }
+}
+
+/// The first word of a new sandbox host process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// The container is created.
+    Created,
+    /// It could not be, and nothing is left.
+    Failed(Failure),
+}
+
+/// Why something failed, for the user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// A sentence.
+    pub message: String,
+    /// The exit status that tells it: 127 for a command that is not found, 126 for one that
+    /// cannot be executed, 1 for all else.
+    pub status: u8,
+}
+
+impl Failure {
+    /// An ordinary failure.
+    pub fn new(message: impl Into<String>) -> Self {
+        Failure { message: message.into(), status: 1 }
+    }
+}
+
+/// A request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Starts the container's process.
+    Start,
+    /// The container's status.
+    Status,
+    /// Sends a signal.
+    Signal {
+        /// The process that [`Request::Exec`] started; the container's own without.
+        exec_id: Option<String>,
+        /// The signal's number.
+        signal: u32,
+        /// All processes of the container.
+        all: bool,
+    },
+    /// Freezes all processes.
+    Pause,
+    /// Lets them go on.
+    Resume,
+    /// The container's processes.
+    Processes,
+    /// Its counters.
+    Stats,
+    /// New limits: an OCI `linux.resources` object.
+    Update {
+        /// The object.
+        resources: serde_json::Value,
+    },
+    /// Starts a process; the answer comes with the descriptors of its streams. The process is
+    /// killed if the connection closes before its end.
+    Exec(ExecRequest),
+    /// Waits for the process that this connection started.
+    Wait,
+    /// The size of a terminal changed.
+    Resize {
+        /// The process; the container's own without.
+        exec_id: Option<String>,
+        /// Rows.
+        rows: u32,
+        /// Columns.
+        columns: u32,
+    },
+    /// Ends the VM and this process, whatever the container does.
+    Destroy,
+}
+
+/// A process to start in a running container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecRequest {
+    /// An OCI `process` object.
+    pub process: serde_json::Value,
+    /// A terminal instead of three streams.
+    pub terminal: bool,
+    /// The terminal's size.
+    pub rows: u32,
+    /// The terminal's size.
+    pub columns: u32,
+}
+
+/// An answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Processes`].
+    Processes(Vec<Process>),
+    /// To [`Request::Stats`]: what `events --stats` prints.
+    Stats(serde_json::Value),
+    /// To [`Request::Exec`]: stdin, stdout and stderr, or the terminal, come beside it.
+    Started {
+        /// The process's name for further requests.
+        exec_id: String,
+    },
+    /// To [`Request::Wait`].
+    Exited {
+        /// As a shell gives it.
+        status: u32,
+        /// Bytes that it wrote to stdout, or the terminal, in all.
+        stdout_bytes: u64,
+        /// Bytes that it wrote to stderr in all.
+        stderr_bytes: u64,
+    },
+    /// It failed.
+    Failed(Failure),
+}
+
+/// A process of the container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number in the guest.
+    pub pid: u32,
+    /// Its parent's.
+    pub parent: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its terminal, or "?".
+    pub terminal: String,
+    /// CPU time that it used, in milliseconds.
+    pub cpu_milliseconds: u64,
+    /// Its command line.
+    pub command: String,
+}

@@ -1,0 +1,177 @@
+//! Answers the command line's requests.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread;
+
+use pouch_vmm::control::ControlSocket;
+
+use super::client::HostListener;
+use super::exec::Sandbox;
+use super::host::Event;
+use super::protocol::{Answer, ExecRequest, Failure, Process, Request};
+use super::stats;
+use crate::container::Status;
+
+/// Stack of a connection's thread.
+const STACK: usize = 256 * 1024;
+/// The most processes that are told of.
+const MAX_PROCESSES: usize = 4096;
+
+/// Accepts connections until the process ends.
+///
+/// # Errors
+/// What starting a thread says.
+pub fn serve(listener: HostListener, sandbox: Arc<Sandbox>, events: Sender<Event>) -> io::Result<()> {
+    thread::Builder::new().name("listener".to_owned()).stack_size(STACK).spawn(move || {
+        while let Ok(socket) = listener.accept() {
+            let connection = Connection {
+                socket: Arc::new(socket),
+                sandbox: sandbox.clone(),
+                events: events.clone(),
+                exec: None,
+            };
+            // Without a thread the connection is dropped, and the asker told by that.
+            let _ = thread::Builder::new()
+                .name("request".to_owned())
+                .stack_size(STACK)
+                .spawn(move || connection.serve());
+        }
+    })?;
+    Ok(())
+}
+
+/// The process that a connection started.
+struct Exec {
+    id: String,
+    ended: Arc<AtomicBool>,
+}
+
+struct Connection {
+    socket: Arc<ControlSocket>,
+    sandbox: Arc<Sandbox>,
+    events: Sender<Event>,
+    exec: Option<Exec>,
+}
+
+impl Connection {
+    fn serve(mut self) {
+        while let Ok(Some((request, _))) = self.socket.receive::<Request>() {
+            let answer = match self.handle(request) {
+                Ok(Some(answer)) => answer,
+                Ok(None) => continue,
+                Err(failure) => Answer::Failed(failure),
+            };
+            if self.socket.send(&answer, &[]).is_err() {
+                break;
+            }
+        }
+        // Whoever started a process and goes away before its end takes it along.
+        if let Some(exec) = &self.exec
+            && !exec.ended.load(Ordering::Acquire)
+        {
+            // It may end at the same time.
+            let _ = self.sandbox.agent.signal(self.sandbox.id(), &exec.id, libc::SIGKILL as u32, false);
+        }
+    }
+
+    /// The answer; none if it was sent, or will be, by someone else.
+    fn handle(&mut self, request: Request) -> Result<Option<Answer>, Failure> {
+        let sandbox = &self.sandbox;
+        let id = sandbox.id();
+        match request {
+            Request::Start => {
+                sandbox.transition(Status::Created, Status::Running, || sandbox.agent.start(id))?;
+            }
+            Request::Pause => {
+                sandbox.transition(Status::Running, Status::Paused, || sandbox.agent.pause(id))?;
+            }
+            Request::Resume => {
+                sandbox.transition(Status::Paused, Status::Running, || sandbox.agent.resume(id))?;
+            }
+            Request::Status => return Ok(Some(Answer::Status(sandbox.status()))),
+            Request::Signal { exec_id, signal, all } => {
+                let exec_id = exec_id.as_deref().unwrap_or("");
+                sandbox.agent.signal(id, exec_id, signal, all).map_err(|error| error.failure())?;
+            }
+            Request::Resize { exec_id, rows, columns } => {
+                let exec_id = exec_id.as_deref().unwrap_or("");
+                sandbox.agent.resize(id, exec_id, rows, columns).map_err(|error| error.failure())?;
+            }
+            Request::Processes => return self.processes().map(Some),
+            Request::Stats => {
+                let stats = sandbox.agent.stats(id).map_err(|error| error.failure())?;
+                return Ok(Some(Answer::Stats(stats::to_json(id, &stats))));
+            }
+            Request::Update { resources } => {
+                let resources = resources.to_string().into_bytes();
+                sandbox.agent.update(id, resources).map_err(|error| error.failure())?;
+            }
+            Request::Exec(request) => return self.exec(&request),
+            Request::Wait => return self.wait(),
+            // The main thread may be gone already: then this process ends anyway.
+            Request::Destroy => drop(self.events.send(Event::Destroy)),
+        }
+        Ok(Some(Answer::Done))
+    }
+
+    fn processes(&self) -> Result<Answer, Failure> {
+        let list = self.sandbox.agent.processes(self.sandbox.id()).map_err(|error| error.failure())?;
+        let processes = list
+            .processes
+            .into_iter()
+            .take(MAX_PROCESSES)
+            .map(|process| Process {
+                pid: process.pid,
+                parent: process.parent_pid,
+                uid: process.uid,
+                terminal: process.terminal.chars().filter(|c| !c.is_control()).take(20).collect(),
+                cpu_milliseconds: process.cpu_milliseconds,
+                command: process.command.chars().filter(|c| !c.is_control()).take(1000).collect(),
+            })
+            .collect();
+        Ok(Answer::Processes(processes))
+    }
+
+    fn exec(&mut self, request: &ExecRequest) -> Result<Option<Answer>, Failure> {
+        if self.exec.is_some() {
+            return Err(Failure::new("this connection has started a process already"));
+        }
+        let (exec_id, streams) = self.sandbox.exec(request)?;
+        self.exec = Some(Exec { id: exec_id.clone(), ended: Arc::default() });
+        let fds: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
+        self.socket
+            .send(&Answer::Started { exec_id }, &fds)
+            .map_err(|error| Failure::new(format!("the streams could not be handed over: {error}")))?;
+        Ok(None)
+    }
+
+    /// Answers when the process has ended; the connection goes on to be watched meanwhile.
+    fn wait(&self) -> Result<Option<Answer>, Failure> {
+        let exec =
+            self.exec.as_ref().ok_or_else(|| Failure::new("this connection has started no process"))?;
+        let (id, ended) = (exec.id.clone(), exec.ended.clone());
+        let (socket, sandbox) = (self.socket.clone(), self.sandbox.clone());
+        thread::Builder::new()
+            .name("wait".to_owned())
+            .stack_size(STACK)
+            .spawn(move || {
+                let answer = match sandbox.agent.wait(sandbox.id(), &id) {
+                    Ok(response) => Answer::Exited {
+                        status: response.exit_status.min(255),
+                        stdout_bytes: response.stdout_bytes,
+                        stderr_bytes: response.stderr_bytes,
+                    },
+                    Err(error) => Answer::Failed(error.failure()),
+                };
+                ended.store(true, Ordering::Release);
+                // The asker may be gone.
+                let _ = socket.send(&answer, &[]);
+            })
+            .map_err(|error| Failure::new(format!("a thread could not be started: {error}")))?;
+        Ok(None)
+    }
+}

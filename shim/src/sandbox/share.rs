@@ -1,0 +1,119 @@
+//! The share tree: all of the host that a VM sees, and the VMM's root directory.
+//!
+//! It is mounted in a mount namespace of the sandbox host process, so that the mounts are gone
+//! with the last process of the sandbox, however it ends.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::container::guest_spec::SharedPath;
+
+/// The tree could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    /// No mount namespace.
+    #[error("a mount namespace for the sandbox could not be made")]
+    Namespace(#[source] nix::Error),
+    /// A directory or file for a mount could not be made.
+    #[error("{path} could not be made in the share tree")]
+    Create {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A mount was refused.
+    #[error("{path} could not be {action}")]
+    Mount {
+        /// The path.
+        path: PathBuf,
+        /// What was to be done.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn mount_error(path: &Path, action: &'static str) -> impl FnOnce(nix::Error) -> ShareError {
+    let path = path.to_owned();
+    move |errno| ShareError::Mount { path, action, source: errno.into() }
+}
+
+/// Moves this process into a mount namespace of its own. Mounts of the host still appear in it;
+/// mounts made in it do not appear on the host.
+///
+/// # Errors
+/// [`ShareError::Namespace`] if the kernel refuses.
+pub fn enter_namespace() -> Result<(), ShareError> {
+    unshare(CloneFlags::CLONE_NEWNS).map_err(ShareError::Namespace)?;
+    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).map_err(ShareError::Namespace)
+}
+
+/// Puts the tree together at `path`, which must not exist.
+///
+/// # Errors
+/// [`ShareError`] names the path.
+pub fn build(path: &Path, shared: &[SharedPath]) -> Result<(), ShareError> {
+    create_directory(path)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("pouch-share"), path, Some("tmpfs"), flags, Some("mode=755,size=1m"))
+        .map_err(mount_error(path, "mounted"))?;
+    for entry in shared {
+        bind(path, entry)?;
+    }
+    // The tree itself holds mount points only: nothing for the guest to fill.
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
+    mount(None::<&str>, path, None::<&str>, read_only, None::<&str>)
+        .map_err(mount_error(path, "made read-only"))
+}
+
+fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
+    let target = tree.join(&entry.target);
+    if entry.directory {
+        create_directory(&target)?;
+    } else {
+        create_directory(target.parent().unwrap_or(tree))?;
+        File::create(&target).map_err(|source| ShareError::Create { path: target.clone(), source })?;
+    }
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(&entry.source), &target, None::<&str>, flags, None::<&str>)
+        .map_err(mount_error(&entry.source, "bound into the share tree"))?;
+    if entry.read_only {
+        make_read_only(&target).map_err(|source| ShareError::Mount {
+            path: entry.source.clone(),
+            action: "made read-only",
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn create_directory(path: &Path) -> Result<(), ShareError> {
+    fs::create_dir_all(path).map_err(|source| ShareError::Create { path: path.to_owned(), source })
+}
+
+/// Makes a mount and all below it read-only (mount_setattr(2), Linux 5.12).
+fn make_read_only(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is NUL-terminated, and the structure is live and of the size given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
