@@ -1,0 +1,84 @@
+# Everything that one does with a clone; `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+
+PREFIX ?= /usr/local
+IMAGE ?= busybox
+CMD ?=
+POUCH_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pouch-vm
+export POUCH_CACHE
+
+TRIPLE := x86_64-unknown-linux-gnu
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BIN := $(TARGET)/$(TRIPLE)/release
+# The testbed lays this folder over its root.
+TREE := $(or $(POUCH_INSTALL_DIR),target/install)
+PARTS := bin/pouch-vm libexec/pouch-vm/pouch-vmm share/pouch-vm/vmlinux share/pouch-vm/guest-root.cpio
+
+# What the build needs; the testbed's script adds what the testbed needs.
+PACKAGES := bc bison ca-certificates cpio curl flex gcc libc6-dev libelf-dev libseccomp-dev libssl-dev \
+	linux-source-6.12 make perl pkg-config python3 xz-utils
+
+INSTALL_TREE := $(addprefix $(TREE)/usr/local/,$(PARTS))
+
+.PHONY: all
+all: install-tree ## Build everything (the default)
+
+.PHONY: help
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: prerequisites
+prerequisites: ## Install missing Debian packages from this machine's own sources (needs root only if some are)
+	@tests/testbed/prerequisites --install $(PACKAGES)
+
+# Cargo and the kernel's script know best whether anything is to be done; a file that they
+# leave alone keeps its time, and then nothing that is made from it is made again.
+.PHONY: FORCE
+FORCE:
+
+.PHONY: binaries
+binaries: prerequisites
+	@cargo build --quiet --release --locked -p pouch-vmm -p pouch-agent -p pouch-shim
+
+$(BIN)/pouch-vm $(BIN)/pouch-vmm $(BIN)/pouch-agent: binaries ;
+
+$(TARGET)/kernel/vmlinux: $(wildcard kernel-config/*) | prerequisites
+	@kernel-config/build.sh $(@D) && touch $@
+
+$(TARGET)/guest-root.cpio: $(BIN)/pouch-agent rootfs/build.sh
+	@rootfs/build.sh $@ $<
+
+$(TREE)/usr/local/bin/pouch-vm: $(BIN)/pouch-vm
+$(TREE)/usr/local/libexec/pouch-vm/pouch-vmm: $(BIN)/pouch-vmm
+$(TREE)/usr/local/share/pouch-vm/vmlinux: $(TARGET)/kernel/vmlinux
+$(TREE)/usr/local/share/pouch-vm/guest-root.cpio: $(TARGET)/guest-root.cpio
+
+# Programs keep their executable bit, data has none.
+$(INSTALL_TREE):
+	@install -D -m $(if $(findstring /share/,$@),0644,0755) $< $@
+
+.PHONY: install-tree
+install-tree: $(INSTALL_TREE) ## Build all and lay it out in target/install, as the testbed takes it
+
+.PHONY: install
+install: install-tree ## Install below $(DESTDIR)$(PREFIX)
+	@for part in $(PARTS); do \
+	  mode=0755; [[ $$part != share/* ]] || mode=0644; \
+	  install -D -m $$mode "$(TREE)/usr/local/$$part" "$(DESTDIR)$(PREFIX)/$$part"; \
+	done
+	@echo "installed below $(DESTDIR)$(PREFIX)"
+
+.PHONY: run
+run: install-tree ## Run a container in its own VM: make run [IMAGE=busybox] [CMD='…']
+	@CMD=$(call quoted,$(CMD)) tests/demo/run $(call quoted,$(IMAGE)) "$(TREE)/usr/local"
+
+.PHONY: clean
+clean: ## Remove what was built here (the cache in $(POUCH_CACHE) stays)
+	@rm -rf target/install target/kernel target/guest-root.cpio target/bench.json
+	@cargo clean --quiet
+
+quoted = '$(subst ','\'',$(1))'
