@@ -181,13 +181,20 @@ impl Driver {
 
     async fn everything(&self) -> Result<()> {
         self.guest().await?;
-        self.plain().await?;
-        self.failures().await?;
-        self.long_running().await?;
-        self.terminals().await?;
-        self.features().await?;
-        self.more().await?;
-        self.network().await?;
+        for (name, result) in [
+            ("plain", self.plain().await),
+            ("failures", self.failures().await),
+            ("long-running", self.long_running().await),
+            ("terminals", self.terminals().await),
+            ("seccomp", self.seccomp().await),
+            ("features", self.features().await),
+            ("more", self.more().await),
+            ("network", self.network().await),
+        ] {
+            if let Err(error) = result {
+                check(&format!("{name}: {error}"), false)?;
+            }
+        }
         let failures = FAILURES.load(Ordering::Relaxed);
         println!("{failures} checks failed");
         if failures == 0 { Ok(()) } else { Err("not every check passed".into()) }
@@ -417,7 +424,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn features(&self) -> Result<()> {
+    async fn seccomp(&self) -> Result<()> {
         let mut seccomp =
             spec(&["sh", "-c", "mkdir /tmp/x; echo $?; grep Seccomp: /proc/self/status; sleep 100"]);
         seccomp["linux"]["seccomp"] = json!({
@@ -436,7 +443,10 @@ impl Driver {
         self.signal("sec", libc::SIGKILL, true).await?;
         check("killed", self.wait("sec", "").await?.exit_status == 137)?;
         self.delete("sec").await?;
+        Ok(())
+    }
 
+    async fn features(&self) -> Result<()> {
         let mut user = spec(&[
             "sh",
             "-c",
@@ -503,6 +513,12 @@ impl Driver {
             &format!("tmpcopyup: {out:?} {err:?}"),
             out.starts_with("root:") && out.ends_with("/etc/new\ntmpfs\n"),
         )?;
+
+        let mut shared = spec(&["sh", "-c", "grep -E 'VmRSS|VmHWM|Threads' /proc/1/status"]);
+        shared["linux"]["namespaces"] = json!([{"type": "mount"}]);
+        shared["hostname"] = Value::Null;
+        let (out, err, _) = self.run("shared", &shared, b"").await?;
+        check(&format!("without namespaces; the agent has {out:?} {err:?}"), out.contains("VmRSS"))?;
 
         let (_, _streams) = self.create("two", &spec(&["sleep", "1000"]), self.pipes()).await?;
         self.start("two").await?;

@@ -53,7 +53,7 @@ async fn serve() -> String {
     if let Err(error) = server.start().await {
         return format!("cannot serve: {error}");
     }
-    log::info!("ready");
+    log::info!("ready after {:?} of processor time", system::processor_time());
     tokio::spawn(streams::listen::accept_streams(stream, agent.streams.clone()));
     tokio::spawn(crate::events::watch_out_of_memory(agent.clone()));
     // Panics inside are confined to one round of the loop.

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::container::cgroup;
 use crate::network::loopback;
@@ -65,6 +67,11 @@ pub fn prepare() {
             log::error!("cannot make {directory}: {error}");
         }
     }
+}
+
+/// How much the agent has used of a processor.
+pub fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
 fn write_logged(path: &str, value: &str) {

@@ -129,7 +129,7 @@ pub fn stats() -> Result<GuestStatsResponse, SetupError> {
     })
 }
 
-/// Ends everything and resets the VM; the answer has a moment to leave first.
+/// Ends everything and the VM; the answer has a moment to leave first.
 pub async fn shutdown(agent: &Arc<Agent>) -> ttrpc::Result<Empty> {
     const TIME_MAX: Duration = Duration::from_secs(20);
     let agent = agent.clone();
@@ -148,7 +148,7 @@ pub async fn shutdown(agent: &Arc<Agent>) -> ttrpc::Result<Empty> {
             log::error!("shutdown: not everything ended within {TIME_MAX:?}");
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
-        super::reset();
+        super::power_off();
     });
     Ok(Empty::new())
 }

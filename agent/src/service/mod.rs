@@ -82,11 +82,28 @@ pub fn server(agent: Arc<Agent>, listener: Listener) -> Server {
     Server::new().add_listener(listener).register_service(services)
 }
 
-/// Resets the VM. After a Shutdown request that is its normal end.
+/// Where the guest kernel keeps the I/O port by which it tells the VMM why the guest ends.
+const EXIT_PORT: &str = "/sys/module/pouch_exit/parameters/port";
+
+/// Ends the VM after a Shutdown request: by power-off where the kernel can tell the VMM of
+/// one, else by a reset, which the VMM takes for the same after that request.
+pub fn power_off() -> ! {
+    let port = std::fs::read_to_string(EXIT_PORT).unwrap_or_default();
+    if port.trim().parse::<u16>().is_ok_and(|port| port != 0) {
+        end(RebootMode::RB_POWER_OFF)
+    }
+    reset()
+}
+
+/// Resets the VM, which tells the host that the agent could not go on.
 pub fn reset() -> ! {
+    end(RebootMode::RB_AUTOBOOT)
+}
+
+fn end(how: RebootMode) -> ! {
     loop {
-        let Err(error) = reboot(RebootMode::RB_AUTOBOOT);
-        log::error!("cannot reset the VM: {error}");
+        let Err(error) = reboot(how);
+        log::error!("cannot end the VM: {error}");
         std::thread::sleep(std::time::Duration::from_secs(1));
     }
 }

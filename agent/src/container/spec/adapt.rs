@@ -55,7 +55,8 @@ pub fn adapt(mut spec: Spec, cgroup: &Cgroup) -> Result<Adapted, RequestError> {
     let own = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind && namespace.path().is_none());
     let own_network = own(LinuxNamespaceType::Network);
     let shares_network = !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Network);
-    let owner = own(LinuxNamespaceType::User).then(|| mapped_root(linux.uid_mappings().as_deref())).flatten();
+    let own_user = own(LinuxNamespaceType::User);
+    let owner = own_user.then(|| mapped_root(linux.uid_mappings().as_deref())).flatten();
 
     let (inside, sysctls) = split_sysctls(linux.sysctl().clone().unwrap_or_default(), shares_network);
     linux.set_sysctl(Some(inside).filter(|settings| !settings.is_empty()));
@@ -65,8 +66,12 @@ pub fn adapt(mut spec: Spec, cgroup: &Cgroup) -> Result<Adapted, RequestError> {
     let propagation = linux.rootfs_propagation().as_deref().and_then(plain_propagation).map(str::to_owned);
     linux.set_rootfs_propagation(propagation);
     spec.set_linux(Some(linux));
-    if let Some(mounts) = spec.mounts_mut() {
-        mounts.iter_mut().for_each(adapt_mount);
+    let foreign_network = own_user && shares_network;
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        adapt_mount(mount);
+        if foreign_network && mount.typ().as_deref() == Some("sysfs") {
+            bind_sysfs(mount);
+        }
     }
     normalise(&mut process);
     spec.set_process(Some(adapt_process(&process)));
@@ -144,6 +149,13 @@ fn split_sysctls(
             || key.starts_with("user.")
             || (key.starts_with("net.") && !shares_network)
     })
+}
+
+/// sysfs shows a network namespace, and only who owns that may mount it; with a user
+/// namespace the container does not own the guest's. The guest's own mount shows the same.
+fn bind_sysfs(mount: &mut Mount) {
+    mount.set_typ(Some("bind".to_owned())).set_source(Some(Path::new("/sys").to_owned()));
+    mount.options_mut().get_or_insert_default().push("rbind".to_owned());
 }
 
 /// Gives libcontainer's mount code what it expects.
