@@ -1,8 +1,9 @@
 //! The VMM gives up its view of the host and its capabilities.
 
 use std::ffi::{CStr, CString};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::ptr;
 
@@ -41,8 +42,8 @@ pub enum ConfineError {
     /// Capabilities could not be dropped.
     #[error("the VMM could not drop its capabilities")]
     Capabilities(#[from] caps::errors::CapsError),
-    /// The path of the share cannot be.
-    #[error("the path of the share has a NUL byte in it")]
+    /// A path cannot be.
+    #[error("a path has a NUL byte in it")]
     Path(#[from] std::ffi::NulError),
 }
 
@@ -80,29 +81,37 @@ pub fn replace_proc() -> Result<(), ConfineError> {
     mount("mount a proc file system of its own", c"proc", c"/proc", Some(c"proc"), flags, Some(c"subset=pid"))
 }
 
-/// Makes `share`, or an empty directory, the root directory, and drops every capability that
-/// serving it does not take. There is no way back.
+/// Where the share is after [`confine`].
+pub const SHARE: &str = "/share";
+
+/// Where the new root is put together: a directory that every host has and the VMM does not need.
+const SCRATCH: &CStr = c"/sys";
+
+/// Gives up the host's file systems and every capability that serving `share` does not take.
+/// There is no way back.
+///
+/// What is left is a read-only root with two directories: [`SHARE`], and `/proc/self/fd`, through
+/// which the file server reaches the extended attributes of files that it holds open. A guest that
+/// makes the server look for `..` above the share finds nothing else there.
 ///
 /// # Errors
 /// [`ConfineError`] names the step that failed.
 pub fn confine(share: Option<&Path>) -> Result<(), ConfineError> {
-    let root = match share {
-        Some(path) => {
-            let path = CString::new(path.as_os_str().as_bytes())?;
-            // A root must be a mount of this namespace; what is mounted below comes along, and
-            // what the host mounts there later appears too.
-            mount("bind the share", &path, &path, None, libc::MS_BIND | libc::MS_REC, None)?;
-            path
-        }
-        None => {
-            let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY;
-            mount("mount an empty root", c"none", c"/proc", Some(c"tmpfs"), flags, None)?;
-            c"/proc".to_owned()
-        }
-    };
-    pivot(&root)?;
+    let share = share.map(open_path).transpose()?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    mount("mount a root of its own", c"none", SCRATCH, Some(c"tmpfs"), flags, Some(c"mode=755,size=64k"))?;
+    if let Some(share) = &share {
+        make_directories(&["/sys/share", "/sys/proc", "/sys/proc/self", "/sys/proc/self/fd"])?;
+        let source = CString::new(format!("/proc/self/fd/{}", share.as_raw_fd()))?;
+        // What is mounted below comes along, and what the host mounts there later appears too.
+        mount("bind the share", &source, c"/sys/share", None, libc::MS_BIND | libc::MS_REC, None)?;
+        mount("bind its descriptors", c"/proc/self/fd", c"/sys/proc/self/fd", None, libc::MS_BIND, None)?;
+    }
+    let read_only = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | flags;
+    mount("make its root read-only", c"none", SCRATCH, None, read_only, None)?;
+    pivot(SCRATCH)?;
     drop_capabilities(share.is_some())?;
-    // SAFETY: these calls take numbers only.
+    // SAFETY: these calls take numbers, or a pointer to a live structure.
     unsafe {
         check("forbid itself new privileges", libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         // Guest memory must not reach the disk in a core file.
@@ -111,6 +120,23 @@ pub fn confine(share: Option<&Path>) -> Result<(), ConfineError> {
     }
     raise_file_limit();
     Ok(())
+}
+
+/// A descriptor of a directory that cannot be read through.
+fn open_path(path: &Path) -> Result<File, ConfineError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+        .open(path)
+        .map_err(|source| ConfineError::System { step: "open the share", source })
+}
+
+fn make_directories(paths: &[&str]) -> Result<(), ConfineError> {
+    paths.iter().try_for_each(|path| {
+        fs::create_dir(path)
+            .map_err(|source| ConfineError::System { step: "make the directories of its root", source })
+    })
 }
 
 /// Makes `root` the root directory and lets go of the old one.

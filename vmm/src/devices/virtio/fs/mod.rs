@@ -14,6 +14,7 @@ use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 
 use super::{VirtQueue, VirtioDevice, id, read_config_bytes};
+use crate::jail::confine::SHARE;
 
 /// The queues: one for requests that must not wait, one for all others.
 const QUEUE_SIZES: [u16; 2] = [128, 256];
@@ -29,14 +30,14 @@ type FuseServer = Server<PassthroughFs>;
 pub struct ShareRoot(PassthroughFs);
 
 impl ShareRoot {
-    /// Prepares to serve what will be the process's root directory. It must be called while
-    /// `/proc` is there: files are opened again through `/proc/self/fd`.
+    /// Prepares to serve what will be the share. It must be called while all of `/proc` is there:
+    /// the server keeps descriptors of `/proc/self/fd` and `/proc/self/mountinfo`.
     ///
     /// # Errors
     /// What opening `/proc/self/fd` says.
     pub fn new() -> io::Result<Self> {
         let config = Config {
-            root_dir: "/".to_owned(),
+            root_dir: SHARE.to_owned(),
             // The root is opened when the guest mounts the file system: after the confinement.
             do_import: true,
             attr_timeout: VALIDITY,
