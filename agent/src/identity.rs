@@ -75,7 +75,7 @@ pub fn add_entropy(data: &[u8]) -> Result<(), IdentityError> {
     }
     // SAFETY: RNDRESEEDCRNG takes no argument.
     let reseeded = unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG) };
-    // EAGAIN says that the generator is not ready yet: then it will take its seed, this
+    // ENODATA says that the generator is not ready yet: then it will take its seed, this
     // data included, when it is.
     if reseeded != 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ENODATA) {
         return Err(IdentityError::Entropy(io::Error::last_os_error()));

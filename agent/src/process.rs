@@ -79,16 +79,22 @@ pub struct Process {
     pub pid: i32,
     /// Its standard streams.
     pub stdio: ProcessStdio,
-    handle: OwnedFd,
+    /// Missing if it had ended and been reaped before it was known.
+    handle: Option<OwnedFd>,
     exit: watch::Sender<Option<Exit>>,
 }
 
 impl Process {
-    /// Wraps a process that exists and has not been reaped.
+    /// Wraps a process that has been started, and may have ended.
     pub fn new(container_id: &str, exec_id: &str, pid: i32, stdio: ProcessStdio) -> io::Result<Self> {
         let (exit, _) = watch::channel(None);
         let (container_id, exec_id) = (container_id.to_owned(), exec_id.to_owned());
-        Ok(Self { container_id, exec_id, pid, stdio, handle: open_pidfd(pid)?, exit })
+        let handle = match open_pidfd(pid) {
+            Ok(handle) => Some(handle),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { container_id, exec_id, pid, stdio, handle, exit })
     }
 
     /// How it ended, if it has.
@@ -118,10 +124,10 @@ impl Process {
     /// Sends a signal; 0 only asks whether the process lives.
     pub fn signal(&self, signal: u32) -> Result<(), SignalError> {
         check_signal(signal)?;
-        if self.exit().is_some() {
-            return Err(SignalError::Ended);
+        match &self.handle {
+            Some(handle) if self.exit().is_none() => send_signal(handle, signal),
+            _ => Err(SignalError::Ended),
         }
-        send_signal(&self.handle, signal)
     }
 }
 
@@ -289,6 +295,18 @@ mod tests {
         assert_eq!(waiter.await.unwrap().status, 5);
         assert_eq!(process.wait().await.status, 5);
         assert!(matches!(process.signal(15), Err(SignalError::Ended)));
+    }
+
+    #[test]
+    fn a_process_that_has_been_reaped_can_still_be_recorded() {
+        let table = ProcessTable::new();
+        let _starting = table.starting();
+        // No process has this number: it is the largest that the kernel allows, less a few.
+        let pid = 4_194_301;
+        table.ended(pid, WaitStatus(7 << 8));
+        let process = process(pid);
+        assert!(matches!(process.signal(9), Err(SignalError::Ended)));
+        assert_eq!(table.add(process), Some(WaitStatus(7 << 8)));
     }
 
     #[tokio::test]

@@ -5,11 +5,12 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use oci_spec::runtime::{Process as ProcessSpec, Spec};
 use pouch_protocol::agent::CreateContainerRequest;
 use ttrpc::proto::Code;
 
 use super::cgroup::{Cgroup, CgroupError};
-use super::copyup::{self, CopyUpError};
+use super::copyup::{self, CopiedUp, CopyUpError};
 use super::devices_bpf::{self, DeviceRulesError};
 use super::launch::{self, LaunchError};
 use super::spec::{self, Adapted};
@@ -113,7 +114,7 @@ fn check_terminal(adapted: &Adapted, wanted: bool) -> Result<(), RequestError> {
 }
 
 /// Who may open the streams again: the process's user, as the guest knows it.
-fn stream_owner(process: &oci_spec::runtime::Process, mapped_root: Option<u32>) -> u32 {
+fn stream_owner(process: &ProcessSpec, mapped_root: Option<u32>) -> u32 {
     match mapped_root {
         // With a user namespace the container's root is the mapped one; other users follow it
         // in every mapping that engines make.
@@ -131,7 +132,7 @@ async fn make(
     mut prepared: PreparedStdio,
     ends: ProcessEnds,
 ) -> Result<Arc<Container>, CreateError> {
-    let Adapted { mut spec, process, for_exec, resources, sysctls, own_network, owner } = adapted;
+    let Adapted { spec, process, for_exec, resources, sysctls, own_network, owner } = adapted;
     let rules = resources.as_ref().and_then(|resources| resources.devices().as_deref()).unwrap_or(&[]);
     let rules = devices_bpf::rules(rules)?;
     cgroup.create(resources.as_ref())?;
@@ -145,20 +146,8 @@ async fn make(
     let bundle = paths.bundle();
     fs::create_dir(&bundle).map_err(|error| CreateError::System("its directory", error))?;
     // Kept until the container has its own mounts.
-    let _copied_up;
-    if copyup::wanted(&spec) {
-        let directory = bundle.clone();
-        let task = move || copyup::prepare(&mut spec, &directory).map(|copied| (spec, copied));
-        let task = blocking(task)
-            .await
-            .map_err(|error| CreateError::System("its tmpfs", io::Error::other(error)))?;
-        (spec, _copied_up) = task?;
-    }
-    let config =
-        serde_json::to_vec(&spec).map_err(|error| CreateError::System("config.json", error.into()))?;
-    fs::write(bundle.join("config.json"), config)
-        .map_err(|error| CreateError::System("config.json", error))?;
-
+    let (spec, _copied_up) = copy_up(spec, &bundle).await?;
+    write_config(&spec, &bundle)?;
     if let Some(size) = process.console_size() {
         prepared.default_size(size.height(), size.width());
     }
@@ -186,4 +175,21 @@ async fn make(
     agent.adopt(init);
     drop(starting);
     Ok(Arc::new(container))
+}
+
+/// Fills the tmpfs mounts that ask for it, beside the event loop.
+async fn copy_up(mut spec: Spec, bundle: &Path) -> Result<(Spec, CopiedUp), CreateError> {
+    if !copyup::wanted(&spec) {
+        return Ok((spec, CopiedUp::default()));
+    }
+    let directory = bundle.to_owned();
+    let task = blocking(move || copyup::prepare(&mut spec, &directory).map(|copied| (spec, copied)));
+    let result = task.await.map_err(|error| CreateError::System("its tmpfs", io::Error::other(error)))?;
+    Ok(result?)
+}
+
+fn write_config(spec: &Spec, bundle: &Path) -> Result<(), CreateError> {
+    let failed = |error| CreateError::System("config.json", error);
+    let config = serde_json::to_vec(spec).map_err(|error| failed(error.into()))?;
+    fs::write(bundle.join("config.json"), config).map_err(failed)
 }

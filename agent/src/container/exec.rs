@@ -67,9 +67,7 @@ pub async fn exec(
     }
     let _turn = container.turn.lock().await;
     container.require(&[State::Running], "running")?;
-    if container.process(&request.exec_id).is_ok_and(|process| process.exit().is_none()) {
-        return Err(LookupError::ProcessExists(request.exec_id).into());
-    }
+    container.check_new_exec(&request.exec_id)?;
     if process.oom_score_adj().is_none() {
         process.set_oom_score_adj(container.for_exec.oom_score_adj);
     }

@@ -8,6 +8,7 @@ pub mod devices_bpf;
 pub mod exec;
 pub mod launch;
 pub mod list;
+mod registry;
 pub mod spec;
 pub mod start;
 
@@ -22,15 +23,14 @@ use crate::process::Process;
 use cgroup::Cgroup;
 use devices_bpf::Attached;
 use launch::Report;
+pub use registry::{CONTAINERS_MAX, Containers, check_id};
 use spec::ForExec;
 
-/// The longest id that the protocol allows.
-const ID_MAX: usize = 1024;
 /// Ends of later processes that are remembered; an engine that probes a container every
 /// second must not fill the guest's memory.
 const ENDED_EXECS_MAX: usize = 128;
-/// How many containers one guest may hold.
-pub const CONTAINERS_MAX: usize = 1024;
+/// Later processes that may run at once.
+const EXECS_MAX: usize = 4096;
 
 /// Why there is no such container or process, or none in the right state.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,9 @@ pub enum LookupError {
     /// The guest is full.
     #[error("the guest holds {CONTAINERS_MAX} containers already")]
     TooMany,
+    /// The container is full.
+    #[error("the container has {EXECS_MAX} further processes already")]
+    TooManyProcesses,
     /// The container is in another state.
     #[error("container {id:?} is {state}, not {wanted}")]
     State {
@@ -71,7 +74,7 @@ impl Coded for LookupError {
             Self::Request(error) => error.code(),
             Self::NoContainer(_) | Self::NoProcess(_) => Code::NOT_FOUND,
             Self::ContainerExists(_) | Self::ProcessExists(_) => Code::ALREADY_EXISTS,
-            Self::TooMany => Code::RESOURCE_EXHAUSTED,
+            Self::TooMany | Self::TooManyProcesses => Code::RESOURCE_EXHAUSTED,
             Self::State { .. } => Code::FAILED_PRECONDITION,
         }
     }
@@ -196,6 +199,18 @@ impl Container {
         self.lock().execs.get(exec_id).cloned().ok_or_else(|| LookupError::NoProcess(exec_id.to_owned()))
     }
 
+    /// Fails if a later process cannot be called `exec_id`, or there are too many.
+    fn check_new_exec(&self, exec_id: &str) -> Result<(), LookupError> {
+        let changing = self.lock();
+        if changing.execs.get(exec_id).is_some_and(|process| process.exit().is_none()) {
+            return Err(LookupError::ProcessExists(exec_id.to_owned()));
+        }
+        if changing.execs.len() >= EXECS_MAX + ENDED_EXECS_MAX {
+            return Err(LookupError::TooManyProcesses);
+        }
+        Ok(())
+    }
+
     /// Adds a later process, and forgets the oldest that have ended.
     fn add_exec(&self, process: Arc<Process>) {
         let mut changing = self.lock();
@@ -280,125 +295,14 @@ impl Paths {
     }
 }
 
-/// Checks a container's or process's id; `field` is its name in the request.
-pub fn check_id(field: &str, id: &str) -> Result<(), RequestError> {
-    if id.is_empty() || id.len() > ID_MAX {
-        return Err(RequestError::new(
-            field,
-            format!("must have 1 to {ID_MAX} characters, not {}", id.len()),
-        ));
-    }
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
-    if !id.bytes().all(good) || !id.as_bytes()[0].is_ascii_alphanumeric() {
-        let reason = "must be letters, digits and _ + - . only, starting with a letter or digit";
-        return Err(RequestError::new(field, reason));
-    }
-    Ok(())
-}
-
-/// The containers of the guest.
-#[derive(Default)]
-pub struct Containers(Mutex<HashMap<String, Slot>>);
-
-enum Slot {
-    /// Its id is taken while it is being made.
-    Reserved,
-    Ready(Arc<Container>),
-}
-
-/// An id that is taken; freed again when this is dropped.
-struct Reservation<'a> {
-    containers: &'a Containers,
-    id: String,
-    done: bool,
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        if !self.done {
-            self.containers.lock().remove(&self.id);
-        }
-    }
-}
-
-impl Reservation<'_> {
-    fn fill(mut self, container: Arc<Container>) {
-        self.containers.lock().insert(self.id.clone(), Slot::Ready(container));
-        self.done = true;
-    }
-}
-
-impl Containers {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn reserve(&self, id: &str) -> Result<Reservation<'_>, LookupError> {
-        let mut containers = self.lock();
-        if containers.contains_key(id) {
-            return Err(LookupError::ContainerExists(id.to_owned()));
-        }
-        if containers.len() >= CONTAINERS_MAX {
-            return Err(LookupError::TooMany);
-        }
-        containers.insert(id.to_owned(), Slot::Reserved);
-        Ok(Reservation { containers: self, id: id.to_owned(), done: false })
-    }
-
-    /// The container with `id`.
-    pub fn get(&self, id: &str) -> Result<Arc<Container>, LookupError> {
-        check_id("container_id", id)?;
-        match self.lock().get(id) {
-            Some(Slot::Ready(container)) => Ok(container.clone()),
-            _ => Err(LookupError::NoContainer(id.to_owned())),
-        }
-    }
-
-    fn remove(&self, id: &str) {
-        self.lock().remove(id);
-    }
-
-    /// Every container that is ready.
-    pub fn all(&self) -> Vec<Arc<Container>> {
-        self.lock()
-            .values()
-            .filter_map(|slot| match slot {
-                Slot::Ready(container) => Some(container.clone()),
-                Slot::Reserved => None,
-            })
-            .collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ids_are_checked() {
-        for good in ["a", "0", "a_b+c-d.e", &"x".repeat(1024)] {
-            assert!(check_id("container_id", good).is_ok(), "{good}");
-        }
-        for bad in ["", ".", "..", "-a", "a/b", "ä", "a b", "a\0", &"x".repeat(1025)] {
-            let error = check_id("exec_id", bad).unwrap_err().to_string();
-            assert!(error.starts_with("exec_id: "), "{bad}");
-        }
-    }
 
     #[test]
     fn names_fit_into_a_directory() {
         assert_eq!(Paths::of("abc").name, "abc");
         let (a, b) = (Paths::of(&("x".repeat(500) + "a")), Paths::of(&("x".repeat(500) + "b")));
         assert!(a.name != b.name && a.name.len() == 128);
-    }
-
-    #[test]
-    fn an_id_is_free_again_when_its_making_fails() {
-        let containers = Containers::default();
-        let reservation = containers.reserve("a").unwrap();
-        assert!(matches!(containers.reserve("a"), Err(LookupError::ContainerExists(_))));
-        assert!(matches!(containers.get("a"), Err(LookupError::NoContainer(_))));
-        drop(reservation);
-        assert!(containers.reserve("a").is_ok());
     }
 }

@@ -40,7 +40,7 @@ pub struct Agent {
     /// Who hears of what happens.
     pub events: Events,
     ready_nanoseconds: AtomicU64,
-    watchers: tokio::sync::Mutex<usize>,
+    watchers: processes::Watchers,
 }
 
 impl Agent {

@@ -1,8 +1,10 @@
 //! Requests that concern one process, and the stream of events.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
 use pouch_protocol::agent::*;
+use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
 use ttrpc::r#async::ServerStreamSender;
 use ttrpc::proto::Code;
@@ -99,23 +101,33 @@ pub async fn close_stdin(agent: Arc<Agent>, request: ProcessRequest) -> Result<E
     Ok(Empty::new())
 }
 
+/// Those who watch, the oldest first. One whose client has gone is only noticed at the next
+/// event, so when there are too many, the oldest has to make room.
+pub type Watchers = Mutex<VecDeque<Arc<Notify>>>;
+
 /// Sends events until the client goes.
 pub async fn watch(
     agent: &Agent,
-    watchers: &tokio::sync::Mutex<usize>,
+    watchers: &Watchers,
     sender: ServerStreamSender<Event>,
 ) -> ttrpc::Result<()> {
+    let dismissed = Arc::new(Notify::new());
     {
-        let mut count = watchers.lock().await;
-        if *count >= WATCHERS_MAX {
-            let text = format!("{WATCHERS_MAX} clients watch events already");
-            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(Code::RESOURCE_EXHAUSTED, text)));
+        let mut watchers = watchers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if watchers.len() >= WATCHERS_MAX
+            && let Some(oldest) = watchers.pop_front()
+        {
+            oldest.notify_one();
         }
-        *count += 1;
+        watchers.push_back(dismissed.clone());
     }
     let mut events = agent.events.subscribe();
     loop {
-        match events.recv().await {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = dismissed.notified() => break,
+        };
+        match event {
             Ok(event) => {
                 if sender.send(&event).await.is_err() {
                     break;
@@ -125,6 +137,7 @@ pub async fn watch(
             Err(RecvError::Closed) => break,
         }
     }
-    *watchers.lock().await -= 1;
+    let mut watchers = watchers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    watchers.retain(|other| !Arc::ptr_eq(other, &dismissed));
     Ok(())
 }

@@ -3,6 +3,7 @@
 pub mod listen;
 pub mod pump;
 pub mod stdio;
+pub mod terminal;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -4,16 +4,16 @@
 //! slow reader slows the writer down and nothing is kept in memory.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
+use super::terminal::Terminal;
 use super::{Claim, Connection};
 
 /// The size of one direction's buffer.
@@ -159,60 +159,6 @@ async fn linger(mut connection: Connection) {
     }
 }
 
-/// The agent's end of a pseudo-terminal.
-pub struct Terminal(AsyncFd<OwnedFd>);
-
-impl Terminal {
-    /// Takes the master side over.
-    pub fn new(master: OwnedFd) -> io::Result<Self> {
-        super::stdio::set_nonblocking(&master)?;
-        // SAFETY: the descriptor is owned and stays the same until the AsyncFd is dropped.
-        Ok(Self(unsafe { AsyncFd::register(master) }?))
-    }
-
-    /// Sets the size in characters.
-    pub fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {
-        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        // SAFETY: TIOCSWINSZ reads one winsize from a valid reference.
-        match unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TIOCSWINSZ, &size) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let mut ready = self.0.readable().await?;
-            match ready.try_io(|fd| nix::unistd::read(fd.get_ref(), buffer).map_err(io::Error::from)) {
-                // The last process has closed its side: the end, as for a hung-up line.
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => return Ok(0),
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(result) => return result,
-                Err(_would_block) => {}
-            }
-        }
-    }
-
-    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let mut ready = self.0.writable().await?;
-            match ready.try_io(|fd| nix::unistd::write(fd.get_ref(), bytes).map_err(io::Error::from)) {
-                Ok(Ok(written)) => bytes = &bytes[written..],
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_would_block) => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-impl AsRawFd for Terminal {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
 /// Carries both directions of a terminal. Ends when the terminal hangs up, or when the
 /// host's connection breaks; then dropping the master hangs the terminal up.
 pub async fn terminal(terminal: Arc<Terminal>, count: Arc<OutputCount>, mut claim: Claim) {
@@ -276,6 +222,7 @@ mod tests {
     use super::*;
     use crate::streams::StreamTable;
     use std::io::Write;
+    use std::os::fd::OwnedFd;
     use tokio::io::DuplexStream;
 
     /// A pipe with the agent's end in its nonblocking form.

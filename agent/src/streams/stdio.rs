@@ -12,7 +12,8 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use ttrpc::proto::Code;
 
-use super::pump::{self, OutputCount, Terminal};
+use super::pump::{self, OutputCount};
+use super::terminal::Terminal;
 use super::{Claim, StreamTable, TokenError};
 use crate::error::{Coded, RequestError};
 

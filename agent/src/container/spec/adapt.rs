@@ -160,15 +160,13 @@ fn bind_sysfs(mount: &mut Mount) {
 
 /// Gives libcontainer's mount code what it expects.
 fn adapt_mount(mount: &mut Mount) {
-    let bind = mount.typ().as_deref() == Some("bind")
-        || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
     if let Some(options) = mount.options_mut() {
         // The guest's own mounts are all private, so nothing travels into a container's or
         // out of it whatever stands here.
         const NOTHING_TO_DO: &[&str] =
             &["private", "rprivate", "slave", "rslave", "async", "nomand", "symfollow"];
         options.retain(|option| !NOTHING_TO_DO.contains(&option.as_str()));
-        if bind && let Some(option) = options.iter_mut().find(|option| *option == "nosymfollow") {
+        if let Some(option) = options.iter_mut().find(|option| *option == "nosymfollow") {
             // libcontainer knows the flag in its recursive form only.
             "rnosymfollow".clone_into(option);
         }

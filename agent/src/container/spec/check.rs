@@ -1,6 +1,8 @@
 //! Refuses what a specification asks for and the guest cannot do, naming the field. What
 //! libcontainer would skip in silence is caught here.
 
+use std::path::Path;
+
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Mount, Process, Spec};
 
 use crate::error::RequestError;
@@ -208,11 +210,14 @@ fn check_mount(field: &str, mount: &Mount) -> Result {
             }
             "idmap" | "ridmap" => return refused("not available in the guest: mount it mapped on the host"),
             "remount" => return refused("a mount of a container is always a new one"),
-            "sync" | "dirsync" | "mand" | "lazytime" | "nolazytime" | "iversion" | "noiversion"
-            | "silent" | "loud"
-                if bind =>
-            {
+            "sync" | "dirsync" | "mand" => return refused("not available in the guest"),
+            "lazytime" | "nolazytime" | "iversion" | "noiversion" | "silent" | "loud" if bind => {
                 return refused("is a setting of the whole file system, which a bind mount cannot change");
+            }
+            "ro" if mount.destination() == Path::new("/dev") => {
+                return refused(
+                    "not available in the guest for /dev, where the container's devices are made",
+                );
             }
             "unbindable" | "runbindable" => return refused("not available in the guest"),
             other if bind && !BIND_OPTIONS.contains(&other) && !is_flag(other) => {
