@@ -1,1 +1,63 @@
-//! x
+//! What the integration tests stand on.
+//!
+//! The tests drive an OCI runtime through its command line only, as root, in the testbed. The
+//! runtime is `pouch-vm`, or the one that `POUCH_RUNTIME` names: what a test asks of `pouch-vm`
+//! and is not a matter of its VM must be true of `runc` too, so `runc` shows whether a test is
+//! right.
+//!
+//! Everything here fails by panicking, because that is how a test fails. No test depends on how
+//! fast the machine is: the only limits in time are [`HANG`] and nextest's own, which tell a hang
+//! from slowness.
+
+pub mod bundle;
+pub mod container;
+pub mod invocation;
+pub mod leftovers;
+pub mod processes;
+pub mod terminal;
+
+use std::time::{Duration, Instant};
+
+pub use bundle::Bundle;
+pub use container::Container;
+pub use invocation::{Invocation, Output};
+pub use leftovers::Leftovers;
+
+/// No single command takes that long, even in an emulator on a busy machine.
+pub const HANG: Duration = Duration::from_secs(300);
+
+/// How long a loop waits before it looks again.
+const TICK: Duration = Duration::from_millis(20);
+
+/// The runtime's program.
+pub fn runtime() -> String {
+    std::env::var("POUCH_RUNTIME").unwrap_or_else(|_| "pouch-vm".to_owned())
+}
+
+/// Whether the runtime is pouch-vm, and so has a VM.
+pub fn has_vm() -> bool {
+    runtime().ends_with("pouch-vm")
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// After [`HANG`], with `what` was awaited.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + HANG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(TICK);
+    }
+}
+
+/// Ends a test that only a runtime with a VM can pass.
+#[macro_export]
+macro_rules! vm_only {
+    () => {
+        if !$crate::has_vm() {
+            eprintln!("not for {}: it has no VM", $crate::runtime());
+            return;
+        }
+    };
+}

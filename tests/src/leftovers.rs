@@ -1,0 +1,104 @@
+//! What a container must not leave behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::{HANG, TICK, processes};
+
+/// How long what ends asynchronously may take to be gone; an emulator is slow.
+const PATIENCE_PART: u32 = 5;
+/// Folders whose files are compared. Bundles are not in them.
+const FOLDERS: [&str; 5] = ["/run", "/tmp", "/dev/shm", "/dev/mqueue", "/var/lib/pouch-vm"];
+/// What changes there by itself: the engines of the testbed live there too.
+const IGNORED: [&str; 4] = ["/run/docker", "/run/containerd", "/run/udev", "/run/testbed"];
+
+/// A picture of the host. Take one, do something, and then check that nothing is left of it.
+///
+/// A test that uses this must run alone: its name has `nothing_left` in it, which is how
+/// `.config/nextest.toml` knows.
+pub struct Leftovers {
+    before: BTreeSet<String>,
+}
+
+impl Leftovers {
+    /// The host as it is now.
+    pub fn picture() -> Self {
+        Leftovers { before: look() }
+    }
+
+    /// Checks that nothing was added since, waiting a while for what is about to end.
+    ///
+    /// # Panics
+    /// If something was.
+    #[track_caller]
+    pub fn check(&self) {
+        let deadline = Instant::now() + HANG / PATIENCE_PART;
+        loop {
+            let now = look();
+            let added: Vec<&String> = now.difference(&self.before).collect();
+            let lost: Vec<&String> = self.before.difference(&now).collect();
+            if added.is_empty() && lost.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left behind: {added:#?}\nmissing: {lost:#?}");
+            std::thread::sleep(TICK);
+        }
+    }
+}
+
+fn look() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (pid, process) in processes::all() {
+        found.insert(format!("process {pid} {} {:?}", process.name, process.arguments));
+    }
+    // Everything from the optional fields on says what is mounted; ids before it are used again.
+    for line in lines("/proc/self/mountinfo") {
+        let fields: Vec<&str> = line.split(' ').collect();
+        found.insert(format!("mount {} of {}", fields[4], line.split(" - ").nth(1).unwrap_or("?")));
+    }
+    walk(Path::new("/sys/fs/cgroup"), &mut |path, is_dir| {
+        if is_dir {
+            found.insert(format!("cgroup {}", path.display()));
+        }
+    });
+    for line in lines("/proc/net/unix") {
+        if let Some(path) = line.split_whitespace().nth(7) {
+            found.insert(format!("socket {path}"));
+        }
+    }
+    for folder in FOLDERS {
+        walk(Path::new(folder), &mut |path, _| {
+            found.insert(format!("file {}", path.display()));
+        });
+    }
+    walk(Path::new("/sys/class/net"), &mut |path, _| {
+        found.insert(format!("network interface {}", path.display()));
+    });
+    for line in lines("/proc/locks").iter().filter(|line| line.contains("pouch")) {
+        found.insert(format!("lock {line}"));
+    }
+    found
+}
+
+fn lines(path: &str) -> Vec<String> {
+    let bytes = fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect()
+}
+
+/// Calls `visit` for everything below a folder that stays on one file system.
+fn walk(folder: &Path, visit: &mut impl FnMut(&Path, bool)) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if IGNORED.iter().any(|ignored| path.starts_with(ignored)) {
+            continue;
+        }
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        visit(&path, is_dir);
+        if is_dir {
+            walk(&path, visit);
+        }
+    }
+}
