@@ -143,7 +143,7 @@ pub fn boot(
     share: Option<ShareRoot>,
     event_loop: &mut EventLoop,
 ) -> Result<Arc<Vm>, BootError> {
-    let Files { kvm, mut kernel, mut root, console, blocks, taps } = files;
+    let Files { kvm, kernel, root, console, blocks, taps } = files;
     let kvm = open_kvm(kvm, config)?;
     let fd = create_vm(&kvm)?;
     let memory = Arc::new(memory::create(config.memory_mib)?);
@@ -179,8 +179,8 @@ pub fn boot(
     let balloon = attach.balloon()?;
     attach.rng()?;
 
-    let loaded = kernel::load_kernel(&memory, &mut kernel)?;
-    let initrd = kernel::load_root(&memory, loaded, &mut root)?;
+    let loaded = kernel::load_kernel(&memory, &kernel)?;
+    let initrd = kernel::load_root(&memory, loaded, &root)?;
     pvh::write_boot_info(&memory, &command_line.finish(), initrd)?;
     mptable::write(&memory, config.vcpus).map_err(BootError::MpTable)?;
 

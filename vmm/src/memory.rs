@@ -7,7 +7,7 @@ use std::{io, ptr};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MmapRegion,
+    MemoryRegionAddress, MmapRegion,
 };
 
 use crate::arch::layout::{HIGH_MEMORY_START, MMIO_GAP_START};
@@ -125,12 +125,28 @@ pub fn discard(memory: &Memory, start: GuestAddress, length: u64) -> io::Result<
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
+        drop_private_pages(region, from - region_start, end - from)?;
         discarded += end - from;
     }
     Ok(discarded)
 }
 
-/// Bytes of guest memory that the host has pages for.
+/// Where guest kernel or guest root are mapped ([`crate::arch::x86_64::mapped_file`]), pages that
+/// the guest wrote to are not in the memfd. They read as the file again afterwards; that is no
+/// harm, since a guest gives pages back only when it has no use for their content.
+fn drop_private_pages(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Result<()> {
+    let slice = usize::try_from(length)
+        .ok()
+        .and_then(|length| region.get_slice(MemoryRegionAddress(offset), length).ok())
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: the range lies inside the region's mapping, and guest memory is only accessed
+    // through volatile reads and writes.
+    let result =
+        unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), libc::MADV_DONTNEED) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Bytes of guest memory that the host has pages for, less those of kernel and root.
 ///
 /// # Errors
 /// What `fstat(2)` says.

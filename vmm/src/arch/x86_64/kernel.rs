@@ -9,6 +9,7 @@ use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
 
 use super::layout::HIGH_RAM_START;
+use super::mapped_file::MappedFile;
 use crate::memory::Memory;
 
 /// The first bytes of an uncompressed cpio archive in the "newc" format.
@@ -64,9 +65,9 @@ pub struct LoadedRoot {
 ///
 /// # Errors
 /// [`LoadError`] if it is not an ELF image with a PVH entry, or does not fit.
-pub fn load_kernel(memory: &Memory, kernel: &mut File) -> Result<LoadedKernel, LoadError> {
-    let loaded =
-        Elf::load(memory, None, kernel, Some(GuestAddress(HIGH_RAM_START))).map_err(LoadError::Kernel)?;
+pub fn load_kernel(memory: &Memory, kernel: &File) -> Result<LoadedKernel, LoadError> {
+    let loaded = Elf::load(memory, None, &mut MappedFile(kernel), Some(GuestAddress(HIGH_RAM_START)))
+        .map_err(LoadError::Kernel)?;
     match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => {
             Ok(LoadedKernel { entry, end: GuestAddress(loaded.kernel_end) })
@@ -79,7 +80,7 @@ pub fn load_kernel(memory: &Memory, kernel: &mut File) -> Result<LoadedKernel, L
 ///
 /// # Errors
 /// [`LoadError`] if it is no cpio archive, or does not fit behind the kernel.
-pub fn load_root(memory: &Memory, kernel: LoadedKernel, root: &mut File) -> Result<LoadedRoot, LoadError> {
+pub fn load_root(memory: &Memory, kernel: LoadedKernel, root: &File) -> Result<LoadedRoot, LoadError> {
     let mut magic = [0; CPIO_MAGIC.len()];
     root.read_exact_at(&mut magic, 0).map_err(LoadError::ReadRoot)?;
     if magic != CPIO_MAGIC {
@@ -92,7 +93,7 @@ pub fn load_root(memory: &Memory, kernel: LoadedKernel, root: &mut File) -> Resu
         return Err(LoadError::RootTooLarge { root: length, low });
     };
     let count = usize::try_from(length).map_err(|_| LoadError::RootTooLarge { root: length, low })?;
-    memory.read_exact_volatile_from(start, root, count).map_err(LoadError::WriteRoot)?;
+    memory.read_exact_volatile_from(start, &mut MappedFile(root), count).map_err(LoadError::WriteRoot)?;
     Ok(LoadedRoot { start: GuestAddress(start.raw_value()), length })
 }
 
@@ -116,7 +117,7 @@ mod tests {
     fn a_file_that_is_no_kernel_is_refused() {
         let memory = memory::create(64).unwrap();
         for bytes in [&b""[..], b"MZ", &[0; 4096], b"\x7fELF\x02\x01\x01"] {
-            assert!(matches!(load_kernel(&memory, &mut file_with(bytes)), Err(LoadError::Kernel(_))));
+            assert!(matches!(load_kernel(&memory, &file_with(bytes)), Err(LoadError::Kernel(_))));
         }
     }
 
@@ -124,7 +125,7 @@ mod tests {
     fn the_root_goes_to_the_end_of_memory() {
         let memory = memory::create(64).unwrap();
         let archive = [CPIO_MAGIC, &[9; 5000]].concat();
-        let root = load_root(&memory, KERNEL, &mut file_with(&archive)).unwrap();
+        let root = load_root(&memory, KERNEL, &file_with(&archive)).unwrap();
         assert_eq!(root.start.0, (64 << 20) - 8192);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(root.start.0 + root.length - 1)).unwrap(), 9);
     }
@@ -132,12 +133,11 @@ mod tests {
     #[test]
     fn a_root_that_is_no_archive_or_too_large_is_refused() {
         let memory = memory::create(64).unwrap();
-        assert!(matches!(load_root(&memory, KERNEL, &mut file_with(b"07")), Err(LoadError::ReadRoot(_))));
-        assert!(matches!(load_root(&memory, KERNEL, &mut file_with(&[0x1f; 100])), Err(LoadError::NotCpio)));
+        assert!(matches!(load_root(&memory, KERNEL, &file_with(b"07")), Err(LoadError::ReadRoot(_))));
+        assert!(matches!(load_root(&memory, KERNEL, &file_with(&[0x1f; 100])), Err(LoadError::NotCpio)));
         let file = file_with(CPIO_MAGIC);
         file.set_len(40 << 20).unwrap();
-        let mut file = file;
-        let result = load_root(&memory, KERNEL, &mut file);
+        let result = load_root(&memory, KERNEL, &file);
         assert!(matches!(result, Err(LoadError::RootTooLarge { .. })));
     }
 }

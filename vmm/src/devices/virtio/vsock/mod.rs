@@ -23,7 +23,9 @@ use muxer::Muxer;
 pub use muxer::{ConnectCallback, ConnectError, Counters};
 use packet::{HEADER_LENGTH, Header, MAX_PAYLOAD};
 
-const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
+/// The driver fills the receive queue with buffers of 4 KiB when it starts: a queue as large as
+/// throughput needs, and no larger.
+const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 
