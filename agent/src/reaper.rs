@@ -53,6 +53,7 @@ fn reap_all(agent: &Arc<Agent>) {
 /// count of it is taken a moment later.
 pub fn finish(agent: &Arc<Agent>, process: Arc<Process>, status: WaitStatus) {
     let at_nanoseconds = now_nanoseconds();
+    process.stdio.process_ended();
     if !process.stdio.is_terminal() {
         return record(agent, &process, status, at_nanoseconds);
     }

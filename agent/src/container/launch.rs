@@ -130,6 +130,7 @@ const ECHOES: &[&str] = &[
     "failed to initialize container process",
     "failed to run intermediate process",
     "failed to create container",
+    "failed to remove cgroup manager",
     "failed to fork init process",
     "error in executing process",
 ];

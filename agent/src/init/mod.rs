@@ -17,6 +17,8 @@ use crate::streams;
 /// Runs the agent as PID 1. It does not return while the guest lives.
 pub fn main() -> i32 {
     std::panic::set_hook(Box::new(|info| log::error!("a task panicked: {info}")));
+    // The kernel's boot counts as PID 1's, so only the difference is the agent's own.
+    let begin = system::processor_time();
     mounts::first();
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     logger::start(logger::level_of(&command_line));
@@ -31,12 +33,12 @@ pub fn main() -> i32 {
         Ok(runtime) => runtime,
         Err(error) => fail(&format!("cannot start the event loop: {error}")),
     };
-    let error = runtime.block_on(serve());
+    let error = runtime.block_on(serve(begin));
     fail(&error)
 }
 
 /// Listens, sets up the rest, and serves until something breaks that cannot be mended.
-async fn serve() -> String {
+async fn serve(begin: Duration) -> String {
     let agent = Agent::new();
     let reaper = match Reaper::new(agent.clone()) {
         Ok(reaper) => reaper,
@@ -53,7 +55,7 @@ async fn serve() -> String {
     if let Err(error) = server.start().await {
         return format!("cannot serve: {error}");
     }
-    log::info!("ready after {:?} of processor time", system::processor_time());
+    log::info!("ready after {:?} of processor time", system::processor_time().saturating_sub(begin));
     tokio::spawn(streams::listen::accept_streams(stream, agent.streams.clone()));
     tokio::spawn(crate::events::watch_out_of_memory(agent.clone()));
     // Panics inside are confined to one round of the loop.

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
-use super::terminal::Terminal;
+use super::terminal::{Ended, Terminal};
 use super::{Claim, Connection};
 
 /// The size of one direction's buffer.
@@ -161,21 +161,21 @@ async fn linger(mut connection: Connection) {
 
 /// Carries both directions of a terminal. Ends when the terminal hangs up, or when the
 /// host's connection breaks; then dropping the master hangs the terminal up.
-pub async fn terminal(terminal: Arc<Terminal>, count: Arc<OutputCount>, mut claim: Claim) {
+pub async fn terminal(terminal: Arc<Terminal>, count: Arc<OutputCount>, ended: Arc<Ended>, mut claim: Claim) {
     let _finish = Finish(count.clone());
     let Some(connection) = claim.connection().await else { return };
     let (from_host, mut to_host) = tokio::io::split(connection);
-    let ended = {
-        let output = terminal_output(&terminal, &mut to_host, &count);
+    let result = {
+        let output = terminal_output(&terminal, &mut to_host, &count, &ended);
         let input = terminal_input(&terminal, from_host);
         tokio::pin!(output, input);
         tokio::select! {
-            ended = &mut output => ended,
+            result = &mut output => result,
             // The host sends nothing more, but may still listen.
             () = &mut input => output.await,
         }
     };
-    match ended {
+    match result {
         Ok(()) => {
             let _ = to_host.shutdown().await;
         }
@@ -187,10 +187,11 @@ async fn terminal_output(
     terminal: &Terminal,
     to_host: &mut WriteHalf<Connection>,
     count: &OutputCount,
+    ended: &Ended,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_SIZE];
     loop {
-        let read = terminal.read(&mut buffer).await?;
+        let read = terminal.read(&mut buffer, ended).await?;
         if read == 0 {
             return to_host.flush().await;
         }
@@ -209,10 +210,10 @@ async fn terminal_input(terminal: &Terminal, mut from_host: ReadHalf<Connection>
 }
 
 /// Reads a terminal that nobody watches, so that its processes are not held up.
-pub async fn discard_terminal(terminal: Arc<Terminal>, count: Arc<OutputCount>) {
+pub async fn discard_terminal(terminal: Arc<Terminal>, count: Arc<OutputCount>, ended: Arc<Ended>) {
     let _finish = Finish(count.clone());
     let mut buffer = vec![0; 4096];
-    while let Ok(read @ 1..) = terminal.read(&mut buffer).await {
+    while let Ok(read @ 1..) = terminal.read(&mut buffer, &ended).await {
         count.add(read);
     }
 }
@@ -330,7 +331,8 @@ mod tests {
         master.resize(12, 34).unwrap();
         let count = OutputCount::of(&*master);
         let (claim, mut host) = connected(&StreamTable::new(), 5, 1024).await;
-        let task = tokio::spawn(terminal(master, count.clone(), claim));
+        let ended = Arc::new(Ended::default());
+        let task = tokio::spawn(terminal(master, count.clone(), ended.clone(), claim));
         host.write_all(b"in\n").await.unwrap();
         let mut process = std::fs::File::from(pty.slave);
         let mut line = [0; 3];
@@ -340,12 +342,19 @@ mod tests {
         });
         assert_eq!(&line.await.unwrap().unwrap(), b"in\n");
         process.write_all(b"out\n").unwrap();
+        let name = nix::unistd::ttyname(&process).unwrap();
+        drop(process);
+        // Closed for a while, and opened again.
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let mut process = std::fs::File::options().write(true).open(name).unwrap();
+        process.write_all(b"more\n").unwrap();
+        ended.set();
         drop(process);
         let mut got = String::new();
         host.read_to_string(&mut got).await.unwrap();
-        assert_eq!(got, "in\r\nout\r\n", "the echo, and the output with the terminal's line ends");
+        assert_eq!(got, "in\r\nout\r\nmore\r\n", "the echo, and the output with the terminal's line ends");
         drop(host);
         task.await.unwrap();
-        assert_eq!(count.total(), 9);
+        assert_eq!(count.total(), 15);
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use ttrpc::proto::Code;
 
 use super::pump::{self, OutputCount};
-use super::terminal::Terminal;
+use super::terminal::{Ended, Terminal};
 use super::{Claim, StreamTable, TokenError};
 use crate::error::{Coded, RequestError};
 
@@ -171,6 +171,7 @@ pub struct ProcessStdio {
     stdout: Option<Arc<OutputCount>>,
     stderr: Option<Arc<OutputCount>>,
     terminal: Mutex<Option<std::sync::Weak<Terminal>>>,
+    ended: Arc<Ended>,
     pumps: Mutex<Vec<AbortHandle>>,
 }
 
@@ -187,6 +188,7 @@ impl PreparedStdio {
             stdout: None,
             stderr: None,
             terminal: Mutex::new(None),
+            ended: Arc::default(),
             pumps: Mutex::new(Vec::new()),
         };
         let mut pumps = Vec::new();
@@ -212,7 +214,7 @@ impl PreparedStdio {
                         .map_err(|error| StdioError::System("the terminal's size", error))?;
                 }
                 stdio.terminal = Mutex::new(Some(Arc::downgrade(&terminal)));
-                stdio.stdout = Some(start_terminal(terminal, claim, &mut pumps));
+                stdio.stdout = Some(start_terminal(terminal, stdio.ended.clone(), claim, &mut pumps));
             }
         }
         stdio.pumps = Mutex::new(pumps);
@@ -237,13 +239,14 @@ fn start_output(output: Output, pumps: &mut Vec<AbortHandle>) -> Option<Arc<Outp
 
 fn start_terminal(
     terminal: Arc<Terminal>,
+    ended: Arc<Ended>,
     claim: Option<Claim>,
     pumps: &mut Vec<AbortHandle>,
 ) -> Arc<OutputCount> {
     let count = OutputCount::of(&*terminal);
     let task = match claim {
-        Some(claim) => tokio::spawn(pump::terminal(terminal, count.clone(), claim)),
-        None => tokio::spawn(pump::discard_terminal(terminal, count.clone())),
+        Some(claim) => tokio::spawn(pump::terminal(terminal, count.clone(), ended, claim)),
+        None => tokio::spawn(pump::discard_terminal(terminal, count.clone(), ended)),
     };
     pumps.push(task.abort_handle());
     count
@@ -257,6 +260,7 @@ impl ProcessStdio {
             stdout: None,
             stderr: None,
             terminal: Mutex::new(None),
+            ended: Arc::default(),
             pumps: Mutex::new(Vec::new()),
         }
     }
@@ -275,6 +279,11 @@ impl ProcessStdio {
             Some(None) => Ok(()),
             Some(Some(terminal)) => terminal.resize(rows, columns),
         }
+    }
+
+    /// Says that the process has ended: its terminal ends once nobody has it open.
+    pub fn process_ended(&self) {
+        self.ended.set();
     }
 
     /// True if the streams are a terminal.
