@@ -13,16 +13,17 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use clap::Args;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{CliError, Global, Outcome, other, write_pid_file};
 use crate::container::{Bundle, State, Status};
 use crate::sandbox::client::HostClient;
+use crate::sandbox::launch::inherit_only;
 use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
 use crate::stdio::terminal::{self, RawTerminal};
-use crate::stdio::{OutputRelay, relay_input, relay_output};
+use crate::stdio::{signals, start_relays};
 
 #[derive(Args)]
 pub struct Exec {
@@ -178,10 +179,7 @@ impl Exec {
         unsafe {
             command.pre_exec(move || {
                 libc::setsid();
-                if libc::fcntl(report_fd, libc::F_SETFD, 0) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                Ok(())
+                inherit_only(&[report_fd])
             });
         }
         let mut child = command.spawn().map_err(other)?;
@@ -242,7 +240,7 @@ pub fn exec_host(report_fd: RawFd, text: &str) -> Outcome {
 
 /// Starts the process, relays its streams and waits for its end in this process.
 fn run_here(mut host: ExecHost, started: impl FnOnce(())) -> Outcome {
-    let _ = forwarded_set().thread_block();
+    signals::block();
     let terminal = open_terminal(&host)?;
     if let Some(file) = &terminal {
         (host.request.rows, host.request.columns) = terminal::size(file.as_fd()).unwrap_or((0, 0));
@@ -258,7 +256,8 @@ fn run_here(mut host: ExecHost, started: impl FnOnce(())) -> Outcome {
         _ => None,
     };
     let console = terminal.as_ref().map(File::try_clone).transpose().map_err(other)?;
-    let outputs = start_relays(fds, terminal).map_err(other)?;
+    let streams = fds.into_iter().map(UnixStream::from).collect();
+    let outputs = start_relays(streams, terminal).map_err(other)?;
     forward_signals(&host.socket, exec_id, console).map_err(other)?;
     started(());
     let (answer, _) = client.ask(&Request::Wait)?;
@@ -286,41 +285,11 @@ fn open_terminal(host: &ExecHost) -> Result<Option<File>, CliError> {
     }
 }
 
-/// Relays between the guest and this process's streams, or its terminal.
-fn start_relays(fds: Vec<OwnedFd>, terminal: Option<File>) -> io::Result<Vec<OutputRelay>> {
-    let mut streams = fds.into_iter().map(UnixStream::from);
-    let mut next = || streams.next().ok_or(io::Error::other("a stream is missing"));
-    if let Some(terminal) = terminal {
-        let stream = next()?;
-        relay_input(terminal.try_clone()?, stream.try_clone()?, "stdin")?;
-        return Ok(vec![relay_output(stream, terminal, "terminal")?]);
-    }
-    let own = |fd: OwnedFd| File::from(fd);
-    relay_input(own(io::stdin().as_fd().try_clone_to_owned()?), next()?, "stdin")?;
-    let stdout = relay_output(next()?, own(io::stdout().as_fd().try_clone_to_owned()?), "stdout")?;
-    let stderr = relay_output(next()?, own(io::stderr().as_fd().try_clone_to_owned()?), "stderr")?;
-    Ok(vec![stdout, stderr])
-}
-
-fn forwarded_set() -> SigSet {
-    [
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGQUIT,
-        Signal::SIGUSR1,
-        Signal::SIGUSR2,
-        Signal::SIGWINCH,
-    ]
-    .into_iter()
-    .collect()
-}
-
 /// Passes signals and changes of the terminal's size on to the guest's process.
 fn forward_signals(socket: &Path, exec_id: String, console: Option<File>) -> io::Result<()> {
     let socket = socket.to_owned();
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        while let Ok(signal) = forwarded_set().wait() {
+        while let Some(signal) = signals::next() {
             let exec_id = Some(exec_id.clone());
             let request = if signal == Signal::SIGWINCH {
                 match console.as_ref().and_then(|console| terminal::size(console.as_fd())) {

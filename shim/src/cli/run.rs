@@ -6,25 +6,15 @@ use std::process::Child;
 use std::thread;
 
 use clap::Args;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 
 use super::create::CreateOptions;
 use super::{CliError, Global, Outcome, delete, other};
 use crate::container::{Bundle, ContainerDir};
 use crate::sandbox::client::HostClient;
 use crate::sandbox::protocol::Request;
+use crate::stdio::signals;
 use crate::stdio::terminal::{self, RawTerminal};
-
-/// Signals that `run` passes on to the container while it waits.
-const FORWARDED: [Signal; 7] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGWINCH,
-];
 
 #[derive(Args)]
 pub struct Run {
@@ -47,7 +37,7 @@ impl Run {
             let text = "a detached container with a terminal needs --console-socket";
             return Err(CliError::Other(text.to_owned()));
         }
-        let _ = forwarded_set().thread_block();
+        signals::block();
         let child = self.options.create(global, &self.id)?;
         // From here on the container is removed whatever happens.
         let result = self.start_and_wait(global, child, own_terminal);
@@ -86,17 +76,13 @@ impl Run {
     }
 }
 
-fn forwarded_set() -> SigSet {
-    FORWARDED.iter().copied().collect()
-}
-
 /// Passes signals and changes of the terminal's size on to the container.
 fn forward_signals(dir: &ContainerDir) -> Result<(), CliError> {
     let path = dir.socket();
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
-            while let Ok(signal) = forwarded_set().wait() {
+            while let Some(signal) = signals::next() {
                 let request = if signal == Signal::SIGWINCH {
                     match terminal::size(io::stdin().as_fd()) {
                         Some((rows, columns)) => Request::Resize { exec_id: None, rows, columns },

@@ -40,13 +40,13 @@ impl Update {
     pub fn run(&self, global: &Global) -> Outcome {
         let resources = match &self.resources {
             Some(path) => read(path)?,
-            None => self.from_flags(),
+            None => self.flag_resources(),
         };
         global.host(&self.id)?.ask(&Request::Update { resources })?;
         Ok(0)
     }
 
-    fn from_flags(&self) -> Value {
+    fn flag_resources(&self) -> Value {
         let mut resources = json!({});
         let mut set = |section: &str, key: &str, value: Option<Value>| {
             if let Some(value) = value {

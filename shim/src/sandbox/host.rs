@@ -7,14 +7,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use pouch_protocol::agent::{Storage, WaitProcessResponse};
 use pouch_protocol::{AGENT_PORT, GUEST_RUN_DIR, SHARE_MOUNT_POINT, SHARE_TAG};
 use pouch_vmm::exit::ExitReason;
@@ -30,7 +30,7 @@ use crate::container::state::HostProcess;
 use crate::container::{Bundle, ContainerDir, State, Status, size};
 use crate::errors::chain;
 use crate::logging::{Log, rfc3339};
-use crate::stdio::{OutputRelay, relay_input, relay_output, terminal};
+use crate::stdio::{OutputRelay, signals, start_relays, terminal};
 
 /// The status of a container whose VM ended under it: as if it had been killed.
 const KILLED: i32 = 137;
@@ -57,19 +57,6 @@ pub struct Host {
     log: Log,
 }
 
-/// Signals that are passed on to the container's process. The kernel's own, such as SIGSEGV, are
-/// not: they mean this process.
-const FORWARDED: [Signal; 8] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGCONT,
-    Signal::SIGWINCH,
-];
-
 fn failure(error: impl std::error::Error + 'static) -> Failure {
     Failure::new(chain(&error))
 }
@@ -84,7 +71,7 @@ impl Host {
         // Leads a session: the container's terminal becomes its own, and nobody else's signals
         // reach it. It is no group leader, so this cannot fail.
         let _ = nix::unistd::setsid();
-        block_signals();
+        signals::block();
         let log = Log { file: launch.log.clone(), format: launch.log_format() };
         let bundle = Bundle::load(&launch.bundle).map_err(failure)?;
         let guest = guest_spec::translate(&bundle).map_err(failure)?;
@@ -301,22 +288,6 @@ fn host_terminal(bundle: &Bundle, launch: &Launch) -> Result<Option<File>, Failu
     }
 }
 
-/// Relays between the guest and what this process was started with.
-fn start_relays(streams: Streams, terminal: Option<File>) -> io::Result<Vec<OutputRelay>> {
-    let mut streams = streams.into_iter();
-    let mut next = || streams.next().ok_or(io::Error::other("a stream is missing"));
-    if let Some(terminal) = terminal {
-        let stream = next()?;
-        relay_input(terminal.try_clone()?, stream.try_clone()?, "stdin")?;
-        return Ok(vec![relay_output(stream, terminal, "terminal")?]);
-    }
-    let own = |fd: OwnedFd| File::from(fd);
-    relay_input(own(io::stdin().as_fd().try_clone_to_owned()?), next()?, "stdin")?;
-    let stdout = relay_output(next()?, own(io::stdout().as_fd().try_clone_to_owned()?), "stdout")?;
-    let stderr = relay_output(next()?, own(io::stderr().as_fd().try_clone_to_owned()?), "stderr")?;
-    Ok(vec![stdout, stderr])
-}
-
 /// Lets go of the standard streams, which the relays hold now: a pipe must end when its relay
 /// does. What this process has to say itself goes to a file.
 fn detach_stdio(directory: &Path) -> io::Result<()> {
@@ -342,20 +313,10 @@ fn watch_exit(sandbox: Arc<Sandbox>, sender: Sender<Event>) -> io::Result<()> {
     Ok(())
 }
 
-fn forwarded_set() -> SigSet {
-    FORWARDED.iter().copied().collect()
-}
-
-/// All threads block them; one waits for them.
-fn block_signals() {
-    // Fails only for a wrong argument.
-    let _ = forwarded_set().thread_block();
-}
-
 /// Passes signals on to the container's process, and changes of the terminal's size.
 fn forward_signals(sandbox: Arc<Sandbox>, console: Option<File>) -> io::Result<()> {
     thread::Builder::new().name("signals".to_owned()).stack_size(256 * 1024).spawn(move || {
-        while let Ok(signal) = forwarded_set().wait() {
+        while let Some(signal) = signals::next() {
             let id = sandbox.id();
             // The process may have ended.
             let _ = match (signal, &console) {

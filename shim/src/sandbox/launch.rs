@@ -93,17 +93,8 @@ fn start_host(launch: &Launch) -> io::Result<(Child, Report)> {
         .stdin(Stdio::inherit())
         .stdout(Stdio::inherit())
         .stderr(Stdio::inherit());
-    // SAFETY: fcntl may be called between fork and exec, and touches no memory.
-    unsafe {
-        command.pre_exec(move || {
-            for fd in inherited {
-                if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        });
-    }
+    // SAFETY: the function makes system calls only, as is allowed between fork and exec.
+    unsafe { command.pre_exec(move || inherit_only(&inherited)) };
     let mut child = command.spawn()?;
     drop((launch_reader, report_writer));
     // A host process that is gone already shows itself by its report.
@@ -117,6 +108,26 @@ fn start_host(launch: &Launch) -> io::Result<(Child, Report)> {
         return Ok((child, Report::Failed(failure)));
     }
     Ok((child, serde_json::from_slice(&text)?))
+}
+
+/// Lets the program that is about to be executed inherit `fds` and the standard streams only: an
+/// engine's pipe that a process held open for the life of a container would never end.
+///
+/// # Errors
+/// What `fcntl(2)` says.
+pub fn inherit_only(fds: &[RawFd]) -> io::Result<()> {
+    // SAFETY: these calls take numbers only.
+    unsafe {
+        // Before Linux 5.11 the flag is unknown: then descriptors stay open, and no harm is done
+        // but the one above.
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        for fd in fds {
+            if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The whole life of a host process; returns its exit status.

@@ -1,6 +1,7 @@
 //! Standard streams and terminals.
 
 pub mod relay;
+pub mod signals;
 pub mod terminal;
 
-pub use relay::{OutputRelay, relay_input, relay_output};
+pub use relay::{OutputRelay, start_relays};

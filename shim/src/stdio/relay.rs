@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -48,12 +48,32 @@ impl OutputRelay {
     }
 }
 
+/// Relays between the streams of a process in the guest and this process's standard streams, or a
+/// terminal. Returns the outputs: stdout and stderr, or the terminal's.
+///
+/// # Errors
+/// A stream is missing, or a thread could not be started.
+pub fn start_relays(streams: Vec<UnixStream>, terminal: Option<File>) -> io::Result<Vec<OutputRelay>> {
+    let mut streams = streams.into_iter();
+    let mut next = || streams.next().ok_or(io::Error::other("a stream is missing"));
+    if let Some(terminal) = terminal {
+        let stream = next()?;
+        relay_input(terminal.try_clone()?, stream.try_clone()?, "stdin")?;
+        return Ok(vec![relay_output(stream, terminal, "terminal")?]);
+    }
+    let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from);
+    relay_input(own(io::stdin().as_fd())?, next()?, "stdin")?;
+    let stdout = relay_output(next()?, own(io::stdout().as_fd())?, "stdout")?;
+    let stderr = relay_output(next()?, own(io::stderr().as_fd())?, "stderr")?;
+    Ok(vec![stdout, stderr])
+}
+
 /// Passes what the guest writes on to `target`. When `target` takes no more, as a pipe whose
 /// reader is gone, the guest's process learns of it.
 ///
 /// # Errors
 /// What starting a thread says.
-pub fn relay_output(mut stream: UnixStream, mut target: File, name: &str) -> io::Result<OutputRelay> {
+fn relay_output(mut stream: UnixStream, mut target: File, name: &str) -> io::Result<OutputRelay> {
     let relay = OutputRelay::default();
     let progress = relay.clone();
     thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(move || {
@@ -81,7 +101,7 @@ pub fn relay_output(mut stream: UnixStream, mut target: File, name: &str) -> io:
 ///
 /// # Errors
 /// What starting a thread says.
-pub fn relay_input(mut source: File, mut stream: UnixStream, name: &str) -> io::Result<()> {
+fn relay_input(mut source: File, mut stream: UnixStream, name: &str) -> io::Result<()> {
     thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(move || {
         let mut chunk = vec![0; CHUNK];
         while let Ok(count) = read_some(&mut source, &mut chunk) {

@@ -105,7 +105,7 @@ impl Disk {
     /// The offset of `bytes` bytes from `sector` on, if they are whole sectors of the disk.
     fn offset(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
         let end = sector.checked_add(bytes / SECTOR).ok_or(Failure::Io)?;
-        if bytes % SECTOR != 0 || end > self.sectors {
+        if !bytes.is_multiple_of(SECTOR) || end > self.sectors {
             return Err(Failure::Io);
         }
         Ok(sector * SECTOR)
