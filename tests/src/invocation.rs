@@ -101,7 +101,7 @@ impl Invocation {
         let stderr = read_all(child.stderr.take());
         let status = wait(&mut child, &line, self.limit);
         let take = |from: Receiver<Vec<u8>>, name: &str| {
-            from.recv_timeout(HANG)
+            from.recv_timeout(HANG / 5)
                 .unwrap_or_else(|_| panic!("{line} has ended, but something still holds its {name} open"))
         };
         let (stdout, stderr) = (take(stdout, "stdout"), take(stderr, "stderr"));
@@ -119,7 +119,9 @@ impl Invocation {
         let status = wait(&mut child, &line, self.limit);
         let read = |mut file: File| {
             let mut bytes = Vec::new();
-            file.rewind().and_then(|()| file.read_to_end(&mut bytes)).unwrap_or_else(|e| panic!("{line}: {e}"));
+            file.rewind()
+                .and_then(|()| file.read_to_end(&mut bytes))
+                .unwrap_or_else(|e| panic!("{line}: {e}"));
             bytes
         };
         Output { status: code(status), stdout: read(stdout), stderr: read(stderr), line }

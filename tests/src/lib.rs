@@ -8,6 +8,7 @@
 //! Everything here fails by panicking, because that is how a test fails. No test depends on how
 //! fast the machine is: the only limits in time are [`HANG`] and nextest's own, which tell a hang
 //! from slowness.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "this is test code, which fails by panicking")]
 
 pub mod bundle;
 pub mod container;

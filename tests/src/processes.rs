@@ -66,7 +66,10 @@ pub fn descendants(pid: i32) -> Vec<i32> {
 /// a VMM that has namespaces of its own may have a parent in between.
 pub fn vmm_of(pid: i32) -> Vec<i32> {
     let all = all();
-    descendants(pid).into_iter().filter(|pid| all.get(pid).is_some_and(|p| p.name.starts_with("pouch-vmm"))).collect()
+    descendants(pid)
+        .into_iter()
+        .filter(|pid| all.get(pid).is_some_and(|p| p.name.starts_with("pouch-vmm")))
+        .collect()
 }
 
 /// Kills a process.

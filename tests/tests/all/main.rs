@@ -1,4 +1,18 @@
 //! The integration tests: one module a concern. They run in the testbed; see docs/testing.md.
 #![allow(missing_docs, reason = "a test's name says what it is about")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "this is test code, which fails by panicking")]
 
+mod bad_input;
+mod exec;
+mod faults;
+mod filesystem;
+mod guest;
+mod host_faults;
+mod lifecycle;
+mod many;
+mod operations;
+mod process;
+mod storage;
 mod streams;
+mod terminal;
+mod workloads;

@@ -1,0 +1,191 @@
+//! Mounts of the configuration, and roots that are not folders.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+
+use pouch_tests::bundle::image_file;
+use pouch_tests::{Bundle, Invocation, vm_only};
+use serde_json::json;
+
+/// A folder of the host with a file in it.
+fn host_folder() -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("pouch-volume-").tempdir_in("/var/tmp").unwrap();
+    fs::write(folder.path().join("file"), "of the host\n").unwrap();
+    folder
+}
+
+#[test]
+fn a_bind_mount_is_read_and_written() {
+    let folder = host_folder();
+    let script = "cat /data/file; echo of the guest >/data/new; mkdir /data/sub; rm /data/file; ls /data";
+    let bundle = Bundle::debian().sh(script).mount("/data", "bind", folder.path(), &["rbind", "rw"]);
+    assert_eq!(bundle.run().ok(), "of the host\nnew\nsub");
+    assert_eq!(fs::read_to_string(folder.path().join("new")).unwrap(), "of the guest\n");
+    assert!(!folder.path().join("file").exists());
+}
+
+#[test]
+fn a_read_only_bind_mount_is_not_written() {
+    let folder = host_folder();
+    let script = "cat /data/file; echo x >/data/file; rm /data/file; chmod 777 /data; touch /data/x; id -u";
+    let bundle = Bundle::debian().sh(script).mount("/data", "bind", folder.path(), &["rbind", "ro"]);
+    let output = bundle.run();
+    assert_eq!(output.ok(), "of the host\n0");
+    assert_eq!(output.errors().matches("Read-only file system").count(), 4, "{output}");
+    assert_eq!(fs::read_to_string(folder.path().join("file")).unwrap(), "of the host\n");
+}
+
+#[test]
+fn a_single_file_can_be_mounted() {
+    let folder = host_folder();
+    let file = folder.path().join("file");
+    let bundle = Bundle::debian()
+        .sh("cat /etc/resolv.conf /read-only; echo more >>/etc/resolv.conf; echo no >/read-only; ls -d /new/place/file")
+        .mount("/etc/resolv.conf", "bind", &file, &["bind"])
+        .mount("/read-only", "bind", &file, &["bind", "ro"])
+        .mount("/new/place/file", "bind", &file, &["bind"]);
+    let output = bundle.run();
+    assert_eq!(output.ok(), "of the host\nof the host\n/new/place/file");
+    assert!(output.errors().contains("Read-only file system"), "{output}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "of the host\nmore\n");
+}
+
+#[test]
+fn mount_options_are_honoured() {
+    let folder = host_folder();
+    fs::copy("/bin/true", folder.path().join("program")).unwrap();
+    let options = ["rbind", "nosuid", "nodev", "noexec", "nosymfollow"];
+    symlink("file", folder.path().join("link")).unwrap();
+    let bundle = Bundle::debian().sh("/data/program; cat /data/link; findmnt -n -o OPTIONS /data").mount(
+        "/data",
+        "bind",
+        folder.path(),
+        &options[..4],
+    );
+    let output = bundle.run();
+    let text = output.ok();
+    for option in ["nosuid", "nodev", "noexec"] {
+        assert!(text.contains(option), "no {option}: {output}");
+    }
+    assert!(output.errors().contains("Permission denied"), "{output}");
+}
+
+#[test]
+fn a_link_cannot_lead_out_of_the_volume() {
+    let (folder, outside) = (host_folder(), host_folder());
+    symlink(outside.path().join("file"), folder.path().join("out")).unwrap();
+    symlink("../../../../../../../../etc/hostname", folder.path().join("up")).unwrap();
+    let script =
+        "cat /data/out; cat /data/up; cat /data/../../../../etc/debian_version >/dev/null && echo root";
+    let output = Bundle::debian().sh(script).mount("/data", "bind", folder.path(), &["rbind"]).run();
+    assert!(!output.text().contains("of the host"), "{output}");
+    assert!(output.text().contains("root"), "{output}");
+}
+
+#[test]
+fn a_link_in_the_root_is_no_way_out_for_a_mount() {
+    let (folder, outside) = (host_folder(), host_folder());
+    let bundle = Bundle::debian().sh("cat /trap/inside/file; echo done");
+    symlink(outside.path(), bundle.rootfs().join("trap")).unwrap();
+    let output = bundle.mount("/trap/inside", "bind", folder.path(), &["rbind"]).run();
+    // The link's target is taken as a path inside the root, or the mount is refused.
+    assert!(!outside.path().join("inside").exists(), "a mount point was made on the host: {output}");
+}
+
+#[test]
+fn a_tmpfs_has_its_size_and_mode() {
+    let bundle = Bundle::debian()
+        .sh("findmnt -n -o FSTYPE,SIZE /scratch; stat -c %a /scratch; head -c 2M /dev/zero >/scratch/x; stat -c %s /scratch/x")
+        .mount("/scratch", "tmpfs", "tmpfs", &["size=1m", "mode=1750", "noexec"]);
+    let output = bundle.run();
+    assert_eq!(output.ok(), "tmpfs    1M\n1750\n1048576");
+    assert!(output.errors().contains("No space left"), "{output}");
+}
+
+#[test]
+fn mounts_are_made_in_their_order() {
+    let folder = host_folder();
+    let bundle = Bundle::debian().sh("ls /a; ls /a/b; ls /a/b/c").mount("/a", "tmpfs", "tmpfs", &[]).mount(
+        "/a/b",
+        "bind",
+        folder.path(),
+        &["rbind", "ro"],
+    );
+    fs::create_dir(folder.path().join("c")).unwrap();
+    let bundle = bundle.mount("/a/b/c", "tmpfs", "tmpfs", &[]);
+    assert_eq!(bundle.run().ok(), "b\nc\nfile");
+}
+
+#[test]
+fn what_the_host_changes_is_seen_inside() {
+    let folder = host_folder();
+    let bundle = Bundle::debian().args(["sleep", "1000"]).mount("/data", "bind", folder.path(), &["rbind"]);
+    let container = bundle.start();
+    assert_eq!(container.sh("cat /data/file"), "of the host");
+    fs::write(folder.path().join("file"), "changed\n").unwrap();
+    fs::write(folder.path().join("later"), "later\n").unwrap();
+    assert_eq!(container.sh("cat /data/file /data/later"), "changed\nlater");
+    container.sh("chown 5:6 /data/later");
+    assert_eq!(fs::metadata(folder.path().join("later")).unwrap().uid(), 5);
+}
+
+#[test]
+fn a_shared_socket_file_is_visible() {
+    let folder = host_folder();
+    let _listener = std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap();
+    let bundle =
+        Bundle::debian().sh("stat -c %F /data/socket").mount("/data", "bind", folder.path(), &["rbind"]);
+    assert_eq!(bundle.run().ok(), "socket");
+}
+
+#[test]
+fn an_ext4_image_is_a_root_that_can_be_written() {
+    vm_only!();
+    let bundle = Bundle::without_root();
+    let image = bundle.path().join("root.ext4");
+    fs::copy(image_file("debian", "rootfs.ext4"), &image).unwrap();
+    let root = json!({"path": image, "readonly": false});
+    let bundle = bundle.set("/root", root);
+    let bundle = bundle.sh("stat -f -c %T /; echo kept >/kept; cat /kept; df --output=source / | tail -1");
+    let text = bundle.run().ok();
+    assert!(text.starts_with("ext2/ext3\nkept\n"), "{text}");
+    let again = bundle.sh("cat /kept").run();
+    assert_eq!(again.ok(), "kept");
+    let check = Invocation::of("e2fsck", ["-fn", image.to_str().unwrap()]).run();
+    assert_eq!(check.status, 0, "the file system is whole: {check}");
+}
+
+#[test]
+fn an_ext4_image_can_be_read_only() {
+    vm_only!();
+    let image = image_file("debian", "rootfs.ext4");
+    let before = fs::metadata(&image).unwrap().mtime();
+    let bundle = Bundle::without_root().set("/root", json!({"path": image, "readonly": true}));
+    let output = bundle.sh("touch /x; cat /etc/debian_version >/dev/null && echo read").run();
+    assert_eq!(output.ok(), "read");
+    assert!(output.errors().contains("Read-only file system"), "{output}");
+    assert_eq!(fs::metadata(&image).unwrap().mtime(), before);
+}
+
+#[test]
+fn an_erofs_image_is_a_read_only_root() {
+    vm_only!();
+    let image = image_file("debian", "rootfs.erofs");
+    let bundle = Bundle::without_root().set("/root", json!({"path": image, "readonly": true}));
+    let output = bundle.sh("touch /x; findmnt -n -o FSTYPE /; id -u").run();
+    assert_eq!(output.ok(), "erofs\n0");
+    assert!(output.errors().contains("Read-only file system"), "{output}");
+}
+
+#[test]
+fn a_loop_device_is_a_root() {
+    vm_only!();
+    let bundle = Bundle::without_root();
+    let image = bundle.path().join("root.ext4");
+    fs::copy(image_file("busybox", "rootfs.ext4"), &image).unwrap();
+    let device = Invocation::of("losetup", ["--find", "--show", image.to_str().unwrap()]).run().ok();
+    let bundle = bundle.set("/root", json!({"path": device, "readonly": false}));
+    let output = bundle.sh("echo written >/file; cat /file").run();
+    Invocation::of("losetup", ["--detach", &device]).run().ok();
+    assert_eq!(output.ok(), "written");
+}
