@@ -8,8 +8,11 @@ SHELL := /bin/bash
 PREFIX ?= /usr/local
 IMAGE ?= busybox
 CMD ?=
+# More options for nextest, such as TEST_OPTIONS="-E 'test(streams)'".
+TEST_OPTIONS ?=
 POUCH_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pouch-vm
 export POUCH_CACHE
+export PATH := $(PATH):$(POUCH_CACHE)/cargo/bin
 
 TRIPLE := x86_64-unknown-linux-gnu
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -76,9 +79,26 @@ install: install-tree ## Install below $(DESTDIR)$(PREFIX)
 run: install-tree ## Run a container in its own VM: make run [IMAGE=busybox] [CMD='…']
 	@CMD=$(call quoted,$(CMD)) tests/demo/run $(call quoted,$(IMAGE)) "$(TREE)/usr/local"
 
+# Those that only look at the sources come first, the summary of all tests last.
+.PHONY: test
+test: install-tree nextest ## Check the format, lint, and run all tests: unit tests here, integration tests in the testbed
+	@cargo fmt --all --check
+	@cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+	@tests/testbed/test_testbed.py --failfast Streams
+	@CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/tests/nextest-runner" \
+	  cargo nextest run --workspace --locked $(TEST_OPTIONS)
+
+# Where nextest is missing it is built, in the cache and not among the user's own programs.
+.PHONY: nextest
+nextest:
+	@cargo nextest --version >/dev/null 2>&1 || { \
+	  echo "cargo-nextest is missing: building it in $(POUCH_CACHE)/cargo (once)" >&2; \
+	  cargo install --quiet --locked --target-dir "$(POUCH_CACHE)/cargo/target" --root "$(POUCH_CACHE)/cargo" cargo-nextest; }
+
 .PHONY: clean
 clean: ## Remove what was built here (the cache in $(POUCH_CACHE) stays)
 	@rm -rf target/install target/kernel target/guest-root.cpio target/bench.json
 	@cargo clean --quiet
 
+# A word for the shell, whatever is in it.
 quoted = '$(subst ','\'',$(1))'

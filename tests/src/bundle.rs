@@ -111,6 +111,11 @@ impl Bundle {
         self
     }
 
+    /// Gives the process these capabilities, and no others.
+    pub fn capable(self, names: &[&str]) -> Self {
+        self.set("/process/capabilities", json!({"bounding": names, "permitted": names, "effective": names}))
+    }
+
     /// Adds a mount.
     pub fn mount(self, destination: &str, kind: &str, source: impl AsRef<Path>, options: &[&str]) -> Self {
         let source = source.as_ref();

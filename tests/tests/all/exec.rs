@@ -47,7 +47,7 @@ fn it_is_in_the_container() {
 fn it_takes_environment_folder_and_user() {
     let container = sleeper();
     assert_eq!(container.sh("echo $OF"), "the container");
-    let output = container.exec_with(&["-e", "A=1 2", "--env", "OF=exec"], &["sh", "-c", "echo $A $OF"]);
+    let output = container.exec_with(&["-e", "A=1 2", "-e", "OF=exec"], &["sh", "-c", "echo $A $OF"]);
     assert_eq!(output.ok(), "1 2 exec");
     assert_eq!(container.exec_with(&["--cwd", "/usr/share"], &["pwd"]).ok(), "/usr/share");
     assert_eq!(container.exec_with(&["-u", "12:34"], &["sh", "-c", "id -u; id -g"]).ok(), "12\n34");
@@ -58,9 +58,7 @@ fn it_takes_environment_folder_and_user() {
 
 #[test]
 fn it_has_the_containers_capabilities_and_not_more() {
-    let list = json!(["CAP_CHOWN", "CAP_KILL"]);
-    let sets = json!({"bounding": list, "permitted": list, "effective": list});
-    let container = Bundle::debian().args(["sleep", "1000"]).set("/process/capabilities", sets).start();
+    let container = Bundle::debian().args(["sleep", "1000"]).capable(&["CAP_CHOWN", "CAP_KILL"]).start();
     let script = "grep -E 'Cap(Eff|Bnd)' /proc/self/status";
     assert_eq!(container.sh(script), "CapEff:\t0000000000000021\nCapBnd:\t0000000000000021");
 }
@@ -160,7 +158,7 @@ fn only_a_running_container_executes() {
     container.await_status("stopped");
     container.exec(&["true"]).fails_naming(&["stopped"]);
     container.delete();
-    container.exec(&["true"]).fails_naming(&[&container.id, "does not exist"]);
+    container.exec(&["true"]).fails_naming(&["does not exist"]);
 }
 
 #[test]

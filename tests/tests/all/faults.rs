@@ -10,11 +10,9 @@ use serde_json::json;
 
 /// A container that may do everything in its VM.
 fn privileged(script: &str) -> Bundle {
-    let all: Vec<&str> = vec!["CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_DAC_OVERRIDE", "CAP_SYS_RAWIO"];
-    let sets = json!({"bounding": all, "permitted": all, "effective": all});
     Bundle::debian()
         .sh(script)
-        .set("/process/capabilities", sets)
+        .capable(&["CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_DAC_OVERRIDE", "CAP_SYS_RAWIO"])
         .set("/linux/readonlyPaths", json!([]))
         .set("/linux/maskedPaths", json!([]))
 }

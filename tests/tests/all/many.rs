@@ -3,7 +3,7 @@
 use pouch_tests::{Bundle, Container, Leftovers, has_vm, processes};
 
 fn sleeper() -> Container {
-    Bundle::debian().args(["sleep", "1000"]).start()
+    Bundle::debian().args(["sleep", "1000"]).capable(&["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]).start()
 }
 
 #[test]
