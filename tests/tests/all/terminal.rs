@@ -5,9 +5,10 @@ use pouch_tests::terminal::{ConsoleSocket, Terminal};
 use pouch_tests::{Bundle, Container, HANG, Invocation};
 use serde_json::json;
 
-/// Says its size now and after each change; ends at the end of its input.
+/// Says its size now and after each change; ends at the end of its input. (Bash handles SIGWINCH
+/// only between two reads, so each read is short.)
 const SIZES: &str = "trap 'echo size $(stty size)' WINCH; tty; echo size $(stty size)
-    while :; do read line; status=$?
+    while :; do read -t 0.3 line; status=$?
         if test $status = 0; then echo \"got <$line>\"; test \"$line\" = end && exit 6
         elif test $status -lt 128; then exit 5; fi
     done";
