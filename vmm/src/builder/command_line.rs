@@ -20,8 +20,6 @@ const COMMON: &[&str] = &[
     "maxcpus=1",
     // One init: the agent.
     "rdinit=/init",
-    // A folder in /sys/kernel/slab for each of 150 caches takes 20 ms, and nobody looks there.
-    "initcall_blacklist=slab_late_init",
     // Containers find cgroup v2 only.
     "cgroup_no_v1=all",
     // Grace periods as short as can be: mounts and namespaces come and go all the time.
