@@ -162,6 +162,16 @@ pub struct Launched {
     pub report: Report,
 }
 
+/// libcontainer does not say which directory it could not enter.
+fn name_cwd(error: LaunchError, job: &Job) -> LaunchError {
+    match error {
+        LaunchError::Failed(text) if text.contains("failed to chdir") => {
+            LaunchError::Failed(format!("process.cwd {}: {text}", job.process.cwd().display()))
+        }
+        other => other,
+    }
+}
+
 /// Runs `job`, whose file is `file`, with `ends` as the new process's standard streams.
 pub async fn launch(
     table: &ProcessTable,
@@ -185,7 +195,7 @@ pub async fn launch(
             let status = tokio::time::timeout(CONSOLE_TIME, ended).await.ok().and_then(Result::ok);
             return Err(LaunchError::Silent(status.map_or(0, |WaitStatus(status)| status as u32)));
         }
-        Ok(Err(error)) => return Err(error),
+        Ok(Err(error)) => return Err(name_cwd(error, job)),
         Err(_) => {
             abandon(runner);
             return Err(LaunchError::Timeout(RUNNER_TIME));

@@ -8,13 +8,15 @@ use nix::unistd::Pid;
 
 use super::{CliError, Global, Outcome, other};
 use crate::container::state::HostProcess;
-use crate::container::{ContainerDir, StateError, Status};
+use crate::container::{ContainerDir, State, StateError, Status};
 use crate::sandbox::client::HostClient;
 use crate::sandbox::launch::clean_up;
 use crate::sandbox::protocol::Request;
 
 /// How long a process may take to end by itself before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long a new host process may take until it writes a state.
+const STATE_GRACE: Duration = Duration::from_millis(500);
 /// How long a killed process may take to be gone.
 const KILL_GRACE: Duration = Duration::from_secs(30);
 
@@ -39,11 +41,14 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
     let dir = global.dir(id)?;
     let state = match dir.load() {
         Ok(state) => state,
-        // A directory that a killed `create` left, or a state that cannot be read.
-        Err(StateError::NotFound(_)) if force => {
-            clean_up(&dir);
-            return Ok(());
-        }
+        // A directory that a killed `create` left; its host process may be about to write a state.
+        Err(StateError::NotFound(_)) if force => match wait_for_state(&dir) {
+            Some(state) => state,
+            None => {
+                clean_up(&dir);
+                return Ok(());
+            }
+        },
         Err(StateError::Damaged { .. }) if force => {
             clean_up(&dir);
             return Ok(());
@@ -55,8 +60,9 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
         return Err(CliError::Other(text));
     }
     if let Some(host) = state.host {
-        if state.status != Status::Stopped {
-            ask_to_end(&dir);
+        // One that cannot be asked, as it is still creating, has nothing to end in good order.
+        if state.status != Status::Stopped && !ask_to_end(&dir) {
+            kill_process(host);
         }
         end(host);
     }
@@ -74,10 +80,27 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A host process that does not answer is killed later.
-fn ask_to_end(dir: &ContainerDir) {
-    if let Ok(host) = HostClient::connect(&dir.socket()) {
-        let _ = host.ask(&Request::Destroy);
+/// The state that a host process writes soon after its start, if there is such a process.
+fn wait_for_state(dir: &ContainerDir) -> Option<State> {
+    let deadline = Instant::now() + STATE_GRACE;
+    while dir.exists() && Instant::now() < deadline {
+        if let Ok(state) = dir.load() {
+            return Some(state);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    None
+}
+
+/// Whether the host process took the request. One that does not end is killed later.
+fn ask_to_end(dir: &ContainerDir) -> bool {
+    HostClient::connect(&dir.socket()).is_ok_and(|host| host.ask(&Request::Destroy).is_ok())
+}
+
+fn kill_process(process: HostProcess) {
+    // Its number is its own: the start time is compared.
+    if process.alive() {
+        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
     }
 }
 
@@ -86,8 +109,7 @@ fn end(process: HostProcess) {
     if wait(process, GRACE) {
         return;
     }
-    // Its number is its own: the start time was compared just now.
-    let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+    kill_process(process);
     wait(process, KILL_GRACE);
 }
 

@@ -21,6 +21,8 @@ use super::protocol::Failure;
 const CALL: Duration = Duration::from_secs(120);
 /// Bytes of entropy for a new guest.
 const ENTROPY: usize = 64;
+/// How the agent begins the text of an error of the command itself, as runc does.
+const EXEC: &str = "exec: ";
 /// Characters of an error text that are passed on.
 const MAX_MESSAGE: usize = 2000;
 
@@ -50,15 +52,8 @@ impl AgentError {
     pub fn failure(&self) -> Failure {
         let message = self.to_string();
         let status = match self {
-            AgentError::Refused { .. } if message.contains("executable file not found") => 127,
-            AgentError::Refused { .. }
-                if message.contains("no such file or directory") && message.starts_with("exec") =>
-            {
-                127
-            }
-            AgentError::Refused { .. }
-                if message.starts_with("exec") && message.contains("permission denied") =>
-            {
+            AgentError::Refused { code: Code::NOT_FOUND, message } if message.starts_with(EXEC) => 127,
+            AgentError::Refused { code: Code::PERMISSION_DENIED, message } if message.starts_with(EXEC) => {
                 126
             }
             _ => 1,
@@ -275,16 +270,16 @@ pub fn random_bytes<const N: usize>() -> Option<[u8; N]> {
 mod tests {
     use super::*;
 
-    fn refused(message: &str) -> Failure {
-        AgentError::Refused { code: Code::INVALID_ARGUMENT, message: message.to_owned() }.failure()
+    fn status(code: Code, message: &str) -> u8 {
+        AgentError::Refused { code, message: message.to_owned() }.failure().status
     }
 
     #[test]
     fn commands_that_cannot_run_have_the_shells_statuses() {
-        assert_eq!(refused("exec: \"foo\": executable file not found in $PATH").status, 127);
-        assert_eq!(refused("exec: \"/foo\": stat /foo: no such file or directory").status, 127);
-        assert_eq!(refused("exec: \"/etc/passwd\": permission denied").status, 126);
-        assert_eq!(refused("linux.intelRdt: not available").status, 1);
+        assert_eq!(status(Code::NOT_FOUND, "exec: \"foo\": executable file not found in $PATH"), 127);
+        assert_eq!(status(Code::PERMISSION_DENIED, "exec: \"/etc\": is a directory"), 126);
+        assert_eq!(status(Code::NOT_FOUND, "container a: there is none"), 1);
+        assert_eq!(status(Code::INVALID_ARGUMENT, "linux.intelRdt: not available"), 1);
     }
 
     #[test]

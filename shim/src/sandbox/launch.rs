@@ -136,6 +136,9 @@ pub fn host_main(launch_fd: RawFd, report_fd: RawFd) -> i32 {
         eprintln!("pouch-vm: {HOST_COMMAND} is for pouch-vm's own use");
         return 1;
     };
+    // Executed through /proc/self/exe, the process would be called "exe".
+    // SAFETY: the name is NUL-terminated and outlives the call.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"pouch-vm".as_ptr()) };
     let mut text = String::new();
     let launch: Launch = match File::from(launch)
         .read_to_string(&mut text)
