@@ -75,7 +75,14 @@ impl ControlSocket {
         let mut fds: [RawFd; MAX_DESCRIPTORS] = [-1; MAX_DESCRIPTORS];
         let mut vectors = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
         // SAFETY: the vector points to a live buffer of its length.
-        let (length, count) = unsafe { self.recv_with_fds(&mut vectors, &mut fds)? };
+        let mut received = unsafe { self.recv_with_fds(&mut vectors, &mut fds) };
+        if received.as_ref().is_err_and(|error| error.errno() == libc::ECONNRESET) {
+            // The other side closed before it had read everything. That is told once, and first;
+            // what the other side had sent is still to come.
+            // SAFETY: as above.
+            received = unsafe { self.recv_with_fds(&mut vectors, &mut fds) };
+        }
+        let (length, count) = received?;
         // SAFETY: descriptors that were received are new and nothing else owns them.
         let fds = fds.iter().take(count).map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }).collect();
         if length == 0 {
@@ -130,6 +137,16 @@ mod tests {
         assert_eq!(reader.read(&mut [0]).unwrap(), 0, "the descriptor was the pipe's last writer");
         drop(one);
         assert!(other.receive::<Request>().unwrap().is_none());
+    }
+
+    #[test]
+    fn the_last_word_of_a_side_that_did_not_listen_arrives() {
+        let (one, other) = ControlSocket::pair().unwrap();
+        one.send(&"unread", &[]).unwrap();
+        other.send(&"last word", &[]).unwrap();
+        drop(other);
+        assert_eq!(one.receive::<String>().unwrap().unwrap().0, "last word");
+        assert!(one.receive::<String>().unwrap().is_none());
     }
 
     #[test]
