@@ -32,9 +32,11 @@ impl Check {
         match boot(&config, &folder.0) {
             Ok(kernel) => {
                 let ms = start.elapsed().as_millis();
-                self.say(&format!(
-                    "This host can run containers: a guest with Linux {kernel} answered after {ms} ms.\n"
-                ));
+                if !self.quiet {
+                    print(&format!(
+                        "This host can run containers: a guest with Linux {kernel} answered after {ms} ms.\n"
+                    ));
+                }
                 Ok(0)
             }
             Err(error) => {
@@ -42,15 +44,11 @@ impl Check {
                 if let Some(line) = log_tail(&folder.0.join("vmm.log")) {
                     text.push_str(&format!("The VMM's last words: {line}\n"));
                 }
-                self.say(&text);
+                if !self.quiet {
+                    eprint!("{text}");
+                }
                 Ok(1)
             }
-        }
-    }
-
-    fn say(&self, text: &str) {
-        if !self.quiet {
-            print(text);
         }
     }
 }

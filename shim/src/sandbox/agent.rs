@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pouch_protocol::agent::{
-    AddEntropyRequest, CheckRequest, CheckResponse, ContainerRequest, CreateContainerRequest,
+    AddEntropyRequest, CheckRequest, CheckResponse, ContainerRequest, CreateContainerRequest, Empty,
     ExecProcessRequest, OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest, SetTimeRequest,
     SetupSandboxRequest, SignalProcessRequest, Stdio, Storage, UpdateContainerRequest, WaitProcessResponse,
 };
@@ -19,6 +19,8 @@ use super::protocol::Failure;
 
 /// How long an ordinary call may take. Generous: the host may be overloaded.
 const CALL: Duration = Duration::from_secs(120);
+/// How long the agent may take to answer to a shutdown.
+const SHUTDOWN: Duration = Duration::from_secs(10);
 /// Bytes of entropy for a new guest.
 const ENTROPY: usize = 64;
 /// How the agent begins the text of an error of the command itself, as runc does.
@@ -231,6 +233,15 @@ impl Agent {
         request.container_id = id.to_owned();
         request.exec_id = exec_id.to_owned();
         self.0.wait_process(Context::default(), &request).map_err(error("WaitProcess"))
+    }
+
+    /// Tells the guest to write everything to its disks and power itself off; it goes on to do so
+    /// after the answer.
+    ///
+    /// # Errors
+    /// [`AgentError`] if the agent does not answer.
+    pub fn shutdown(&self) -> Result<(), AgentError> {
+        self.0.shutdown(within(SHUTDOWN), &Empty::new()).map(drop).map_err(error("Shutdown"))
     }
 
     /// Tells the size of a terminal.

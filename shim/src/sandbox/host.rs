@@ -24,7 +24,7 @@ use super::client::HostListener;
 use super::exec::{Sandbox, Streams, Tokens};
 use super::protocol::{Failure, Launch};
 use super::vm::{Disk, Vm, VmDescription, VmError};
-use super::{cgroup, network, server, share};
+use super::{cgroup, network, server, share, vm};
 use crate::container::guest_spec::{self, GuestSpec, ROOTFS, RootSource};
 use crate::container::state::HostProcess;
 use crate::container::{Bundle, ContainerDir, State, Status, size};
@@ -34,6 +34,8 @@ use crate::stdio::{OutputRelay, signals, start_relays, terminal};
 
 /// The status of a container whose VM ended under it: as if it had been killed.
 const KILLED: i32 = 137;
+/// How long a guest may take to write everything to its disks: what the agent gives itself, and some.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 /// How long after the connection to the agent broke the VM's end may be told.
 const LAST_WORD: Duration = Duration::from_secs(3);
 
@@ -87,6 +89,7 @@ impl Host {
         let cgroup_path = cgroup::path_for(specified, id.as_str()).map_err(failure)?;
         let mut state = initial_state(launch, &bundle, cgroup_path.clone());
         dir.save(&state).map_err(failure)?;
+        vm::preflight(&launch.config, dir.path()).map_err(failure)?;
 
         if let Some(path) = &cgroup_path {
             cgroup::enter(path).map_err(failure)?;
@@ -151,6 +154,10 @@ impl Host {
     /// Waits for the end, whatever it is, cleans up and returns the exit status.
     pub fn run(self) -> i32 {
         let (status, vm_end) = self.wait_for_end();
+        // What the container wrote may still be in the guest's memory only.
+        if vm_end.is_none() && self.sandbox.agent.shutdown().is_ok() {
+            self.sandbox.vm.wait(SHUTDOWN_GRACE);
+        }
         self.sandbox.vm.end();
         if let Some(text) = &vm_end {
             self.log.error(&format!("container {}: {text}", self.sandbox.id()));

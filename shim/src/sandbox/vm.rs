@@ -201,13 +201,18 @@ impl Vm {
         }
     }
 
+    /// Waits until the VMM has ended, at most for `timeout`.
+    pub fn wait(&self, timeout: Duration) {
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);
+        // Whoever waits goes on to end the VMM if it is still there.
+        let _ = poll(&mut [PollFd::new(self.child.pidfd.as_fd(), PollFlags::POLLIN)], timeout);
+    }
+
     /// Ends the VM: asks the VMM, and kills it if it does not end soon.
     pub fn end(&self) {
         // It may be gone already.
         let _ = self.socket.send(&Request { id: 0, command: Command::Stop }, &[]);
-        let timeout = PollTimeout::try_from(END_GRACE).unwrap_or(PollTimeout::ZERO);
-        // If the wait fails, the process is killed.
-        let _ = poll(&mut [PollFd::new(self.child.pidfd.as_fd(), PollFlags::POLLIN)], timeout);
+        self.wait(END_GRACE);
         self.child.kill();
     }
 }
@@ -236,6 +241,15 @@ fn reply(shared: &Shared, id: u64, reply: Reply) {
         // The asker may have given up.
         let _ = sender.send(reply);
     }
+}
+
+/// Opens what every VM needs, to find out early that it cannot be.
+///
+/// # Errors
+/// [`VmError`] names the file.
+pub fn preflight(config: &Config, directory: &Path) -> Result<(), VmError> {
+    let size = VmSize { vcpus: 1, memory_mib: 0 };
+    Files::open(&VmDescription { config, size, share: None, disks: Vec::new(), directory }).map(drop)
 }
 
 /// Everything that the VMM gets as descriptors, and the description that names them.
