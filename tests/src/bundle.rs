@@ -15,6 +15,9 @@ const IMAGES: &str = "/var/lib/pouch-test/images";
 /// Where bundles are made: on the disk, as those of engines are.
 pub const WORK: &str = "/var/tmp";
 
+/// What their folders' names begin with.
+pub const PREFIX: &str = "pouch-bundle-";
+
 /// A bundle with an image's root file system; what a container writes goes to an overlay of its
 /// own, as under a container engine.
 pub struct Bundle {
@@ -61,7 +64,7 @@ impl Bundle {
 
     /// A bundle with no root file system yet.
     pub fn without_root() -> Self {
-        let folder = tempfile::Builder::new().prefix("pouch-bundle-").tempdir_in(WORK).unwrap();
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(WORK).unwrap();
         Invocation::new(["spec"]).current_dir(folder.path()).run().ok();
         let text = fs::read_to_string(folder.path().join("config.json")).unwrap();
         let mut spec: Value = serde_json::from_str(&text).unwrap();

@@ -161,7 +161,7 @@ impl Output {
         for word in words {
             assert!(errors.to_lowercase().contains(&word.to_lowercase()), "no {word:?} in the error: {self}");
         }
-        assert!(!errors.contains("panicked"), "{self}");
+        assert!(!errors.contains("panicked at"), "{self}");
     }
 }
 

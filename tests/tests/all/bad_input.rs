@@ -135,7 +135,11 @@ fn nothing_left_of_what_cannot_be_done() {
         ("/linux/sysctl", json!({"kernel.no_such": "1"}), &["no_such"]),
         ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_NO_SUCH"}), &["SCMP_ACT_NO_SUCH"]),
         ("/linux/resources/memory", json!({"limit": 100_000}), &["memory"]),
-        ("/linux/devices", json!([{"path": "/dev/x", "type": "q", "major": 1, "minor": 1}]), &["/dev/x"]),
+        (
+            "/linux/devices",
+            json!([{"path": "/dev/x", "type": "q", "major": 1, "minor": 1}]),
+            &["config.json"],
+        ),
     ] {
         let bundle = Bundle::busybox().args(["true"]).set(pointer, value);
         refused(&bundle, words);

@@ -25,7 +25,12 @@ fn refused(configuration: &str, words: &[&str]) {
     let id = unique_id();
     for arguments in [&["run", "--bundle", path, &id][..], &["create", "--bundle", path, &id], &["check"]] {
         let before = Leftovers::picture();
-        let output = Invocation::new(arguments).env("POUCH_VM_CONFIG", &file).run();
+        let mut output = Invocation::new(arguments).env("POUCH_VM_CONFIG", &file).run();
+        // What `check` finds is its result, and so on standard output.
+        if arguments == ["check"] {
+            let verdict = std::mem::take(&mut output.stdout);
+            output.stderr.extend(verdict);
+        }
         output.fails_naming(words);
         before.check();
     }
@@ -105,7 +110,9 @@ fn nothing_left_where_kvm_is_not_permitted() {
     let bundle = Bundle::busybox().args(["true"]);
     bundle.write();
     let before = Leftovers::picture();
-    // Root without the capability to pass over permissions, and a device that it may not open.
+    // Root without the capability to pass over permissions, and a device that it may not open. It
+    // could not make a cgroup in the topmost one either.
+    fs::create_dir("/sys/fs/cgroup/pouch-vm").unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (device, file) = (folder.path().join("kvm"), folder.path().join("config.toml"));
     let path = device.to_str().unwrap();
@@ -118,6 +125,7 @@ fn nothing_left_where_kvm_is_not_permitted() {
         .run();
     output.fails_naming(&[path, "permission denied"]);
     std::mem::drop(folder);
+    let _ = fs::remove_dir("/sys/fs/cgroup/pouch-vm");
     before.check();
 }
 

@@ -43,8 +43,10 @@ fn ps_shows_the_processes_of_the_container_only() {
     let mut table = String::new();
     eventually("both children run", || {
         table = container.operation(&["ps"]).ok();
-        table.contains("sleep 1001") && table.contains("sleep 1002")
+        // A header, the shell and its children.
+        table.lines().count() == 4
     });
+    assert!(table.contains("sleep 1001") && table.contains("sleep 1002"), "{table}");
     assert!(!table.contains("dockerd") && !table.contains("agent"), "{table}");
     let pids: Vec<u32> = serde_json::from_str(&container.operation(&["ps", "-f", "json"]).ok()).unwrap();
     assert_eq!(pids.len(), 3);
