@@ -1,8 +1,10 @@
 //! Terminals.
 
+use std::time::Duration;
+
 use pouch_tests::invocation::{code, wait};
 use pouch_tests::terminal::{ConsoleSocket, Terminal};
-use pouch_tests::{Bundle, Container, HANG, Invocation};
+use pouch_tests::{Bundle, Container, HANG, Invocation, eventually};
 use serde_json::json;
 
 /// Says its size now and after each change; ends at the end of its input. (Bash handles SIGWINCH
@@ -39,8 +41,13 @@ fn keys_are_the_containers() {
     terminal.await_text("ready");
     terminal.type_in("line\r\x04");
     terminal.await_text("after");
-    // The key interrupts the guest's foreground processes, not the command on the host.
-    terminal.type_in("\x03");
+    // The key interrupts the guest's foreground processes, not the command on the host. It is pressed
+    // until the foreground process is the one that it should interrupt.
+    eventually("the container ends", || {
+        terminal.type_in("\x03");
+        std::thread::sleep(Duration::from_millis(500));
+        child.try_wait().unwrap().is_some()
+    });
     assert_eq!(code(wait(&mut child, "run", HANG)), 12);
     assert!(terminal.screen().contains("interrupted"), "{}", terminal.screen());
 }
