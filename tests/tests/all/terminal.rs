@@ -7,13 +7,19 @@ use pouch_tests::terminal::{ConsoleSocket, Terminal};
 use pouch_tests::{Bundle, Container, HANG, Invocation, eventually};
 use serde_json::json;
 
-/// Says its size now and after each change; ends at the end of its input. (Bash handles SIGWINCH
-/// only between two reads, so each read is short.)
-const SIZES: &str = "trap 'echo size $(stty size)' WINCH; tty; echo size $(stty size)
-    while :; do read -t 0.3 line; status=$?
-        if test $status = 0; then echo \"got <$line>\"; test \"$line\" = end && exit 6
-        elif test $status -lt 128; then exit 5; fi
-    done";
+/// Says its size now and after each change; ends at the end of its input. (In Perl, because bash
+/// loses a SIGWINCH now and then.)
+const SIZES: &str = r#"perl -e '
+    $| = 1;
+    sub size { print "size ", `stty size` }
+    $SIG{WINCH} = \&size;
+    system "tty";
+    size;
+    while (defined(my $line = <STDIN>)) {
+        print "got <", $line =~ s/\n//r, ">\n";
+        exit 6 if $line eq "end\n";
+    }
+    exit 5'"#;
 
 fn with_terminal(script: &str) -> Bundle {
     Bundle::debian().args(["bash", "-c", script]).set("/process/terminal", json!(true))
