@@ -13,7 +13,7 @@ from .push import push_binary, push_install_tree
 from .qemu import Shape
 from .report import TestbedError, say
 from .session import NoAnswer, Session
-from .state import State
+from .state import State, console_tail
 from .tools import Tools
 
 BASE_ENVIRONMENT = {
@@ -41,13 +41,13 @@ def _parser(description, **options):
 
 
 def _add_shape(parser):
-    parser.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs (default: 2; 1 with --icount)")
+    parser.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs (default: 1, and the only number at which KVM in there is reliable)")
     parser.add_argument("--memory", metavar="M", help="memory, in MiB or with a suffix as 8G (default: 6G)")
     parser.add_argument("--icount", action="store_true", help="time counts executed instructions: for benchmarks")
 
 
 def _shape(options):
-    cpus = options.cpus or (1 if options.icount else 2)
+    cpus = options.cpus or Shape.cpus
     text = (options.memory or "6G").upper()
     unit = {"G": 1024, "M": 1}.get(text[-1])
     try:
@@ -183,7 +183,11 @@ def run_command(options, shape, command, environment, cwd, terminal, binary=None
             with instance.starting():
                 instance.bring_up(_state(shape))
             session = begin(instance)
-        return session.run()
+        try:
+            return session.run()
+        except NoAnswer as error:
+            # What the test host's kernel said last is gone once the next command starts another.
+            raise TestbedError(f"{error}\n{console_tail(instance.folder)}") from None
 
 
 def _run_alone(instance, shape, fresh, begin):

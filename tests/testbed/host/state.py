@@ -128,9 +128,13 @@ def await_answer(qemu, port, token, seconds):
 
 
 def console_tail(folder, lines=20):
-    """The end of the console log in `folder`."""
-    try:
-        text = (folder / "console.log").read_text(errors="replace")
-    except FileNotFoundError:
-        return "(no console log)"
-    return f"the end of {folder}/console.log:\n" + "\n".join(text.splitlines()[-lines:])
+    """What QEMU wrote and the end of the console log in `folder`."""
+    tails = []
+    for name in ("qemu.log", "console.log"):
+        try:
+            text = (folder / name).read_text(errors="replace").strip()
+        except FileNotFoundError:
+            continue
+        if text:
+            tails.append(f"the end of {folder}/{name}:\n" + "\n".join(text.splitlines()[-lines:]))
+    return "\n".join(tails) or "(no logs)"

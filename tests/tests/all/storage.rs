@@ -141,11 +141,10 @@ fn a_shared_socket_file_is_visible() {
 #[test]
 fn an_ext4_image_is_a_root_that_can_be_written() {
     vm_only!();
-    let bundle = Bundle::without_root();
-    let image = bundle.path().join("root.ext4");
+    let folder = host_folder();
+    let image = folder.path().join("root.ext4");
     fs::copy(image_file("debian", "rootfs.ext4"), &image).unwrap();
-    let root = json!({"path": image, "readonly": false});
-    let bundle = bundle.set("/root", root);
+    let bundle = Bundle::without_root().set("/root", json!({"path": image, "readonly": false}));
     let bundle = bundle.sh("stat -f -c %T /; echo kept >/kept; cat /kept; df --output=source / | tail -1");
     let text = bundle.run().ok();
     assert!(text.starts_with("ext2/ext3\nkept\n"), "{text}");
