@@ -19,10 +19,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET)/$(TRIPLE)/release
 # The testbed lays this folder over its root.
 TREE := $(or $(POUCH_INSTALL_DIR),target/install)
-PARTS := bin/pouch-vm libexec/pouch-vm/pouch-vmm share/pouch-vm/vmlinux share/pouch-vm/guest-root.cpio
+PARTS := bin/pouch-vm libexec/pouch-vm/pouch-vmm share/pouch-vm/vmlinux share/pouch-vm/guest-root.erofs
 
 # What the build needs; the testbed's script adds what the testbed needs.
-PACKAGES := bc bison ca-certificates cpio curl flex gcc libc6-dev libelf-dev libseccomp-dev libssl-dev \
+PACKAGES := bc bison ca-certificates curl erofs-utils flex gcc libc6-dev libelf-dev libseccomp-dev libssl-dev \
 	linux-source-6.12 make perl pkg-config python3 xz-utils
 
 INSTALL_TREE := $(addprefix $(TREE)/usr/local/,$(PARTS))
@@ -52,13 +52,13 @@ $(BIN)/pouch-vm $(BIN)/pouch-vmm $(BIN)/pouch-agent: binaries ;
 $(TARGET)/kernel/vmlinux: $(wildcard kernel-config/*) | prerequisites
 	@kernel-config/build.sh $(@D) && touch $@
 
-$(TARGET)/guest-root.cpio: $(BIN)/pouch-agent rootfs/build.sh
+$(TARGET)/guest-root.erofs: $(BIN)/pouch-agent rootfs/build.sh
 	@rootfs/build.sh $@ $<
 
 $(TREE)/usr/local/bin/pouch-vm: $(BIN)/pouch-vm
 $(TREE)/usr/local/libexec/pouch-vm/pouch-vmm: $(BIN)/pouch-vmm
 $(TREE)/usr/local/share/pouch-vm/vmlinux: $(TARGET)/kernel/vmlinux
-$(TREE)/usr/local/share/pouch-vm/guest-root.cpio: $(TARGET)/guest-root.cpio
+$(TREE)/usr/local/share/pouch-vm/guest-root.erofs: $(TARGET)/guest-root.erofs
 
 # Programs keep their executable bit, data has none.
 $(INSTALL_TREE):
@@ -88,6 +88,10 @@ test: install-tree nextest ## Check the format, lint, and run all tests: unit te
 	@CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/tests/nextest-runner" \
 	  cargo nextest run --workspace --locked $(TEST_OPTIONS)
 
+.PHONY: bench
+bench: install-tree ## Measure start, size and throughput beside the peers: a table, target/bench.json, docs/performance.md
+	@tests/bench/run "$(TREE)/usr/local"
+
 # Where nextest is missing it is built, in the cache and not among the user's own programs.
 .PHONY: nextest
 nextest:
@@ -97,7 +101,7 @@ nextest:
 
 .PHONY: clean
 clean: ## Remove what was built here (the cache in $(POUCH_CACHE) stays)
-	@rm -rf target/install target/kernel target/guest-root.cpio target/bench.json
+	@rm -rf target/install target/kernel target/guest-root.erofs target/bench.json
 	@cargo clean --quiet
 
 # A word for the shell, whatever is in it.

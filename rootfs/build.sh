@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Builds the guest's root image: an uncompressed initramfs with the agent as /init.
+# Builds the guest's root image: an EROFS file system with the agent as /init.
 #
 #     rootfs/build.sh OUTPUT-FILE AGENT-BINARY
 #
-# The same agent gives the same bytes. Root is not needed: device nodes are only headers in
-# the archive. See README.md for what is in it and why.
+# The same agent gives the same bytes. See README.md for what is in it and why.
 set -euo pipefail
 
 die() { printf 'rootfs/build.sh: %s\n' "$*" >&2; exit 1; }
@@ -14,36 +13,15 @@ output=$1
 agent=$2
 [ -s "$agent" ] || die "$agent is missing or empty; build it with: cargo build --release -p pouch-agent"
 
-# Writes one entry of a "newc" archive: name, mode (octal), device major and minor, and
-# optionally the file with its content.
-inode=0
-entry() {
-  local name=$1 mode=$((8#$2)) major=$3 minor=$4 file=${5:-} size=0 links=1
-  inode=$((inode + 1))
-  [ -z "$file" ] || size=$(stat -L -c %s "$file")
-  [ $((mode & 8#170000)) != $((8#040000)) ] || links=2
-  printf '070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\0' \
-    "$inode" "$mode" 0 0 "$links" 0 "$size" 0 0 "$major" "$minor" $((${#name} + 1)) 0 "$name"
-  pad $((110 + ${#name} + 1))
-  [ -z "$file" ] || { cat "$file"; pad "$size"; }
-}
-
-# Fills up to a multiple of four bytes.
-pad() { head -c $(((4 - $1 % 4) % 4)) /dev/zero; }
-
-temporary=$(mktemp "$output.XXXXXX")
-trap 'rm -f "$temporary"' EXIT
-{
-  for directory in dev proc sys run tmp root; do
-    entry "$directory" 040755 0 0
-  done
-  # The kernel opens the first, the Rust runtime the second, before anything is mounted.
-  entry dev/console 020600 5 1
-  entry dev/null 020666 1 3
-  entry init 100755 0 0 "$agent"
-  inode=-1
-  entry 'TRAILER!!!' 0 0 0
-} >"$temporary"
-chmod 0644 "$temporary"
-mv "$temporary" "$output"
-trap - EXIT
+temporary=$(mktemp -d "$output.XXXXXX")
+trap 'rm -rf "$temporary"' EXIT
+root=$temporary/root
+install -d -m 0755 "$root" "$root"/{dev,proc,sys,run,tmp,root}
+install -m 0755 "$agent" "$root/init"
+# Fixed times, owners and identity; whole blocks of data, as DAX needs them.
+mkfs.erofs --quiet -T0 --all-root -x-1 -U 706f7563-682d-766d-0000-000000000000 -Enoinline_data \
+  "$temporary/image" "$root" >&2
+# The guest maps persistent memory in units of 2 MiB.
+truncate --size=%2M "$temporary/image"
+chmod 0644 "$temporary/image"
+mv "$temporary/image" "$output"

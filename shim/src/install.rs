@@ -28,7 +28,7 @@ impl Installation {
         Installation {
             vmm: prefix.join("libexec/pouch-vm/pouch-vmm"),
             kernel: prefix.join("share/pouch-vm/vmlinux"),
-            guest_root: prefix.join("share/pouch-vm/guest-root.cpio"),
+            guest_root: prefix.join("share/pouch-vm/guest-root.erofs"),
         }
     }
 }

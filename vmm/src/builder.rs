@@ -7,9 +7,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryRegion};
 
@@ -23,6 +21,7 @@ use crate::devices::virtio::fs::ShareRoot;
 use crate::event_loop::EventLoop;
 use crate::jail::seccomp::ThreadKind;
 use crate::memory::{self, Memory};
+use crate::root::{self, MappedRoot};
 use crate::vcpu::{Buses, Vcpus};
 use crate::vm::{ExitSignal, Vm};
 pub use devices::DeviceError;
@@ -57,9 +56,12 @@ pub enum BootError {
     /// No memory.
     #[error(transparent)]
     Memory(#[from] memory::MemoryError),
-    /// The kernel or the root could not be loaded.
+    /// The kernel could not be loaded.
     #[error(transparent)]
-    Load(#[from] kernel::LoadError),
+    Kernel(#[from] kernel::LoadError),
+    /// The root could not be mapped.
+    #[error(transparent)]
+    Root(#[from] root::RootError),
     /// The boot information could not be written.
     #[error(transparent)]
     BootInfo(#[from] pvh::BootInfoError),
@@ -87,12 +89,18 @@ pub enum BootError {
 
 /// The files of a description, opened while the process still may.
 pub struct Files {
-    kvm: File,
-    kernel: File,
-    root: File,
+    kvm: Named,
+    kernel: Named,
+    root: Named,
     console: Option<File>,
     blocks: Vec<File>,
     taps: Vec<File>,
+}
+
+/// A file and its name, which messages need when the process can no longer find it out.
+struct Named {
+    file: File,
+    name: String,
 }
 
 impl Files {
@@ -108,10 +116,13 @@ impl Files {
                 source: error,
             })
         };
+        let named = |field, source: &crate::config::FileSource, write| {
+            open(field, source, write).map(|file| Named { file, name: source.to_string() })
+        };
         Ok(Files {
-            kvm: open("kvm", &config.kvm, true)?,
-            kernel: open("kernel", &config.kernel, false)?,
-            root: open("initrd", &config.initrd, false)?,
+            kvm: named("kvm", &config.kvm, true)?,
+            kernel: named("kernel", &config.kernel, false)?,
+            root: named("root", &config.root, false)?,
             console: config.console.as_ref().map(|file| open("console", file, true)).transpose()?,
             blocks: config
                 .blocks
@@ -144,10 +155,11 @@ pub fn boot(
     event_loop: &mut EventLoop,
 ) -> Result<Arc<Vm>, BootError> {
     let Files { kvm, kernel, root, console, blocks, taps } = files;
-    let kvm = open_kvm(kvm, config)?;
+    let kvm = open_kvm(kvm)?;
     let fd = create_vm(&kvm)?;
     let memory = Arc::new(memory::create(config.memory_mib)?);
-    map_memory(&fd, &memory)?;
+    let root = root::map(&root.file, &root.name)?;
+    map_memory(&fd, &memory, root)?;
 
     let exit = Arc::new(ExitSignal::new().map_err(BootError::Exit)?);
     let mut ports = legacy_ports(&exit)?;
@@ -179,31 +191,31 @@ pub fn boot(
     let balloon = attach.balloon()?;
     attach.rng()?;
 
-    let loaded = kernel::load_kernel(&memory, &kernel)?;
-    let initrd = kernel::load_root(&memory, loaded, &root)?;
-    pvh::write_boot_info(&memory, &command_line.finish(), initrd)?;
+    let entry = kernel::load(&memory, &kernel.file, &kernel.name)?;
+    pvh::write_boot_info(&memory, &command_line.finish(), root.size)?;
     mptable::write(&memory, config.vcpus).map_err(BootError::MpTable)?;
 
-    let vcpus = create_vcpus(&kvm, &fd, config.vcpus, loaded.entry.0)?;
+    let vcpus = create_vcpus(&kvm, &fd, config.vcpus, entry.0)?;
     let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio) };
     let vcpus = Vcpus::start(vcpus, &buses, &exit, || ThreadKind::Vcpu.enter())?;
     Ok(Arc::new(Vm { memory, vcpus, exit, vsock, balloon, nets, _fd: fd }))
 }
 
 /// Takes the KVM device over and checks that it has what every VM needs.
-fn open_kvm(file: File, config: &VmConfig) -> Result<Kvm, BootError> {
+fn open_kvm(Named { file, name }: Named) -> Result<Kvm, BootError> {
     use std::os::fd::{FromRawFd, IntoRawFd};
     // SAFETY: the descriptor is open, and ownership goes over to the new object.
     let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
     const STABLE_API: i32 = 12;
     if kvm.get_api_version() != STABLE_API {
-        return Err(BootError::NotKvm(config.kvm.to_string()));
+        return Err(BootError::NotKvm(name));
     }
     let needed = [
         (Cap::Irqchip, "an interrupt controller (KVM_CAP_IRQCHIP)"),
         (Cap::Irqfd, "irqfd (KVM_CAP_IRQFD)"),
         (Cap::Ioeventfd, "ioeventfd (KVM_CAP_IOEVENTFD)"),
         (Cap::UserMemory, "user memory regions (KVM_CAP_USER_MEMORY)"),
+        (Cap::ReadonlyMem, "read-only memory regions (KVM_CAP_READONLY_MEM)"),
         (Cap::ExtCpuid, "CPUID control (KVM_CAP_EXT_CPUID)"),
         (Cap::TscDeadlineTimer, "the TSC deadline timer (KVM_CAP_TSC_DEADLINE_TIMER)"),
     ];
@@ -214,30 +226,38 @@ fn open_kvm(file: File, config: &VmConfig) -> Result<Kvm, BootError> {
 }
 
 /// The order is KVM's: the TSS and identity map addresses come before any vCPU (Intel), the
-/// interrupt controller before any vCPU too, since a vCPU gets its local APIC when it is made, and
-/// the timer after the interrupt controller that it is wired to.
+/// interrupt controller before any vCPU too, since a vCPU gets its local APIC when it is made.
+/// There is no interval timer (PIT): the guest is told the frequency of its TSC and has the local
+/// APIC's deadline timer, so it never asks for one.
 fn create_vm(kvm: &Kvm) -> Result<VmFd, BootError> {
     let fd = kvm.create_vm().map_err(step("create a VM"))?;
     let tss = layout::KVM_TSS as usize;
     fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(step("place its identity map"))?;
     fd.set_tss_address(tss).map_err(step("place its task state segment"))?;
     fd.create_irq_chip().map_err(step("create the interrupt controller"))?;
-    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    fd.create_pit2(pit).map_err(step("create the interval timer"))?;
     Ok(fd)
 }
 
-fn map_memory(fd: &VmFd, memory: &Memory) -> Result<(), BootError> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
+fn map_memory(fd: &VmFd, memory: &Memory, root: MappedRoot) -> Result<(), BootError> {
+    let mut regions: Vec<_> = memory
+        .iter()
+        .map(|region| kvm_userspace_memory_region {
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the mapping is as long as the region says, and `Vm` keeps it as long as the
-        // descriptor of the VM.
+            ..Default::default()
+        })
+        .collect();
+    regions.push(kvm_userspace_memory_region {
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: layout::ROOT_START,
+        memory_size: root.size,
+        userspace_addr: root.address as u64,
+        ..Default::default()
+    });
+    for (slot, region) in (0..).zip(regions) {
+        let region = kvm_userspace_memory_region { slot, ..region };
+        // SAFETY: each mapping is as long as its region says, and stays until the process ends.
         unsafe { fd.set_user_memory_region(region) }.map_err(step("map guest memory"))?;
     }
     Ok(())

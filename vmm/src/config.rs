@@ -30,8 +30,8 @@ pub struct VmConfig {
     pub memory_mib: u32,
     /// The guest kernel: an uncompressed ELF image with a PVH entry.
     pub kernel: FileSource,
-    /// The guest's root: an uncompressed cpio archive.
-    pub initrd: FileSource,
+    /// The guest's root: an EROFS image of a multiple of 2 MiB (see [`crate::root`]).
+    pub root: FileSource,
     /// Words added to the end of the kernel command line.
     #[serde(default)]
     pub kernel_arguments: Vec<String>,
@@ -256,11 +256,15 @@ impl FileSource {
     }
 }
 
+/// The path, also of a descriptor, as far as /proc still tells it: for messages.
 impl std::fmt::Display for FileSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            FileSource::Fd(fd) => write!(f, "descriptor {fd}"),
             FileSource::Path(path) => write!(f, "{}", path.display()),
+            FileSource::Fd(fd) => match std::fs::read_link(format!("/proc/self/fd/{fd}")) {
+                Ok(path) => write!(f, "{}", path.display()),
+                Err(_) => write!(f, "descriptor {fd}"),
+            },
         }
     }
 }
@@ -272,7 +276,7 @@ mod tests {
     fn sample() -> serde_json::Value {
         serde_json::json!({
             "vcpus": 2, "memory_mib": 256,
-            "kernel": {"path": "/k"}, "initrd": {"fd": 7},
+            "kernel": {"path": "/k"}, "root": {"fd": 7},
             "blocks": [{"file": {"path": "/d"}, "serial": "root"}],
             "networks": [{"tap": {"fd": 8}, "mac": "02:42:ac:11:00:02"}],
         })
@@ -287,7 +291,7 @@ mod tests {
     #[test]
     fn a_full_description_is_read() {
         let config = VmConfig::from_json(&sample().to_string()).unwrap();
-        assert_eq!(config.initrd, FileSource::Fd(7));
+        assert_eq!(config.root, FileSource::Fd(7));
         assert_eq!(config.networks[0].mac.0, [2, 0x42, 0xac, 0x11, 0, 2]);
         assert_eq!(config.networks[0].mtu, 1500);
         assert_eq!(config.kvm, FileSource::Path("/dev/kvm".into()));

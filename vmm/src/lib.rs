@@ -18,5 +18,6 @@ pub mod exit;
 pub mod jail;
 pub mod log;
 pub mod memory;
+pub mod root;
 pub mod vcpu;
 pub mod vm;

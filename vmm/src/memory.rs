@@ -1,13 +1,14 @@
 //! Guest memory: one memfd, mapped into this process.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::{io, ptr};
 
-use vm_memory::mmap::MmapRegionError;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, MmapRegion,
+    Bytes, FileOffset, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress,
 };
 
 use crate::arch::layout::{HIGH_MEMORY_START, MMIO_GAP_START};
@@ -16,6 +17,9 @@ use crate::arch::layout::{HIGH_MEMORY_START, MMIO_GAP_START};
 pub type Memory = GuestMemoryMmap<()>;
 
 const MIB: u64 = 1 << 20;
+
+/// Bytes of a page that the second level of the page tables maps at once.
+const HUGE_PAGE: u64 = 2 * MIB;
 
 /// Guest memory could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +37,10 @@ pub enum MemoryError {
     },
     /// It could not be mapped.
     #[error("guest memory could not be mapped")]
-    Map(#[from] MmapRegionError),
+    Map(#[source] io::Error),
+    /// The mapping does not fit its file.
+    #[error("guest memory could not be described")]
+    Region(#[from] MmapRegionError),
     /// The regions do not fit together.
     #[error("guest memory does not fit the layout: {0}")]
     Layout(String),
@@ -63,18 +70,77 @@ pub fn create(memory_mib: u32) -> Result<Memory, MemoryError> {
     for (start, size) in ranges(memory_mib) {
         let backing = file.try_clone().map_err(MemoryError::Memfd)?;
         let length = usize::try_from(size).map_err(|e| MemoryError::Layout(e.to_string()))?;
-        let mapping = MmapRegion::build(
-            Some(FileOffset::new(backing, offset)),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_NORESERVE,
-        )?;
+        let address = map_aligned(&file, offset, length).map_err(MemoryError::Map)?;
+        // SAFETY: the mapping was just made, as long as this says, and is never taken away: guest
+        // memory is there until the process ends.
+        let mapping = unsafe { MmapRegionBuilder::new(length).with_raw_mmap_pointer(address) }
+            .with_mmap_prot(PROTECTION)
+            .with_mmap_flags(SHARED)
+            .with_file_offset(FileOffset::new(backing, offset))
+            .build()?;
         let region = GuestRegionMmap::new(mapping, start)
             .ok_or_else(|| MemoryError::Layout(format!("a region at {:#x} overflows", start.0)))?;
         regions.push(region);
         offset += size;
     }
     Memory::from_regions(regions).map_err(|e| MemoryError::Layout(e.to_string()))
+}
+
+const PROTECTION: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+const SHARED: libc::c_int = libc::MAP_SHARED | libc::MAP_NORESERVE;
+
+/// Maps `length` bytes of the file from `offset` at a multiple of [`HUGE_PAGE`]: host address and
+/// guest address must agree modulo that size for KVM to map a huge page as one.
+fn map_aligned(file: &File, offset: u64, length: usize) -> io::Result<*mut u8> {
+    const ALIGNMENT: usize = HUGE_PAGE as usize;
+    let room = length.checked_add(ALIGNMENT).ok_or(io::ErrorKind::OutOfMemory)?;
+    let nowhere = ptr::null_mut();
+    let none = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: the kernel chooses the address, so no other mapping is touched.
+    let start = unsafe { libc::mmap(nowhere, room, libc::PROT_NONE, none, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let aligned = start.map_addr(|address| address.next_multiple_of(ALIGNMENT));
+    // SAFETY: the range lies inside the reservation above, which nothing else uses.
+    let mapped = unsafe {
+        libc::mmap(aligned, length, PROTECTION, SHARED | libc::MAP_FIXED, file.as_raw_fd(), offset as i64)
+    };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(mapped.cast()) }
+}
+
+/// Backs what of `range` is whole huge pages with such pages, before anything is written there,
+/// and returns how many bytes that are. For memory that the guest touches all of while it
+/// boots: one fault a huge page instead of 512. Where the host cannot (before Linux 6.1, or
+/// without free huge pages), memory stays as it was: that is slower, and no error.
+pub fn make_huge(memory: &Memory, range: Range<u64>) -> u64 {
+    let mut made = 0;
+    for region in memory.iter() {
+        let first = region.start_addr().0;
+        let start = range.start.max(first).next_multiple_of(HUGE_PAGE);
+        let end = range.end.min(first + region.len()) & !(HUGE_PAGE - 1);
+        if start < end && collapse(region, start - first, end - start) {
+            made += end - start;
+        }
+    }
+    made
+}
+
+/// `MADV_COLLAPSE` of linux/mman.h (Linux 6.1), which the libc crate lacks for this target.
+const MADV_COLLAPSE: libc::c_int = 25;
+
+fn collapse(region: &GuestRegionMmap, offset: u64, length: u64) -> bool {
+    // The kernel passes over ranges in which there is no page at all.
+    let touched = (offset..offset + length)
+        .step_by(HUGE_PAGE as usize)
+        .all(|offset| region.write_obj(0u8, MemoryRegionAddress(offset)).is_ok());
+    let slice = usize::try_from(length)
+        .ok()
+        .and_then(|length| region.get_slice(MemoryRegionAddress(offset), length).ok());
+    let Some(slice) = slice.filter(|_| touched) else { return false };
+    // SAFETY: the range lies inside the region's mapping; which pages are behind it changes, their
+    // content does not.
+    unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), MADV_COLLAPSE) == 0 }
 }
 
 fn memfd(name: &str) -> io::Result<File> {
@@ -125,28 +191,12 @@ pub fn discard(memory: &Memory, start: GuestAddress, length: u64) -> io::Result<
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
-        drop_private_pages(region, from - region_start, end - from)?;
         discarded += end - from;
     }
     Ok(discarded)
 }
 
-/// Where guest kernel or guest root are mapped ([`crate::arch::x86_64::mapped_file`]), pages that
-/// the guest wrote to are not in the memfd. They read as the file again afterwards; that is no
-/// harm, since a guest gives pages back only when it has no use for their content.
-fn drop_private_pages(region: &GuestRegionMmap, offset: u64, length: u64) -> io::Result<()> {
-    let slice = usize::try_from(length)
-        .ok()
-        .and_then(|length| region.get_slice(MemoryRegionAddress(offset), length).ok())
-        .ok_or(io::ErrorKind::InvalidInput)?;
-    // SAFETY: the range lies inside the region's mapping, and guest memory is only accessed
-    // through volatile reads and writes.
-    let result =
-        unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), libc::MADV_DONTNEED) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Bytes of guest memory that the host has pages for, less those of kernel and root.
+/// Bytes of guest memory that the host has pages for.
 ///
 /// # Errors
 /// What `fstat(2)` says.
@@ -167,7 +217,6 @@ pub fn resident_bytes(memory: &Memory) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
 
     #[test]
     fn memory_below_the_gap_is_one_region() {
@@ -197,5 +246,22 @@ mod tests {
         let memory = create(64).unwrap();
         assert_eq!(discard(&memory, GuestAddress(u64::MAX - 4095), 1 << 20).unwrap(), 0);
         assert_eq!(discard(&memory, GuestAddress(64 * MIB), 1 << 20).unwrap(), 0);
+    }
+
+    #[test]
+    fn huge_pages_are_an_offer() {
+        let memory = create(64).unwrap();
+        let made = make_huge(&memory, 3 * MIB..9 * MIB);
+        // What lies at the ends is no whole huge page; the host may refuse the rest.
+        assert!(made == 0 || made == 4 * MIB, "{made}");
+        assert!(memory.read_obj::<u64>(GuestAddress(4 * MIB)).unwrap() == 0);
+        assert_eq!(make_huge(&memory, 63 * MIB..u64::MAX), 0, "less than a huge page is left");
+    }
+
+    #[test]
+    fn regions_begin_where_kvm_can_map_huge_pages() {
+        for region in create(64).unwrap().iter() {
+            assert!(region.as_ptr().addr().is_multiple_of(HUGE_PAGE as usize));
+        }
     }
 }

@@ -129,10 +129,14 @@ impl Vm {
     /// What the VM has done so far.
     pub fn metrics(&self) -> Metrics {
         let vsock = lock(&self.vsock).counters();
+        let (returned, balloon_mib) = {
+            let balloon = lock(&self.balloon);
+            (balloon.discarded(), balloon.actual_mib())
+        };
         let mut metrics = Metrics {
             memory_resident_bytes: memory::resident_bytes(&self.memory).unwrap_or(0),
-            memory_returned_bytes: lock(&self.balloon).discarded(),
-            balloon_mib: lock(&self.balloon).actual_mib(),
+            memory_returned_bytes: returned,
+            balloon_mib,
             vsock_connections: vsock.connections as u64,
             vsock_to_guest_bytes: vsock.to_guest,
             vsock_from_guest_bytes: vsock.from_guest,

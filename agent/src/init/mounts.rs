@@ -6,21 +6,13 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
-
-/// The super block magic of the kernel's first root, which is a ramfs where tmpfs is not
-/// asked for.
-const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
-
-/// Where the new root is put together.
-const NEW_ROOT: &str = "/root";
 
 const NOSUID_NOEXEC_NODEV: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
 
-/// What logging and listening need: a root that containers can pivot away from, /dev, /proc.
+/// What logging and listening need: /dev, /proc. The root itself is read-only.
 pub fn first() {
-    leave_first_root();
-    // devtmpfs holds the nodes of every device; with no /dev yet, nothing can be reported.
+    // devtmpfs holds the nodes of every device, and the kernel usually has mounted it; with no
+    // /dev, nothing can be reported.
     let _ = mount_at("devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755,size=1m");
     let _ = mount_at("proc", "/proc", NOSUID_NOEXEC_NODEV, "");
 }
@@ -46,30 +38,6 @@ pub fn rest() {
     let cgroup = mount_at("cgroup2", "/sys/fs/cgroup", flags, "nsdelegate,memory_recursiveprot");
     report(cgroup, "/sys/fs/cgroup");
     device_links();
-}
-
-/// `pivot_root` fails while the root is the kernel's first one, which an initramfs is. A
-/// tmpfs moved over it is an ordinary root; the agent's own file stays in memory below.
-fn leave_first_root() {
-    let Ok(root) = statfs("/") else { return };
-    if root.filesystem_type() != RAMFS_MAGIC && root.filesystem_type() != TMPFS_MAGIC {
-        return;
-    }
-    if let Err(error) = move_root() {
-        eprintln!("pouch-agent: cannot leave the first root: {error}");
-    }
-}
-
-fn move_root() -> nix::Result<()> {
-    mount_at("tmpfs", NEW_ROOT, MsFlags::empty(), "mode=0755,size=16m")?;
-    nix::unistd::chdir(NEW_ROOT)?;
-    for name in ["dev", "proc", "sys", "run", "tmp", "root"] {
-        // The mounts on them say it if one is missing.
-        let _ = fs::create_dir(name);
-    }
-    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
-    nix::unistd::chroot(".")?;
-    nix::unistd::chdir("/")
 }
 
 /// Mounts a kernel file system, making its mount point if need be. An existing mount is kept.

@@ -58,12 +58,13 @@ pub fn boot_nanoseconds() -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-pub fn check(ready_nanoseconds: u64) -> CheckResponse {
+pub fn check(started_nanoseconds: u64, ready_nanoseconds: u64) -> CheckResponse {
     let kernel = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
     CheckResponse {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: kernel.unwrap_or_default(),
         ready_nanoseconds,
+        started_nanoseconds,
         ..Default::default()
     }
 }

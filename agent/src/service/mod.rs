@@ -39,14 +39,15 @@ pub struct Agent {
     pub storages: Storages,
     /// Who hears of what happens.
     pub events: Events,
+    started_nanoseconds: u64,
     ready_nanoseconds: AtomicU64,
     watchers: processes::Watchers,
 }
 
 impl Agent {
-    /// An agent with nothing in it.
+    /// An agent with nothing in it, started now.
     pub fn new() -> Arc<Self> {
-        Arc::default()
+        Arc::new(Agent { started_nanoseconds: guest::boot_nanoseconds(), ..Agent::default() })
     }
 
     /// Notes that requests can be served from now on.
@@ -134,7 +135,7 @@ struct Rpc(Arc<Agent>);
 #[async_trait]
 impl Service for Rpc {
     async fn check(&self, _: &TtrpcContext, _: CheckRequest) -> ttrpc::Result<CheckResponse> {
-        Ok(guest::check(self.0.ready_nanoseconds.load(Ordering::Relaxed)))
+        Ok(guest::check(self.0.started_nanoseconds, self.0.ready_nanoseconds.load(Ordering::Relaxed)))
     }
 
     async fn setup_sandbox(

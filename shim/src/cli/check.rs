@@ -4,8 +4,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use pouch_protocol::AGENT_PORT;
+use pouch_vmm::control::{Answer, Command};
+use serde::Serialize;
 
 use super::{CliError, Outcome, print};
 use crate::config::Config;
@@ -15,27 +17,47 @@ use crate::sandbox::agent::Agent;
 use crate::sandbox::vm::{Vm, VmDescription, VmError, log_tail};
 
 /// MiB of memory of the guest that is booted.
-const MEMORY_MIB: u32 = 128;
+const MEMORY_MIB: u32 = 256;
 
 #[derive(Args)]
 pub struct Check {
     /// Print nothing: the exit status tells.
     #[arg(short, long)]
     quiet: bool,
+    /// How to say it; "json" tells where the time went as well.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// What is known of a guest that answered.
+#[derive(Serialize)]
+struct Booted {
+    /// The release of its kernel.
+    kernel: String,
+    /// Milliseconds from the start of the VMM to the agent's answer.
+    answer_ms: f64,
+    /// Milliseconds from the guest kernel's first look at its clock to the agent's first.
+    guest_kernel_ms: f64,
+    /// Milliseconds from then until the agent was ready.
+    agent_ms: f64,
+    /// Guest memory that the host has pages for.
+    guest_memory_bytes: u64,
 }
 
 impl Check {
     pub fn run(&self, load_config: &dyn Fn() -> Result<Config, CliError>) -> Outcome {
         let config = load_config()?;
-        let start = Instant::now();
         let folder = Folder::new()?;
         match boot(&config, &folder.0) {
-            Ok(kernel) => {
-                let ms = start.elapsed().as_millis();
+            Ok(booted) => {
                 if !self.quiet {
-                    print(&format!(
-                        "This host can run containers: a guest with Linux {kernel} answered after {ms} ms.\n"
-                    ));
+                    print(&self.format.success(&booted));
                 }
                 Ok(0)
             }
@@ -53,8 +75,21 @@ impl Check {
     }
 }
 
-/// Boots a guest until its agent answers; returns its kernel's release.
-fn boot(config: &Config, directory: &Path) -> Result<String, CheckError> {
+impl Format {
+    fn success(self, booted: &Booted) -> String {
+        match self {
+            Format::Text => format!(
+                "This host can run containers: a guest with Linux {} answered after {:.0} ms.\n",
+                booted.kernel, booted.answer_ms
+            ),
+            // A structure of numbers and a string always has a JSON form.
+            Format::Json => serde_json::to_string(booted).unwrap_or_default() + "\n",
+        }
+    }
+}
+
+/// Boots a guest until its agent answers.
+fn boot(config: &Config, directory: &Path) -> Result<Booted, CheckError> {
     let description = VmDescription {
         config,
         size: VmSize { vcpus: 1, memory_mib: MEMORY_MIB },
@@ -62,15 +97,29 @@ fn boot(config: &Config, directory: &Path) -> Result<String, CheckError> {
         disks: Vec::new(),
         directory,
     };
+    let start = Instant::now();
     let vm = Vm::start(&description, |_| ())?;
-    let timeout = Duration::from_secs(config.boot_timeout_seconds.into());
-    let answer = vm
-        .connect(AGENT_PORT, timeout)
-        .map_err(CheckError::from)
-        .and_then(|stream| Ok(Agent::new(stream)?.check()?));
+    let booted = until_answer(&vm, config, start);
     vm.end();
-    let kernel = answer?.kernel_release;
-    Ok(kernel.chars().filter(|c| !c.is_control()).take(64).collect())
+    booted
+}
+
+fn until_answer(vm: &Vm, config: &Config, start: Instant) -> Result<Booted, CheckError> {
+    let ms = |nanoseconds: u64| nanoseconds as f64 / 1e6;
+    let timeout = Duration::from_secs(config.boot_timeout_seconds.into());
+    let answer = Agent::new(vm.connect(AGENT_PORT, timeout)?)?.check()?;
+    let answer_ms = start.elapsed().as_secs_f64() * 1e3;
+    let guest_memory_bytes = match vm.ask(Command::Metrics)? {
+        (Answer::Metrics(metrics), _) => metrics.memory_resident_bytes,
+        (other, _) => return Err(VmError::Refused(format!("the VMM answered {other:?}")).into()),
+    };
+    Ok(Booted {
+        kernel: answer.kernel_release.chars().filter(|c| !c.is_control()).take(64).collect(),
+        answer_ms,
+        guest_kernel_ms: ms(answer.started_nanoseconds),
+        agent_ms: ms(answer.ready_nanoseconds.saturating_sub(answer.started_nanoseconds)),
+        guest_memory_bytes,
+    })
 }
 
 #[derive(Debug, thiserror::Error)]

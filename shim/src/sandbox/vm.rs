@@ -283,7 +283,7 @@ impl Files {
             "; load the module kvm_intel or kvm_amd, and see `pouch-vm check`",
         )?;
         let kernel = open("the guest kernel", &parts.kernel, false, reinstall)?;
-        let initrd = open("the guest root", &parts.guest_root, false, reinstall)?;
+        let root = open("the guest root", &parts.guest_root, false, reinstall)?;
         let console = if config.console {
             let path = description.directory.join("console.log");
             let file = open_log(&path).map_err(VmError::Descriptor)?;
@@ -301,7 +301,7 @@ impl Files {
             vcpus: description.size.vcpus,
             memory_mib: description.size.memory_mib,
             kernel,
-            initrd,
+            root,
             kernel_arguments: config.kernel_arguments.clone(),
             console,
             kvm,

@@ -173,7 +173,8 @@ fn nothing_left_when_delete_itself_is_killed() {
 fn nothing_left_of_a_guest_that_panics() {
     vm_only!();
     let before = picture();
-    let output = privileged("echo c >/proc/sysrq-trigger; sleep 1000").run();
+    let bundle = privileged("echo c >/proc/sysrq-trigger; sleep 1000");
+    let output = bundle.run();
     output.fails(137);
     assert!(output.errors().contains("panic"), "{output}");
     drop(bundle);

@@ -78,11 +78,11 @@ fn nothing_left_without_a_guest_root() {
 fn nothing_left_with_a_damaged_guest_root() {
     vm_only!();
     let folder = tempfile::tempdir().unwrap();
-    let path = damaged("guest-root.cpio", &folder, |bytes| bytes.truncate(bytes.len() / 2));
+    let path = damaged("guest-root.erofs", &folder, |bytes| bytes.truncate(bytes.len() / 2));
     refused(&format!("guest_root = {path:?}\nboot_timeout_seconds = 30"), &["guest"]);
-    let path = damaged("guest-root.cpio", &folder, |bytes| bytes.fill(0));
+    let path = damaged("guest-root.erofs", &folder, |bytes| bytes.fill(0));
     refused(&format!("guest_root = {path:?}\nboot_timeout_seconds = 30"), &["guest"]);
-    let path = damaged("guest-root.cpio", &folder, Vec::clear);
+    let path = damaged("guest-root.erofs", &folder, Vec::clear);
     refused(&format!("guest_root = {path:?}\nboot_timeout_seconds = 30"), &["guest"]);
 }
 

@@ -18,8 +18,13 @@ const COMMON: &[&str] = &[
     "random.trust_cpu=on",
     // All CPUs are described, one starts; the agent brings the others up when they are wanted.
     "maxcpus=1",
+    // The guest's root is the one range of persistent memory; its pages are used where they lie.
+    "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro",
     // One init: the agent.
-    "rdinit=/init",
+    "init=/init",
+    // Code that was linked for several processors stays so: to rewrite it for a single one touches
+    // every page of the kernel.
+    "noreplace-smp",
     // Containers find cgroup v2 only.
     "cgroup_no_v1=all",
     // Grace periods as short as can be: mounts and namespaces come and go all the time.

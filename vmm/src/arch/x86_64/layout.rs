@@ -1,13 +1,13 @@
 //! Where things are in guest-physical memory and in port space.
 //!
 //! ```text
-//! 0x0000_6000  PVH start info, memory map and module list
+//! 0x0000_6000  PVH start info and memory map
 //! 0x0002_0000  kernel command line
 //! 0x0009_fc00  end of conventional memory
 //! 0x000f_0000  MP table (where a BIOS would have it)
 //! 0x0010_0000  memory; the kernel's link address decides where it lies (16 MiB)
-//!      …       the guest root, at the end of low memory
 //! 0xc000_0000  virtio-mmio registers, one page each
+//! 0xd000_0000  the guest root, read-only
 //! 0xfec0_0000  IOAPIC
 //! 0xfee0_0000  local APICs
 //! 0xfffb_d000  TSS and identity map pages that KVM needs on Intel
@@ -16,8 +16,6 @@
 
 /// The PVH `hvm_start_info` structure.
 pub const PVH_START_INFO: u64 = 0x6000;
-/// The module list that the start info points to.
-pub const PVH_MODULES: u64 = 0x6040;
 /// The memory map that the start info points to.
 pub const PVH_MEMORY_MAP: u64 = 0x7000;
 /// The kernel command line.
@@ -41,6 +39,10 @@ pub const HIGH_MEMORY_START: u64 = 1 << 32;
 pub const VIRTIO_MMIO_BASE: u64 = MMIO_GAP_START;
 /// Bytes of registers of each virtio device.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// The guest root. The guest sets up its memory map of such a range in units of 128 MiB.
+pub const ROOT_START: u64 = 0xd000_0000;
+/// Bytes of the largest guest root (512 MiB).
+pub const ROOT_MAX_SIZE: u64 = 0x2000_0000;
 /// The interrupt line of the first virtio device; the IOAPIC has 24 lines, and the ones below
 /// belong to the timer, the PIC and the serial port.
 pub const VIRTIO_IRQ_BASE: u32 = 5;
@@ -71,10 +73,12 @@ pub const EXIT_PORT: u64 = 0xf40;
 pub const EXIT_PORT_SIZE: u64 = 2;
 
 const _: () = {
-    assert!(PVH_MODULES < PVH_MEMORY_MAP && PVH_MEMORY_MAP < COMMAND_LINE);
+    assert!(PVH_START_INFO < PVH_MEMORY_MAP && PVH_MEMORY_MAP < COMMAND_LINE);
     assert!(COMMAND_LINE + (COMMAND_LINE_SIZE as u64) < LOW_MEMORY_END);
     assert!(MP_TABLE + MP_TABLE_SIZE <= HIGH_RAM_START);
     assert!(KVM_IDENTITY_MAP + 0x1000 == KVM_TSS);
+    assert!(VIRTIO_MMIO_BASE + 64 * VIRTIO_MMIO_SIZE <= ROOT_START);
+    assert!(ROOT_START + ROOT_MAX_SIZE <= IOAPIC_BASE as u64);
 };
 
 /// The most virtio devices of a VM: one interrupt line each.

@@ -3,7 +3,6 @@
 pub mod cpuid;
 pub mod kernel;
 pub mod layout;
-pub mod mapped_file;
 pub mod mptable;
 pub mod msr;
 pub mod pvh;
