@@ -1,0 +1,286 @@
+"""The measurements, made inside the testbed. Prints a JSON list of figures; says on stderr what it is doing.
+
+Time is virtual: one nanosecond an instruction, so a figure repeats to about 1 % whatever else the machine does. Waiting
+for a disk does not repeat, so everything is in memory: caches are warmed, and files lie in a tmpfs.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+SHARE = pathlib.Path("/usr/local/share/pouch-vm")
+WORK = pathlib.Path("/tmp/bench")
+ROUNDS = 5
+AGENT_PORT = 1024
+MIB = 1 << 20
+
+
+def say(text):
+    """Tell what is going on."""
+    print(f"make bench: {text}", file=sys.stderr, flush=True)
+
+
+def figure(name, value, unit, peer=None, peer_value=None):
+    """One entry of the result."""
+    ratio = value / peer_value if peer_value else None
+    return {"name": name, "value": value, "unit": unit, "peer": peer, "peer_value": peer_value, "ratio": ratio}
+
+
+def median(measure, rounds=ROUNDS):
+    """The median of some runs of `measure`, after one that warms the caches."""
+    measure()
+    return statistics.median(measure() for _ in range(rounds))
+
+
+def elapsed_ms(command, **options):
+    """How long a command takes, in ms."""
+    start = time.monotonic_ns()
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **options)
+    return (time.monotonic_ns() - start) / 1e6
+
+
+# --- boot ---------------------------------------------------------------------------------------------------------
+
+def boot():
+    """From the VMM's exec until the agent answers, beside QEMU's microvm with the same kernel and guest root."""
+    say("booting guests")
+    reports = []
+
+    def ours():
+        output = subprocess.run(["pouch-vm", "check", "--format", "json"], check=True, stdout=subprocess.PIPE).stdout
+        reports.append(json.loads(output))
+        return reports[-1]["answer_ms"]
+
+    total = median(ours)
+    middle = next(report for report in reports[1:] if report["answer_ms"] == total)
+    peer = median(microvm_ms)
+    kernel, agent = middle["guest_kernel_ms"], middle["agent_ms"]
+    return [
+        figure("boot-to-agent", total, "ms", "QEMU microvm", peer),
+        figure("boot-to-agent: guest kernel", kernel, "ms"),
+        figure("boot-to-agent: agent until ready", agent, "ms"),
+        figure("boot-to-agent: VMM and request", total - kernel - agent, "ms"),
+        figure("memory-guest-at-agent-ready", middle["guest_memory_bytes"] / MIB, "MiB"),
+    ]
+
+
+MICROVM = [
+    "qemu-system-x86_64", "-M", "microvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=off", "-accel", "kvm", "-cpu", "host",
+    "-m", "256", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+    "-kernel", str(SHARE / "vmlinux"),
+    "-append", "panic=-1 reboot=t tsc=reliable no_timer_check random.trust_cpu=on noreplace-smp root=/dev/vda "
+               "rootfstype=erofs ro init=/init cgroup_no_v1=all rcupdate.rcu_expedited=1 quiet 8250.nr_uarts=0",
+    "-drive", f"id=root,file={SHARE / 'guest-root.erofs'},format=raw,if=none,readonly=on",
+    "-device", "virtio-blk-device,drive=root", "-device", "vhost-vsock-device,guest-cid=77",
+]
+
+
+def microvm_ms():
+    """From QEMU's exec until the agent's port takes a connection, in ms."""
+    start = time.monotonic_ns()
+    process = subprocess.Popen(MICROVM, stdin=subprocess.DEVNULL)
+    try:
+        while True:
+            with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as connection:
+                # Waits in the kernel until the guest's driver is there.
+                connection.settimeout(10)
+                try:
+                    connection.connect((77, AGENT_PORT))
+                    return (time.monotonic_ns() - start) / 1e6
+                except (ConnectionResetError, OSError):
+                    if process.poll() is not None or time.monotonic_ns() - start > 60e9:
+                        raise
+            time.sleep(0.0005)
+    finally:
+        process.kill()
+        process.wait()
+
+
+# --- run ----------------------------------------------------------------------------------------------------------
+
+def bundle(name, arguments, image="busybox"):
+    """A bundle of a test image that runs `arguments`."""
+    folder = WORK / name
+    if not (folder / "rootfs").exists():
+        folder.mkdir(parents=True)
+        shutil.copytree(f"/var/lib/pouch-test/images/{image}/rootfs", folder / "rootfs", symlinks=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    subprocess.run(["pouch-vm", "spec"], cwd=folder, check=True)
+    change(folder, lambda spec: spec["process"].update(terminal=False, args=arguments))
+    return folder
+
+
+def change(folder, act):
+    """Change a bundle's configuration."""
+    path = folder / "config.json"
+    spec = json.loads(path.read_text())
+    act(spec)
+    path.write_text(json.dumps(spec))
+
+
+RUNTIMES = {
+    "runc": ["runc"],
+    "crun": ["crun"],
+    "runsc": ["runsc", "--network=none", "--ignore-cgroups"],
+}
+
+
+def run():
+    """A container of busybox that does nothing, from exec to exit."""
+    folder = bundle("true", ["true"])
+    say("running `true` under pouch-vm")
+    ours = median(lambda: elapsed_ms(["pouch-vm", "run", "--bundle", folder, "bench"]))
+    figures = []
+    for peer, words in RUNTIMES.items():
+        say(f"running `true` under {peer}")
+        theirs = median(lambda words=words: elapsed_ms([*words, "run", "--bundle", folder, "bench"]))
+        figures.append(figure(f"run-true beside {peer}", ours, "ms", peer, theirs))
+    return figures
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+def memory():
+    """Host memory of an idle container, without the guest's own."""
+    say("measuring the memory of an idle container")
+    folder = bundle("idle", ["sleep", "100000"])
+    subprocess.run(["pouch-vm", "create", "--bundle", folder, "bench"], check=True, stdin=subprocess.DEVNULL,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(["pouch-vm", "start", "bench"], check=True)
+    time.sleep(2)
+    state = json.loads(subprocess.run(["pouch-vm", "state", "bench"], check=True, stdout=subprocess.PIPE).stdout)
+    host, guest = 0, 0
+    for pid in family(state["pid"]):
+        ours, theirs = memory_of(pid)
+        host, guest = host + ours, guest + theirs
+    subprocess.run(["pouch-vm", "delete", "--force", "bench"], check=True)
+    return [figure("memory-host-idle-mib", host / MIB, "MiB"), figure("memory-guest-idle", guest / MIB, "MiB")]
+
+
+def family(pid):
+    """A process and its descendants."""
+    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid] + [grandchild for child in children for grandchild in family(int(child))]
+
+
+def memory_of(pid):
+    """Bytes of the process's share of its pages (PSS), and of the guest's pages that it maps (RSS)."""
+    ours = theirs = 0
+    is_guest = False
+    for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            is_guest = "pouch-vm-memory" in line or "guest-root" in line
+        elif line.startswith("Rss:") and is_guest:
+            theirs += int(line.split()[1]) << 10
+        elif line.startswith("Pss:") and not is_guest:
+            ours += int(line.split()[1]) << 10
+    return ours, theirs
+
+
+# --- disk ---------------------------------------------------------------------------------------------------------
+
+DATA_MIB = 64
+FIO = {
+    "sequential read": ["--rw=read", "--bs=128k", f"--size={DATA_MIB}M"],
+    "random read of 4 KiB": ["--rw=randread", "--bs=4k", f"--size={DATA_MIB}M", "--io_size=8M", "--randseed=1"],
+}
+
+
+def fio_words(options, path):
+    """fio's command line: every read goes to the disk, past the page cache."""
+    return ["fio", "--name=bench", f"--filename={path}", "--direct=1", "--ioengine=psync", "--output-format=json", *options]
+
+
+def mib_per_second(output):
+    """The throughput that fio measured, by the clock of where it ran."""
+    return json.loads(output)["jobs"][0]["read"]["bw_bytes"] / MIB
+
+
+def disk():
+    """Reads from virtio-fs and virtio-blk, beside the same fio on the host, all from memory."""
+    say("making a root with fio")
+    folder = bundle("disk", ["true"])
+    root = folder / "rootfs"
+    copy_program("fio", root)
+    with open(root / "data", "wb") as data:
+        for _ in range(DATA_MIB):
+            data.write(os.urandom(MIB))
+    image = folder / "root.ext4"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", root, image, f"{2 * DATA_MIB + 64}M"], check=True)
+    figures = []
+    for name, options in FIO.items():
+        say(f"{name}: on the host, on virtio-fs, on virtio-blk")
+        host = median(lambda o=options: mib_per_second(output_of(fio_words(o, root / "data"))), 3)
+        for device, path in (("virtio-fs", "rootfs"), ("virtio-blk", str(image))):
+            change(folder, lambda spec, o=options, p=path: (
+                spec["process"].update(args=fio_words(o, "/data")), spec["root"].update(path=p, readonly=False)))
+            value = median(lambda: mib_per_second(output_of(["pouch-vm", "run", "--bundle", folder, "bench"])), 3)
+            figures.append(figure(f"{device}: {name}", value, "MiB/s", "the host itself", host))
+    return figures
+
+
+def output_of(command):
+    """What a command writes."""
+    return subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE).stdout
+
+
+def copy_program(name, root):
+    """Copy a program of the host and its libraries into `root`."""
+    program = shutil.which(name)
+    libraries = re.findall(r"(/\S+)", subprocess.run(["ldd", program], check=True, stdout=subprocess.PIPE, text=True).stdout)
+    for path in [program, *libraries]:
+        target = root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+
+
+# --- stream -------------------------------------------------------------------------------------------------------
+
+STREAM_MIB = 64
+
+
+def stream():
+    """A container's output through vsock and the host process, beside runc's pipe."""
+    say("streaming a container's output")
+    folder = bundle("stream", ["dd", "if=/dev/zero", "bs=64k", f"count={STREAM_MIB * 16}"])
+    ours = median(lambda: stream_mib_per_second(["pouch-vm"], folder), 3)
+    theirs = median(lambda: stream_mib_per_second(["runc"], folder), 3)
+    return [figure("vsock stream: a container's output", ours, "MiB/s", "runc's pipe", theirs)]
+
+
+def stream_mib_per_second(words, folder):
+    """The throughput from the first byte to the last."""
+    command = [*words, "run", "--bundle", folder, "bench"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        received, start = 0, 0
+        while chunk := os.read(process.stdout.fileno(), MIB):
+            start = start or time.monotonic_ns()
+            received += len(chunk)
+        seconds = (time.monotonic_ns() - start) / 1e9
+    if process.returncode or received != STREAM_MIB * MIB:
+        raise RuntimeError(f"{command} ended with {process.returncode} after {received} bytes")
+    return received / MIB / seconds
+
+
+PARTS = {"boot": boot, "run": run, "memory": memory, "disk": disk, "stream": stream}
+
+
+def main(names):
+    """Measure what is asked for, or everything."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    WORK.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", WORK], check=True)
+    figures = [entry for name in names or PARTS for entry in PARTS[name]()]
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
