@@ -114,7 +114,20 @@ fn features_tell_what_can_be_asked() {
 fn check_boots_a_guest_and_says_so() {
     vm_only!();
     let output = Invocation::new(["check"]).run();
-    assert!(!output.ok().is_empty(), "{output}");
+    assert!(output.ok().contains("can run containers"), "{output}");
+    assert!(Invocation::new(["check", "--quiet"]).run().ok().is_empty());
+}
+
+#[test]
+fn check_tells_where_the_time_goes() {
+    vm_only!();
+    let text = Invocation::new(["check", "--format", "json"]).run().ok();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let number = |name: &str| report[name].as_f64().unwrap_or_else(|| panic!("{name}: {text}"));
+    assert!(number("guest_kernel_ms") > 0.0 && number("agent_ms") > 0.0, "{text}");
+    assert!(number("answer_ms") > number("guest_kernel_ms") + number("agent_ms"), "{text}");
+    let mib = number("guest_memory_bytes") / f64::from(1 << 20);
+    assert!((8.0..64.0).contains(&mib), "a guest takes some memory, and not all: {text}");
 }
 
 #[test]
