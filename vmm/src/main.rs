@@ -146,7 +146,7 @@ fn run_by_hand(path: &PathBuf, no_seccomp: bool) -> anyhow::Result<ExitReason> {
     let program = std::env::current_exe().context("the VMM's own binary could not be found")?;
     // What the description names by number is inherited too: the shell opened it for us.
     let inherited: Vec<RawFd> = (3..64).filter(|fd| *fd != ours.as_raw_fd() && is_open(*fd)).collect();
-    let spawn = Spawn { program: &program, arguments: &arguments, files: &inherited, log: 2 };
+    let spawn = Spawn { program: &program, arguments: &arguments, files: &inherited, log: 2, cgroup: None };
     let child = spawn.spawn()?;
     drop((theirs, config));
     while let Some((message, _)) = ours.receive::<Message>()? {

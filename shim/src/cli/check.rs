@@ -96,6 +96,7 @@ fn boot(config: &Config, directory: &Path) -> Result<Booted, CheckError> {
         share: None,
         disks: Vec::new(),
         directory,
+        cgroup: None,
     };
     let start = Instant::now();
     let vm = Vm::start(&description, |_| ())?;

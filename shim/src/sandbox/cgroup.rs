@@ -1,6 +1,6 @@
 //! The container's cgroup on the host: the sandbox host process and the VMM are in it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
@@ -77,18 +77,31 @@ fn slice_path(slice: &str) -> PathBuf {
     path
 }
 
-/// Makes the cgroup and moves this process into it.
+/// Makes the cgroup and opens its directory.
+///
+/// # Errors
+/// [`CgroupError::Io`] names the directory.
+pub fn make(path: &Path) -> Result<File, CgroupError> {
+    let directory = Path::new(HIERARCHY).join(path);
+    fs::create_dir_all(&directory).and_then(|()| File::open(&directory)).map_err(|source| CgroupError::Io {
+        path: directory,
+        action: "made",
+        source,
+    })
+}
+
+/// Moves this process, with all its threads, into the cgroup. The kernel takes a grace period for
+/// it: some 10 ms.
 ///
 /// # Errors
 /// [`CgroupError::Io`] names the directory.
 pub fn enter(path: &Path) -> Result<(), CgroupError> {
     let directory = Path::new(HIERARCHY).join(path);
-    let error = |action| {
-        let path = directory.clone();
-        move |source| CgroupError::Io { path, action, source }
-    };
-    fs::create_dir_all(&directory).map_err(error("made"))?;
-    fs::write(directory.join("cgroup.procs"), "0").map_err(error("joined"))
+    fs::write(directory.join("cgroup.procs"), "0").map_err(|source| CgroupError::Io {
+        path: directory,
+        action: "joined",
+        source,
+    })
 }
 
 /// Kills what is left in the cgroup and removes it; its parents too as far as they are ours.

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
@@ -63,6 +63,12 @@ fn failure(error: impl std::error::Error + 'static) -> Failure {
     Failure::new(chain(&error))
 }
 
+/// Waits for this process to be in its cgroup.
+fn joined(joining: Option<JoinHandle<Result<(), Failure>>>) -> Result<(), Failure> {
+    let result = joining.map_or(Ok(Ok(())), JoinHandle::join);
+    result.unwrap_or_else(|_| Err(Failure::new("the thread that joins the cgroup panicked".to_owned())))
+}
+
 impl Host {
     /// Creates the container that `launch` describes.
     ///
@@ -91,9 +97,7 @@ impl Host {
         dir.save(&state).map_err(failure)?;
         vm::preflight(&launch.config, dir.path()).map_err(failure)?;
 
-        if let Some(path) = &cgroup_path {
-            cgroup::enter(path).map_err(failure)?;
-        }
+        let cgroup = cgroup_path.as_deref().map(cgroup::make).transpose().map_err(failure)?;
         network::enter(guest.network_namespace.as_deref()).map_err(failure)?;
         share::enter_namespace().map_err(failure)?;
         let tree = dir.path().join("share");
@@ -107,13 +111,17 @@ impl Host {
             share: Some(&tree),
             disks: disks(&guest),
             directory: dir.path(),
+            cgroup: cgroup.as_ref(),
         };
         let vm = Vm::start(&description, move |reason| drop(ended.send(Event::VmEnded(reason))))
             .map_err(failure)?;
         state.vmm = HostProcess::find(vm.pid());
+        // The VMM was born in the cgroup; this process joins it while the guest boots.
+        let joining = cgroup_path.map(|path| thread::spawn(move || cgroup::enter(&path).map_err(failure)));
         let created = connect(&vm, launch).and_then(|agent| {
             create_container(&vm, &agent, &bundle, &guest, size.vcpus, launch).map(|io| (agent, io))
         });
+        let created = joined(joining).and(created);
         let (agent, (streams, terminal)) = match created {
             Ok(created) => created,
             Err(failure) => {

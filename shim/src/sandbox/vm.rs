@@ -51,6 +51,8 @@ pub struct VmDescription<'a> {
     pub disks: Vec<Disk>,
     /// Where the VMM's log and the console go: an existing directory.
     pub directory: &'a Path,
+    /// The directory of the cgroup in which the VMM starts.
+    pub cgroup: Option<&'a File>,
 }
 
 /// A VM could not be started, or does not answer.
@@ -137,6 +139,7 @@ impl Vm {
             arguments: &["--config-fd", &config_fd, "--control-fd", &control_fd],
             files: &inherited,
             log: log_file.as_raw_fd(),
+            cgroup: description.cgroup.map(AsRawFd::as_raw_fd),
         };
         let child = spawn.spawn()?;
         let socket = Arc::new(ours);
@@ -249,7 +252,8 @@ fn reply(shared: &Shared, id: u64, reply: Reply) {
 /// [`VmError`] names the file.
 pub fn preflight(config: &Config, directory: &Path) -> Result<(), VmError> {
     let size = VmSize { vcpus: 1, memory_mib: 0 };
-    Files::open(&VmDescription { config, size, share: None, disks: Vec::new(), directory }).map(drop)
+    Files::open(&VmDescription { config, size, share: None, disks: Vec::new(), directory, cgroup: None })
+        .map(drop)
 }
 
 /// Everything that the VMM gets as descriptors, and the description that names them.

@@ -15,6 +15,9 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS;
 
+/// linux/sched.h; the libc crate's constant is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
 /// A program to start.
 pub struct Spawn<'a> {
     /// The VMM's binary.
@@ -25,6 +28,9 @@ pub struct Spawn<'a> {
     pub files: &'a [RawFd],
     /// What becomes its standard error.
     pub log: RawFd,
+    /// The directory of the cgroup (v2) in which it starts; without one, in the caller's. To be made
+    /// there takes no time, unlike a move (Linux 5.7).
+    pub cgroup: Option<RawFd>,
 }
 
 /// A VMM could not be started.
@@ -105,7 +111,7 @@ impl Spawn<'_> {
             go: go_reader.as_raw_fd(),
             failure: failure_writer.as_raw_fd(),
         };
-        let child = clone_into_namespaces(&prepared)?;
+        let child = clone_into_namespaces(&prepared, self.cgroup)?;
         drop((go_reader, failure_writer));
         let failed = |error| {
             child.kill();
@@ -137,13 +143,17 @@ impl JailedChild {
     }
 }
 
-fn clone_into_namespaces(prepared: &Prepared) -> Result<JailedChild, SpawnError> {
+fn clone_into_namespaces(prepared: &Prepared, cgroup: Option<RawFd>) -> Result<JailedChild, SpawnError> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain data, all zeros is valid.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = (NAMESPACES | libc::CLONE_PIDFD) as u64;
     arguments.pidfd = (&raw mut pidfd) as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = cgroup as u64;
+    }
     // SAFETY: without CLONE_VM the new process has memory of its own, as after fork(2); it calls
     // only functions that make system calls and then executes a program or ends.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) };
@@ -229,7 +239,8 @@ mod tests {
 
     #[test]
     fn a_program_that_is_not_there_is_named() {
-        let spawn = Spawn { program: Path::new("/no/such/vmm"), arguments: &[], files: &[], log: 2 };
+        let spawn =
+            Spawn { program: Path::new("/no/such/vmm"), arguments: &[], files: &[], log: 2, cgroup: None };
         match spawn.spawn() {
             Err(SpawnError::Exec { program, source }) => {
                 assert_eq!((program.as_str(), source.kind()), ("/no/such/vmm", io::ErrorKind::NotFound));
