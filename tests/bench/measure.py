@@ -45,7 +45,7 @@ def patient(measure):
     for _ in range(2):
         try:
             return measure()
-        except subprocess.CalledProcessError as error:
+        except (subprocess.CalledProcessError, OSError) as error:
             say(f"trying once more: {error}")
     return measure()
 
@@ -101,12 +101,12 @@ def microvm_ms():
         while True:
             with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as connection:
                 # Waits in the kernel until the guest's driver is there.
-                connection.settimeout(10)
+                connection.settimeout(1)
                 try:
                     connection.connect((77, AGENT_PORT))
                     return (time.monotonic_ns() - start) / 1e6
-                except (ConnectionResetError, OSError):
-                    if process.poll() is not None or time.monotonic_ns() - start > 60e9:
+                except OSError:
+                    if process.poll() is not None or time.monotonic_ns() - start > 1e9:
                         raise
             time.sleep(0.0005)
     finally:
