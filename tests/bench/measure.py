@@ -36,18 +36,8 @@ def figure(name, value, unit, peer=None, peer_value=None):
 
 def median(measure, rounds=ROUNDS):
     """The median of some runs of `measure`, after one that warms the caches."""
-    patient(measure)
-    return statistics.median(patient(measure) for _ in range(rounds))
-
-
-def patient(measure):
-    """Measure; try again if that fails. A guest hangs at boot once in hundreds of times (tests/testbed/README.md)."""
-    for _ in range(2):
-        try:
-            return measure()
-        except (subprocess.CalledProcessError, OSError) as error:
-            say(f"trying once more: {error}")
-    return measure()
+    measure()
+    return statistics.median(measure() for _ in range(rounds))
 
 
 def elapsed_ms(command, **options):

@@ -30,7 +30,7 @@ class Shape:
         if self.icount:
             # Time is executed instructions, 1 ns each: what is measured repeats, whatever else the machine does.
             return ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-rtc", "base=utc,clock=vm"]
-        # See "Why one CPU" in README.md: more of them, in one thread or in several, break KVM in there.
+        # With a thread for each CPU the test host's kernel has panicked; see "The emulator" in README.md.
         return ["-accel", "tcg,thread=single", "-rtc", "base=utc"]
 
 

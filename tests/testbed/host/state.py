@@ -15,7 +15,7 @@ from .report import Step, TestbedError, say
 from .session import NoAnswer, ask, run_to_log
 
 BOOT_SECONDS = 300
-# TCG hangs once in many boots, and a loaded machine is slow: a boot is given up after BOOT_SECONDS, and tried again once.
+# A loaded machine is slow: a boot is given up after BOOT_SECONDS, and tried again once.
 BOOT_TRIES = 2
 # Loading one image into one engine takes some ten seconds; after this long without a word it hangs.
 LOAD_SECONDS = 600

@@ -3,6 +3,7 @@
 import subprocess
 
 from . import artifacts, paths
+from .emulator import emulator
 from .mmdebstrap import make_root
 from .report import Step, TestbedError
 
@@ -17,7 +18,7 @@ class Tools:
         self.root = artifacts.ensure("tools", key, lambda folder: _build(folder, packages)) / "root"
 
     def command(self, program):
-        """The words that start `program` (a path in the root, as usr/bin/qemu-img)."""
+        """The words that start `program` (a path in the root, as usr/bin/qemu-img, or an absolute one)."""
         libraries = self.root / "usr/lib/x86_64-linux-gnu"
         return [
             str(self.root / "usr/lib64/ld-linux-x86-64.so.2"),
@@ -26,8 +27,8 @@ class Tools:
         ]
 
     def qemu(self):
-        """The words that start QEMU, with its firmware found in the root."""
-        return [*self.command("usr/bin/qemu-system-x86_64"),
+        """The words that start our QEMU, with its libraries and firmware found in the root."""
+        return [*self.command(emulator()),
                 "-L", str(self.root / "usr/share/qemu"), "-L", str(self.root / "usr/share/seabios")]
 
     def run(self, program, *arguments, **options):
