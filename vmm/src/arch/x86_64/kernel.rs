@@ -9,7 +9,7 @@ use elf::endian::LittleEndian;
 use elf::{ElfStream, ParseError};
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{Elf, KernelLoader};
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryRegion as _};
 
 use super::layout::HIGH_RAM_START;
 use crate::memory::{self, Memory};
@@ -38,8 +38,16 @@ pub enum LoadError {
     NoPvhEntry(String),
 }
 
-/// Loads the kernel, which errors call `name`, to the address that it is linked for, into huge
-/// pages as far as they can be had: it touches all of itself early. Returns its 32-bit PVH entry.
+/// Bytes of a `struct page`, of which Linux makes one for each page of 4096 bytes
+/// (include/linux/mm_types.h).
+const STRUCT_PAGE_SIZE: u64 = 64;
+/// Bytes at the end of memory that Linux takes for page tables and the areas of CPUs before it
+/// makes those structures; measured.
+const EARLY_ALLOCATIONS: u64 = 4 << 20;
+
+/// Loads the kernel, which errors call `name`, to the address that it is linked for. It and the
+/// structures that it makes first get huge pages as far as they can be had, as it touches all of
+/// them while it boots. Returns its 32-bit PVH entry.
 ///
 /// # Errors
 /// [`LoadError`] if it is not an ELF image with a PVH entry, or does not fit.
@@ -47,6 +55,7 @@ pub fn load(memory: &Memory, mut kernel: &File, name: &str) -> Result<GuestAddre
     let name = || name.to_owned();
     let parse = |source| LoadError::Parse { name: name(), source };
     memory::make_huge(memory, extent(kernel).map_err(parse)?);
+    memory::make_huge(memory, page_structures(memory));
     kernel.rewind().map_err(|error| parse(error.into()))?;
     let loaded = Elf::load(memory, None, &mut kernel, Some(GuestAddress(HIGH_RAM_START)))
         .map_err(|source| LoadError::Kernel { name: name(), source })?;
@@ -65,10 +74,27 @@ fn extent(kernel: &File) -> Result<Range<u64>, ParseError> {
     Ok(start..end)
 }
 
+/// The guest-physical addresses where the kernel makes its page structures while it boots: it
+/// takes early memory from the top (mm/memblock.c).
+fn page_structures(memory: &Memory) -> Range<u64> {
+    let size: u64 = memory.iter().map(|region| region.len()).sum();
+    let end = memory.last_addr().0 + 1;
+    let length = size / 4096 * STRUCT_PAGE_SIZE + EARLY_ALLOCATIONS;
+    end.saturating_sub(length)..end
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn page_structures_lie_at_the_end_of_memory() {
+        const MIB: u64 = 1 << 20;
+        let range = |mib| page_structures(&memory::create(mib).unwrap());
+        assert_eq!(range(1024), 1004 * MIB..1024 * MIB);
+        assert_eq!(range(4096), 5052 * MIB..5120 * MIB);
+    }
 
     #[test]
     fn a_file_that_is_no_kernel_is_refused() {
