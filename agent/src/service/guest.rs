@@ -130,25 +130,26 @@ pub fn stats() -> Result<GuestStatsResponse, SetupError> {
     })
 }
 
-/// Ends everything and the VM; the answer has a moment to leave first.
+/// Ends everything that the host would miss if the VM ended now, which is then the host's to do;
+/// if it does not, the guest powers itself off.
 pub async fn shutdown(agent: &Arc<Agent>) -> ttrpc::Result<Empty> {
-    const TIME_MAX: Duration = Duration::from_secs(20);
-    let agent = agent.clone();
-    tokio::spawn(async move {
-        let end = async {
-            for container in agent.containers.all() {
-                if let Err(error) = crate::container::delete::delete(&agent, &container.id).await {
-                    log::warn!("shutdown: {}", crate::error::chain(&error));
-                }
+    const TIME_MAX: Duration = Duration::from_secs(12);
+    const HOST_TIME: Duration = Duration::from_secs(5);
+    let end = async {
+        for container in agent.containers.all() {
+            if let Err(error) = crate::container::delete::delete(agent, &container.id).await {
+                log::warn!("shutdown: {}", crate::error::chain(&error));
             }
-            storage::unmount_every(&agent.storages).await;
-            // Waits for the disks.
-            let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
-        };
-        if tokio::time::timeout(TIME_MAX, end).await.is_err() {
-            log::error!("shutdown: not everything ended within {TIME_MAX:?}");
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        storage::unmount_every(&agent.storages).await;
+        // Waits for the disks.
+        let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
+    };
+    if tokio::time::timeout(TIME_MAX, end).await.is_err() {
+        log::error!("shutdown: not everything ended within {TIME_MAX:?}");
+    }
+    tokio::spawn(async {
+        tokio::time::sleep(HOST_TIME).await;
         super::power_off();
     });
     Ok(Empty::new())

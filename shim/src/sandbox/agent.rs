@@ -19,8 +19,8 @@ use super::protocol::Failure;
 
 /// How long an ordinary call may take. Generous: the host may be overloaded.
 const CALL: Duration = Duration::from_secs(120);
-/// How long the agent may take to answer to a shutdown.
-const SHUTDOWN: Duration = Duration::from_secs(10);
+/// How long the agent may take for a shutdown; it gives up what does not end within 12 s.
+const SHUTDOWN: Duration = Duration::from_secs(15);
 /// Bytes of entropy for a new guest.
 const ENTROPY: usize = 64;
 /// How the agent begins the text of an error of the command itself, as runc does.
@@ -235,11 +235,10 @@ impl Agent {
         self.0.wait_process(Context::default(), &request).map_err(error("WaitProcess"))
     }
 
-    /// Tells the guest to write everything to its disks and power itself off; it goes on to do so
-    /// after the answer.
+    /// Has the guest end every process and write everything to its disks.
     ///
     /// # Errors
-    /// [`AgentError`] if the agent does not answer.
+    /// [`AgentError`] if the agent does not answer in time.
     pub fn shutdown(&self) -> Result<(), AgentError> {
         self.0.shutdown(within(SHUTDOWN), &Empty::new()).map(drop).map_err(error("Shutdown"))
     }

@@ -34,8 +34,6 @@ use crate::stdio::{OutputRelay, signals, start_relays, terminal};
 
 /// The status of a container whose VM ended under it: as if it had been killed.
 const KILLED: i32 = 137;
-/// How long a guest may take to write everything to its disks: what the agent gives itself, and some.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 /// How long after the connection to the agent broke the VM's end may be told.
 const LAST_WORD: Duration = Duration::from_secs(3);
 
@@ -163,8 +161,10 @@ impl Host {
     pub fn run(self) -> i32 {
         let (status, vm_end) = self.wait_for_end();
         // What the container wrote may still be in the guest's memory only.
-        if vm_end.is_none() && self.sandbox.agent.shutdown().is_ok() {
-            self.sandbox.vm.wait(SHUTDOWN_GRACE);
+        if vm_end.is_none()
+            && let Err(error) = self.sandbox.agent.shutdown()
+        {
+            self.log.error(&chain(&error));
         }
         self.sandbox.vm.end();
         if let Some(text) = &vm_end {
