@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::command_line::CommandLine;
@@ -15,7 +15,7 @@ use crate::devices::serial::SerialPort;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{Block, BlockError};
 use crate::devices::virtio::fs::{Fs, ShareRoot};
-use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_OFFSET, TransportError};
+use crate::devices::virtio::mmio::{ACK_OFFSET, MmioTransport, NOTIFY_OFFSET, TransportError};
 use crate::devices::virtio::net::{Net, TapError, TapEvents};
 use crate::devices::virtio::queue_events::{LoopDevice, QueueEvents};
 use crate::devices::virtio::rng::Rng;
@@ -186,6 +186,11 @@ impl Attach<'_> {
                 .map_err(|source| DeviceError::Wire { kind: "notifications", source })?;
             kicks.push(kick.try_clone().map_err(DeviceError::Descriptor)?);
         }
+        // KVM keeps what it needs of this descriptor; nobody reads it.
+        let ignored = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(DeviceError::Descriptor)?;
+        self.fd
+            .register_ioevent(&ignored, &IoEventAddress::Mmio(base + ACK_OFFSET), NoDatamatch)
+            .map_err(|source| DeviceError::Wire { kind: "acknowledgement", source })?;
         self.mmio.insert(base, layout::VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(transport)))?;
         self.command_line.add_virtio(base, self.next_irq());
         self.count += 1;

@@ -31,14 +31,10 @@ impl Interrupt {
         }
     }
 
-    /// The status register.
-    pub fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
-    }
-
-    /// The driver has seen `reasons`.
-    pub fn acknowledge(&self, reasons: u32) {
-        self.status.fetch_and(!reasons, Ordering::SeqCst);
+    /// The status register, and with that the driver has seen the reasons: a later one raises the
+    /// interrupt anew.
+    pub fn take_status(&self) -> u32 {
+        self.status.swap(0, Ordering::SeqCst)
     }
 
     /// A second descriptor of the line, to register with KVM.
