@@ -84,7 +84,7 @@ run: install-tree ## Run a container in its own VM: make run [IMAGE=busybox] [CM
 test: install-tree nextest ## Check the format, lint, and run all tests: unit tests here, integration tests in the testbed
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
-	@tests/testbed/test_testbed.py --failfast Streams
+	@tests/testbed/test_testbed.py --failfast
 	@CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/tests/nextest-runner" \
 	  cargo nextest run --workspace --locked $(TEST_OPTIONS)
 

@@ -12,6 +12,9 @@ pub mod rng;
 pub mod vsock;
 pub mod worker;
 
+#[cfg(test)]
+pub(crate) mod hostile;
+
 use std::io;
 
 pub use interrupt::Interrupt;

@@ -51,6 +51,13 @@ impl VirtQueue {
         self.queue.pop_descriptor_chain(self.memory.clone())
     }
 
+    /// The next chain; without one the driver is asked to notify of the next. A ring that makes no
+    /// sense gives none either: to look again for as long as it claims to hold something would
+    /// let the guest keep the device busy for ever.
+    pub fn pop_or_wait(&mut self) -> Option<Chain> {
+        self.pop().or_else(|| if self.enable_kicks() { self.pop() } else { None })
+    }
+
     /// Puts the chain that was popped last back; calling it again puts the one before it back.
     pub fn unpop(&mut self) {
         self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));

@@ -93,8 +93,6 @@ impl Net {
             match deliver(queue, &mut self.frame[..length]) {
                 Delivery::Done => self.counters.received += 1,
                 Delivery::Broken => self.counters.receive_dropped += 1,
-                // The driver may have added buffers before it knew that we wait for them.
-                Delivery::NoRoom if queue.enable_kicks() => self.held = Some(length),
                 Delivery::NoRoom => {
                     self.held = Some(length);
                     room = false;
@@ -150,7 +148,7 @@ fn deliver(queue: &mut VirtQueue, frame: &mut [u8]) -> Delivery {
     let mut rest = 0;
     let mut first_buffer = None;
     while rest < frame.len() {
-        let Some(chain) = queue.pop() else {
+        let Some(chain) = queue.pop_or_wait() else {
             for _ in &used {
                 queue.unpop();
             }

@@ -71,12 +71,7 @@ impl Vsock {
         let Some(queue) = self.queues.get_mut(RECEIVE) else { return };
         let mut any = false;
         while self.muxer.has_packets() {
-            let Some(mut chain) = queue.pop() else {
-                if queue.enable_kicks() {
-                    continue;
-                }
-                break;
-            };
+            let Some(mut chain) = queue.pop_or_wait() else { break };
             let head = chain.head_index();
             let memory = queue.memory().clone();
             let written = match VsockPacket::from_rx_virtq_chain(memory.as_ref(), &mut chain, MAX_PAYLOAD) {
