@@ -187,7 +187,8 @@ impl Attach<'_> {
             kicks.push(kick.try_clone().map_err(DeviceError::Descriptor)?);
         }
         // KVM keeps what it needs of this descriptor; nobody reads it.
-        let ignored = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(DeviceError::Descriptor)?;
+        let ignored =
+            EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(DeviceError::Descriptor)?;
         self.fd
             .register_ioevent(&ignored, &IoEventAddress::Mmio(base + ACK_OFFSET), NoDatamatch)
             .map_err(|source| DeviceError::Wire { kind: "acknowledgement", source })?;

@@ -67,23 +67,49 @@ fn descriptor() -> impl Strategy<Value = Descriptor> {
     let next = prop_oneof![8 => 0..SIZE, 1 => any::<u16>()];
     // The flags are those of chained, writable and indirect buffers.
     let flags = prop_oneof![12 => 0..4_u16, 1 => 0..8_u16];
-    (address(), length(), flags, next)
-        .prop_map(|(address, length, flags, next)| Descriptor { address, length, flags, next })
+    (address(), length(), flags, next).prop_map(|(address, length, flags, next)| Descriptor {
+        address,
+        length,
+        flags,
+        next,
+    })
 }
 
 /// Some rounds over the queues of a device, whose data are made by `data`.
-pub fn rounds(queues: usize, data: impl Strategy<Value = Vec<u8>> + Clone) -> impl Strategy<Value = Vec<Round>> {
+pub fn rounds(
+    queues: usize,
+    data: impl Strategy<Value = Vec<u8>> + Clone,
+) -> impl Strategy<Value = Vec<Round>> {
     let head = prop_oneof![8 => 0..SIZE, 1 => any::<u16>()];
     let advance = prop_oneof![8 => 0..=SIZE, 1 => any::<u16>()];
-    let round = (0..queues, vec(descriptor(), usize::from(SIZE)), vec(head, usize::from(SIZE)), advance, data).prop_map(
-        |(queue, descriptors, heads, advance, data)| Round { queue, descriptors, heads, advance, data },
-    );
+    let round =
+        (0..queues, vec(descriptor(), usize::from(SIZE)), vec(head, usize::from(SIZE)), advance, data)
+            .prop_map(|(queue, descriptors, heads, advance, data)| Round {
+                queue,
+                descriptors,
+                heads,
+                advance,
+                data,
+            });
     vec(round, 1..6)
 }
 
 /// Bytes without any meaning.
 pub fn noise() -> impl Strategy<Value = Vec<u8>> + Clone {
     vec(prop_oneof![Just(0u8), any::<u8>()], 64..512)
+}
+
+thread_local! {
+    // Guest memory stays mapped until its process ends, so that the thousands of guests of a test
+    // must share theirs.
+    static MEMORY: Arc<Memory> = Arc::new(memory::create(MEMORY_MIB).unwrap());
+}
+
+/// The memory of this thread's guests, all zeros.
+fn fresh_memory() -> Arc<Memory> {
+    let memory = MEMORY.with(Arc::clone);
+    memory::discard(&memory, GuestAddress(0), MEMORY_END).unwrap();
+    memory
 }
 
 /// The memory and the queues of a guest.
@@ -95,7 +121,7 @@ pub struct Guest {
 impl Guest {
     /// A guest with `queues` queues.
     pub fn new(queues: usize) -> Self {
-        Guest { memory: Arc::new(memory::create(MEMORY_MIB).unwrap()), next_available: vec![0; queues] }
+        Guest { memory: fresh_memory(), next_available: vec![0; queues] }
     }
 
     /// An interrupt that nobody takes.
@@ -214,7 +240,7 @@ mod tests {
         fn registers_stand_any_access(
             accesses in vec((any::<bool>(), 0..0x48_u64, prop_oneof![0..16_u32, any::<u32>()], 0..9_usize), 1..100),
         ) {
-            let memory = Arc::new(memory::create(MEMORY_MIB).unwrap());
+            let memory = fresh_memory();
             let device = Arc::new(Mutex::new(Balloon::new(Guest::interrupt())));
             let mut registers = MmioTransport::new(device, memory, Guest::interrupt()).unwrap();
             for (write, register, value, length) in accesses {
