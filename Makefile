@@ -75,9 +75,21 @@ install: install-tree ## Install below $(DESTDIR)$(PREFIX)
 	done
 	@echo "installed below $(DESTDIR)$(PREFIX)"
 
+# Where the function for it cannot be built, make ends with its own 2 for a container that failed.
+ifneq ($(filter run,$(MAKECMDGOALS)),)
+$(shell mkdir -p target && cc -shared -fPIC -o target/exit-with.so tests/demo/exit-with.c >&2)
+-load target/exit-with.so(exit_with_gmk_setup)
+endif
+
 .PHONY: run
-run: install-tree ## Run a container in its own VM: make run [IMAGE=busybox] [CMD='…']
-	@CMD=$(call quoted,$(CMD)) tests/demo/run $(call quoted,$(IMAGE)) "$(TREE)/usr/local"
+run: container ## Run a container in its own VM, and end with its status: make run [IMAGE=busybox] [CMD='…']
+	@status=$$(< target/run-status)$(exit-with $(file < target/run-status)); exit "$$status"
+
+.PHONY: container
+container: install-tree
+	@mkdir -p target
+	@status=0; CMD=$(call quoted,$(CMD)) tests/demo/run $(call quoted,$(IMAGE)) "$(TREE)/usr/local" || status=$$?; \
+	echo "$$status" > target/run-status
 
 # Those that only look at the sources come first, the summary of all tests last.
 .PHONY: test
@@ -85,6 +97,8 @@ test: install-tree nextest ## Check the format, lint, and run all tests: unit te
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 	@tests/testbed/test_testbed.py --failfast
+	@status=0; POUCH_TESTBED_INSTANCE=$${POUCH_TESTBED_INSTANCE:-test}-0 $(MAKE) --no-print-directory run CMD='exit 7' || \
+	  status=$$?; [[ $$status == 7 ]] || { echo "make run ended with $$status, its container with 7" >&2; exit 1; }
 	@CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/tests/nextest-runner" \
 	  cargo nextest run --workspace --locked $(TEST_OPTIONS)
 
@@ -101,7 +115,7 @@ nextest:
 
 .PHONY: clean
 clean: ## Remove what was built here (the cache in $(POUCH_CACHE) stays)
-	@rm -rf target/install target/kernel target/guest-root.erofs target/bench.json
+	@rm -rf target/install target/kernel target/guest-root.erofs target/bench.json target/exit-with.so target/run-status
 	@cargo clean --quiet
 
 # A word for the shell, whatever is in it.
