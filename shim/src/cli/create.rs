@@ -6,6 +6,7 @@ use std::process::Child;
 use clap::Args;
 
 use super::{CliError, Global, Outcome, load_config, other, write_pid_file};
+use crate::container::hooks::{self, Point};
 use crate::logging::LogFormat;
 use crate::sandbox::launch;
 use crate::sandbox::protocol::Launch;
@@ -63,12 +64,23 @@ impl CreateOptions {
             log_json: global.log_format == LogFormat::Json,
             config: load_config()?,
         })?;
-        if let Err(error) = write_pid_file(self.pid_file.as_ref(), child.id()) {
+        let done = run_hooks(global, id).and_then(|()| write_pid_file(self.pid_file.as_ref(), child.id()));
+        if let Err(error) = done {
             super::delete::delete(global, id, true)?;
             return Err(error);
         }
         Ok(child)
     }
+}
+
+/// Runs the hooks that belong to `create`: here and not in the host process, which is in
+/// namespaces of its own.
+fn run_hooks(global: &Global, id: &str) -> Result<(), CliError> {
+    let (_, state) = global.load(id)?;
+    for point in [Point::Prestart, Point::CreateRuntime, Point::CreateContainer] {
+        hooks::run(point, &state).map_err(other)?;
+    }
+    Ok(())
 }
 
 impl Create {

@@ -7,8 +7,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{CliError, Global, Outcome, other};
+use crate::container::hooks::{self, Point};
 use crate::container::state::HostProcess;
 use crate::container::{ContainerDir, State, StateError, Status};
+use crate::errors::chain;
 use crate::sandbox::client::HostClient;
 use crate::sandbox::launch::clean_up;
 use crate::sandbox::protocol::Request;
@@ -71,6 +73,7 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
         end(vmm);
     }
     clean_up(&dir);
+    hooks::run_all(Point::Poststop, &state, |error| global.log().warning(&chain(&error)));
     if dir.exists() {
         let path = dir.path().display();
         return Err(CliError::Other(format!(

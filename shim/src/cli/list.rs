@@ -3,7 +3,6 @@
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use super::state::to_json;
 use super::{Global, Outcome, other, print};
 use crate::container::State;
 use crate::container::state::{StateError, list};
@@ -40,7 +39,7 @@ impl List {
         let text = match (self.quiet, self.format) {
             (true, _) => states.iter().map(|state| format!("{}\n", state.id)).collect(),
             (false, Format::Json) => {
-                let all: Vec<Value> = states.iter().map(to_json).collect();
+                let all: Vec<Value> = states.iter().map(State::to_oci).collect();
                 format!("{}\n", Value::Array(all))
             }
             (false, Format::Table) => table(&states),
@@ -53,7 +52,7 @@ impl List {
 fn table(states: &[State]) -> String {
     let mut rows = vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned)];
     for state in states {
-        let json = to_json(state);
+        let json = state.to_oci();
         rows.push([
             state.id.clone(),
             json["pid"].to_string(),

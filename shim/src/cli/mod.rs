@@ -145,6 +145,10 @@ fn other(error: impl std::error::Error + 'static) -> CliError {
 type Outcome = Result<u8, CliError>;
 
 impl Global {
+    fn log(&self) -> Log {
+        Log { file: self.log.clone(), format: self.log_format }
+    }
+
     fn dir(&self, id: &str) -> Result<ContainerDir, CliError> {
         let id: ContainerId = id.parse().map_err(other)?;
         Ok(ContainerDir::new(&self.root, &id))
@@ -177,7 +181,7 @@ pub fn main() -> u8 {
         }
     };
     let global = cli.global;
-    let log = Log { file: global.log.clone(), format: global.log_format };
+    let log = global.log();
     let result = match cli.command {
         Command::Create(command) => command.run(&global),
         Command::Start(command) => command.run(&global),

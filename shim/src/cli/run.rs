@@ -9,7 +9,7 @@ use clap::Args;
 use nix::sys::signal::Signal;
 
 use super::create::CreateOptions;
-use super::{CliError, Global, Outcome, delete, other};
+use super::{CliError, Global, Outcome, delete, other, start};
 use crate::container::{Bundle, ContainerDir};
 use crate::sandbox::client::HostClient;
 use crate::sandbox::protocol::Request;
@@ -57,7 +57,7 @@ impl Run {
         let dir = global.dir(&self.id)?;
         let raw =
             if own_terminal { Some(RawTerminal::enter(io::stdin().as_fd()).map_err(other)?) } else { None };
-        HostClient::connect(&dir.socket())?.ask(&Request::Start)?;
+        start::start(global, &self.id)?;
         if self.detach {
             return Ok(0);
         }

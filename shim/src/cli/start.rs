@@ -2,7 +2,9 @@
 
 use clap::Args;
 
-use super::{Global, Outcome};
+use super::{CliError, Global, Outcome};
+use crate::container::hooks::{self, Point};
+use crate::errors::chain;
 use crate::sandbox::protocol::Request;
 
 #[derive(Args)]
@@ -13,7 +15,17 @@ pub struct Start {
 
 impl Start {
     pub fn run(&self, global: &Global) -> Outcome {
-        global.host(&self.id)?.ask(&Request::Start)?;
+        start(global, &self.id)?;
         Ok(0)
     }
+}
+
+/// Starts the container's process, then runs the hooks for that.
+pub fn start(global: &Global, id: &str) -> Result<(), CliError> {
+    global.host(id)?.ask(&Request::Start)?;
+    // A container that has ended and been deleted already has none.
+    if let Ok((_, state)) = global.load(id) {
+        hooks::run_all(Point::Poststart, &state, |error| global.log().warning(&chain(&error)));
+    }
+    Ok(())
 }

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Root, Spec};
+use oci_spec::runtime::{Hooks, LinuxNamespace, LinuxNamespaceType, Mount, Root, Spec};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
-use super::Bundle;
+use super::{Bundle, hooks};
 
 /// The root file system's name in the share tree, and the serial of a disk that holds it.
 pub const ROOTFS: &str = "rootfs";
@@ -97,10 +97,16 @@ fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> Translat
 pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
     let mut spec = bundle.spec.clone();
     let mut warnings = Vec::new();
-    if spec.hooks().as_ref().is_some_and(has_hooks) {
-        return Err(unsupported("hooks", "hooks are not supported yet"));
+    if let Some((field, problem)) = spec.hooks().as_ref().and_then(hooks::check) {
+        return Err(unsupported(field, problem));
     }
-    spec.set_hooks(None);
+    // The others are run on the host.
+    let in_container = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
+    spec.set_hooks(in_container.map(|list| {
+        let mut hooks = Hooks::default();
+        hooks.set_start_container(Some(list));
+        hooks
+    }));
     let root = root_source(bundle)?;
     let mut shared = Vec::new();
     let guest_root = match &root {
@@ -139,16 +145,6 @@ pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
     }
     let network_namespace = translate_linux(&mut spec)?;
     Ok(GuestSpec { spec, shared, root, network_namespace, warnings })
-}
-
-fn has_hooks(hooks: &oci_spec::runtime::Hooks) -> bool {
-    // An empty list of hooks is no hook.
-    serde_json::to_value(hooks)
-        .ok()
-        .and_then(|value| {
-            value.as_object().map(|all| all.values().any(|list| !list.as_array().is_some_and(Vec::is_empty)))
-        })
-        .unwrap_or(true)
 }
 
 /// The linux section; returns the network namespace to be in.

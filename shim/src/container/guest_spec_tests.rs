@@ -77,13 +77,15 @@ fn what_cannot_be_is_refused_by_name() {
         value["linux"]["namespaces"].as_array_mut().unwrap().remove(0);
     });
     assert!(host_pid.contains("no pid namespace"), "{host_pid}");
-    let hooks = error(|value, _| value["hooks"] = json!({"prestart": [{"path": "/bin/true"}]}));
-    assert!(hooks.starts_with("hooks"), "{hooks}");
+    let hook = error(|value, _| value["hooks"] = json!({"prestart": [{"path": "bin/true"}]}));
+    assert!(hook.starts_with("hooks.prestart[0].path"), "{hook}");
 }
 
 #[test]
-fn empty_hooks_are_no_hooks() {
-    assert!(translate_with(|value, _| value["hooks"] = json!({"prestart": []})).is_ok());
+fn the_guest_gets_its_own_hooks_only() {
+    let hooks = json!({"prestart": [{"path": "/a"}], "startContainer": [{"path": "/b"}]});
+    let spec = translate_with(|value, _| value["hooks"] = hooks).unwrap().spec;
+    assert_eq!(serde_json::to_value(spec.hooks()).unwrap(), json!({"startContainer": [{"path": "/b"}]}));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod default_spec;
 pub mod guest_spec;
+pub mod hooks;
 pub mod id;
 pub mod size;
 pub mod state;

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use oci_spec::runtime::Hooks;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::ContainerId;
 
@@ -104,6 +106,31 @@ pub struct State {
     pub exit_status: Option<i32>,
     /// Why its VM ended, if not because its process did.
     pub vm_end: Option<String>,
+    /// The specification's hooks, as they were when it was created.
+    #[serde(default)]
+    pub hooks: Option<Hooks>,
+}
+
+impl State {
+    /// The state as `state` prints it and hooks get it (runtime.md, "State"), with the members
+    /// that runc adds.
+    pub fn to_oci(&self) -> Value {
+        let pid = match self.status {
+            Status::Stopped => 0,
+            _ => self.host.map_or(0, |host| host.pid),
+        };
+        json!({
+            "ociVersion": OCI_VERSION,
+            "id": self.id,
+            "pid": pid,
+            "status": self.status,
+            "bundle": self.bundle,
+            "rootfs": self.rootfs,
+            "created": self.created,
+            "annotations": self.annotations,
+            "owner": self.owner,
+        })
+    }
 }
 
 /// A state file could not be used.
@@ -267,6 +294,7 @@ mod tests {
             cgroup: None,
             exit_status: None,
             vm_end: None,
+            hooks: None,
         }
     }
 

@@ -227,6 +227,7 @@ fn initial_state(launch: &Launch, bundle: &Bundle, cgroup: Option<PathBuf>) -> S
         cgroup,
         exit_status: None,
         vm_end: None,
+        hooks: bundle.spec.hooks().clone(),
     }
 }
 

@@ -185,29 +185,3 @@ fn states_can_be_kept_elsewhere() {
     container.delete_by_force();
     assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
 }
-
-/// Hooks run on the host, in the order of the specification, with the state on their input.
-#[test]
-fn hooks_run_on_the_host() {
-    let bundle = Bundle::debian().args(["true"]);
-    let log = bundle.path().join("hooks");
-    let hook = |name: &str| {
-        let script =
-            format!("echo {name} $(sed 's/.*\"status\": *\"\\([a-z]*\\)\".*/\\1/') >>{}", log.display());
-        json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}])
-    };
-    let hooks = json!({
-        "prestart": hook("prestart"), "createRuntime": hook("createRuntime"),
-        "poststart": hook("poststart"), "poststop": hook("poststop"),
-    });
-    let bundle = bundle.set("/hooks", hooks);
-    let output = bundle.run();
-    if has_vm() && output.status != 0 {
-        // Until pouch-vm runs hooks it must refuse them, and never skip them.
-        return output.fails_naming(&["hooks"]);
-    }
-    output.ok();
-    let text = fs::read_to_string(&log).unwrap();
-    let names: Vec<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
-    assert_eq!(names, ["prestart", "createRuntime", "poststart", "poststop"], "{text}");
-}

@@ -7,6 +7,7 @@ mod exec;
 mod faults;
 mod filesystem;
 mod guest;
+mod hooks;
 mod host_faults;
 mod lifecycle;
 mod many;
