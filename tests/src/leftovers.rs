@@ -16,8 +16,7 @@ const IGNORED: [&str; 5] = ["/run/docker", "/run/containerd", "/run/udev", "/run
 
 /// A picture of the host. Take one, do something, and then check that nothing is left of it.
 ///
-/// A test that uses this must run alone: its name has `nothing_left` in it, which is how
-/// `.config/nextest.toml` knows.
+/// A test that uses this has the host to itself (`.config/nextest.toml`), and `nothing_left` in its name.
 pub struct Leftovers {
     before: BTreeSet<String>,
 }

@@ -28,7 +28,7 @@ use vmm_sys_util::epoll::EventSet;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// The VM's description, JSON (see docs/architecture.md).
+    /// The VM's description, JSON: VmConfig in vmm/src/config.rs.
     #[arg(long, value_name = "FILE", required_unless_present = "config_fd")]
     config: Option<PathBuf>,
     /// A descriptor to read the description from; the process is already in its namespaces.

@@ -143,6 +143,9 @@ pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
         process.set_selinux_label(None);
         warnings.push("process.selinuxLabel has no effect: the VM confines the container".to_owned());
     }
+    if spec.linux().as_ref().is_some_and(|linux| linux.mount_label().is_some()) {
+        warnings.push("linux.mountLabel has no effect: the VM confines the container".to_owned());
+    }
     let network_namespace = translate_linux(&mut spec)?;
     Ok(GuestSpec { spec, shared, root, network_namespace, warnings })
 }
@@ -169,8 +172,8 @@ fn translate_linux(spec: &mut Spec) -> Result<Option<PathBuf>, TranslateError> {
     let Some(network) = network else {
         return Err(unsupported(
             "linux.namespaces",
-            "there is no network namespace, and a container in a VM cannot use the host's network; publish \
-             ports instead",
+            "there is no network namespace, and a container in a VM cannot use the host's network; give it \
+             one of its own",
         ));
     };
     require_namespaces(&kept)?;

@@ -72,7 +72,7 @@ fn what_cannot_be_is_refused_by_name() {
     let host_network = error(|value, _| {
         value["linux"]["namespaces"].as_array_mut().unwrap().pop();
     });
-    assert!(host_network.contains("publish ports"), "{host_network}");
+    assert!(host_network.contains("give it one of its own"), "{host_network}");
     let host_pid = error(|value, _| {
         value["linux"]["namespaces"].as_array_mut().unwrap().remove(0);
     });

@@ -201,10 +201,9 @@ fn start(hook: &Hook, input: &str, namespace: Option<File>, errors: &File) -> io
         command.pre_exec(move || {
             // This process may keep signals from its threads.
             SigSet::empty().thread_set_mask()?;
-            match namespace_fd {
+            if let Some(fd) = namespace_fd {
                 // The descriptor is open: `namespace` lives until after the fork.
-                Some(fd) => setns(std::os::fd::BorrowedFd::borrow_raw(fd), CloneFlags::CLONE_NEWNET)?,
-                None => (),
+                setns(std::os::fd::BorrowedFd::borrow_raw(fd), CloneFlags::CLONE_NEWNET)?;
             }
             Ok(())
         });

@@ -268,18 +268,23 @@ impl Files {
         let config = description.config;
         let parts = config.installation()?;
         let mut files = Vec::new();
+        let open_file = |what, path: &Path, write: bool, hint| {
+            OpenOptions::new().read(true).write(write).open(path).map_err(|source| VmError::Open {
+                what,
+                path: path.to_owned(),
+                hint,
+                source,
+            })
+        };
         let mut open = |what, path: &Path, write: bool, hint| {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(write)
-                .open(path)
-                .map_err(|source| VmError::Open { what, path: path.to_owned(), hint, source })?;
+            let file = open_file(what, path, write, hint)?;
             let source = FileSource::Fd(file.as_raw_fd());
             files.push(file);
             Ok::<_, VmError>(source)
         };
         let reinstall = "; is pouch-vm fully installed?";
-        open("the VMM", &parts.vmm, false, reinstall)?;
+        // Executed by its name: this tells early that it is there.
+        drop(open_file("the VMM", &parts.vmm, false, reinstall)?);
         let kvm = open(
             "the KVM device",
             &config.kvm,

@@ -41,7 +41,7 @@ def _parser(description, **options):
 
 
 def _add_shape(parser):
-    parser.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs (default: 1, and the only number at which KVM in there is reliable)")
+    parser.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs (default: 1; they share one thread)")
     parser.add_argument("--memory", metavar="M", help="memory, in MiB or with a suffix as 8G (default: 6G)")
     parser.add_argument("--icount", action="store_true", help="time counts executed instructions: for benchmarks")
 
