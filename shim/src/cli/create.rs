@@ -6,10 +6,10 @@ use std::process::Child;
 use clap::Args;
 
 use super::{CliError, Global, Outcome, load_config, other, write_pid_file};
-use crate::container::hooks::{self, Point};
+use crate::container::hooks;
 use crate::logging::LogFormat;
 use crate::sandbox::launch;
-use crate::sandbox::protocol::Launch;
+use crate::sandbox::protocol::{Launch, Request};
 
 /// What `create` and `run` take.
 #[derive(Args)]
@@ -77,8 +77,12 @@ impl CreateOptions {
 /// namespaces of its own.
 fn run_hooks(global: &Global, id: &str) -> Result<(), CliError> {
     let (_, state) = global.load(id)?;
-    for point in [Point::Prestart, Point::CreateRuntime, Point::CreateContainer] {
-        hooks::run(point, &state).map_err(other)?;
+    if hooks::awaited(state.hooks.as_ref()) {
+        for point in hooks::OF_CREATE {
+            hooks::run(point, &state).map_err(other)?;
+        }
+        // Until now nobody could start it, whatever becomes of this process.
+        global.host(id)?.ask(&Request::HooksDone)?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hook, Hooks};
@@ -120,6 +121,14 @@ pub fn check(hooks: &Hooks) -> Option<(String, &'static str)> {
     None
 }
 
+/// The points of `create`, in their order.
+pub const OF_CREATE: [Point; 3] = [Point::Prestart, Point::CreateRuntime, Point::CreateContainer];
+
+/// Whether the container is only created when hooks have done their work.
+pub fn awaited(hooks: Option<&Hooks>) -> bool {
+    hooks.is_some_and(|hooks| OF_CREATE.iter().any(|point| !point.of(hooks).is_empty()))
+}
+
 /// Runs the hooks of `point` one after the other; the first that fails ends that.
 ///
 /// # Errors
@@ -201,6 +210,8 @@ fn start(hook: &Hook, input: &str, namespace: Option<File>, errors: &File) -> io
         command.pre_exec(move || {
             // This process may keep signals from its threads.
             SigSet::empty().thread_set_mask()?;
+            // An operation that is killed takes its hook along.
+            set_pdeathsig(Signal::SIGKILL)?;
             if let Some(fd) = namespace_fd {
                 // The descriptor is open: `namespace` lives until after the fork.
                 setns(std::os::fd::BorrowedFd::borrow_raw(fd), CloneFlags::CLONE_NEWNET)?;

@@ -26,6 +26,7 @@ use super::protocol::{Failure, Launch};
 use super::vm::{Disk, Vm, VmDescription, VmError};
 use super::{cgroup, network, server, share, vm};
 use crate::container::guest_spec::{self, GuestSpec, ROOTFS, RootSource};
+use crate::container::hooks;
 use crate::container::state::HostProcess;
 use crate::container::{Bundle, ContainerDir, State, Status, size};
 use crate::errors::chain;
@@ -127,7 +128,10 @@ impl Host {
                 return Err(failure);
             }
         };
-        state.status = Status::Created;
+        // With hooks it is `create` that says so, when they have done their work.
+        if !hooks::awaited(state.hooks.as_ref()) {
+            state.status = Status::Created;
+        }
         let sandbox = Arc::new(Sandbox::new(dir, vm, agent, state));
         let result = Self::attach(&sandbox, streams, terminal, &sender);
         match result {

@@ -69,6 +69,8 @@ impl Failure {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
+    /// The hooks of `create` have done their work: the container is created.
+    HooksDone,
     /// Starts the container's process.
     Start,
     /// The container's status.

@@ -83,6 +83,7 @@ impl Connection {
         let sandbox = &self.sandbox;
         let id = sandbox.id();
         match request {
+            Request::HooksDone => sandbox.transition(Status::Creating, Status::Created, || Ok(()))?,
             Request::Start => {
                 sandbox.transition(Status::Created, Status::Running, || sandbox.agent.start(id))?;
             }

@@ -179,3 +179,29 @@ fn nothing_left_of_hooks_that_cannot_be() {
         before.check();
     }
 }
+
+#[test]
+fn nothing_left_of_a_create_that_is_killed_in_a_hook() {
+    // runc leaves the hook.
+    vm_only!();
+    let bundle = Bundle::busybox().args(["true"]);
+    let file = bundle.path().join("pid");
+    let hook = hook(bundle.path(), "echo $$ > $0/new; mv $0/new $0/pid; exec sleep 1000");
+    let bundle = bundle.set("/hooks", json!({"createRuntime": [hook]}));
+    bundle.write();
+    Invocation::new(["list"]).run();
+    let _ = fs::create_dir("/run/pouch-vm");
+    let before = Leftovers::picture();
+    let id = unique_id();
+    let create = Invocation::new(["create", "--bundle", bundle.path().to_str().unwrap(), &id]);
+    let mut create = create.into_command().spawn().unwrap();
+    eventually("the hook runs", || file.exists());
+    let hook: i32 = fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    Invocation::new(["start", &id]).run().fails_naming(&["is creating"]);
+    create.kill().unwrap();
+    create.wait().unwrap();
+    eventually("the hook is gone", || !processes::runs(hook));
+    Invocation::new(["start", &id]).run().fails_naming(&["is creating"]);
+    Invocation::new(["delete", "--force", &id]).run().ok();
+    before.check();
+}
