@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
+use crate::processes::Process;
 use crate::{HANG, TICK, bundle, processes};
 
 /// How long what ends asynchronously may take to be gone; an emulator is slow.
@@ -22,8 +23,13 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    /// The host as it is now.
+    /// The host as it is now, when what was ending has ended: the test before this one may have left
+    /// a zombie to the testbed's init.
     pub fn picture() -> Self {
+        let deadline = Instant::now() + HANG / PATIENCE_PART;
+        while ending() && Instant::now() < deadline {
+            std::thread::sleep(TICK);
+        }
         Leftovers { before: look() }
     }
 
@@ -47,12 +53,20 @@ impl Leftovers {
     }
 }
 
+/// An orphan that came to this process and has ended: nobody but the test keeps it.
+fn kept_by_test(process: &Process) -> bool {
+    process.state == 'Z' && i64::from(process.parent) == i64::from(std::process::id())
+}
+
+/// Whether there is a process that has ended and that somebody will reap soon.
+fn ending() -> bool {
+    processes::all().values().any(|process| process.state == 'Z' && !kept_by_test(process))
+}
+
 fn look() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let this = i32::try_from(std::process::id()).unwrap();
     for (pid, process) in processes::all() {
-        // An orphan that came to this process and has ended: nobody but the test keeps it.
-        if process.state == 'Z' && process.parent == this {
+        if kept_by_test(&process) {
             continue;
         }
         found.insert(format!("process {pid} {} {:?}", process.name, process.arguments));
