@@ -12,5 +12,6 @@ pub mod container;
 pub mod errors;
 pub mod install;
 pub mod logging;
+pub mod network;
 pub mod sandbox;
 pub mod stdio;

@@ -2,6 +2,7 @@
 
 mod command_line;
 mod devices;
+mod slots;
 
 use std::fs::File;
 use std::io;
@@ -25,6 +26,7 @@ use crate::root::{self, MappedRoot};
 use crate::vcpu::{Buses, Vcpus};
 use crate::vm::{ExitSignal, Vm};
 pub use devices::DeviceError;
+pub use slots::Slots;
 
 /// A VM could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +96,6 @@ pub struct Files {
     root: Named,
     console: Option<File>,
     blocks: Vec<File>,
-    taps: Vec<File>,
 }
 
 /// A file and its name, which messages need when the process can no longer find it out.
@@ -129,11 +130,6 @@ impl Files {
                 .iter()
                 .map(|block| open("blocks.file", &block.file, !block.read_only))
                 .collect::<Result<_, _>>()?,
-            taps: config
-                .networks
-                .iter()
-                .map(|network| open("networks.tap", &network.tap, true))
-                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -154,9 +150,9 @@ pub fn boot(
     share: Option<ShareRoot>,
     event_loop: &mut EventLoop,
 ) -> Result<Arc<Vm>, BootError> {
-    let Files { kvm, kernel, root, console, blocks, taps } = files;
+    let Files { kvm, kernel, root, console, blocks } = files;
     let kvm = open_kvm(kvm)?;
-    let fd = create_vm(&kvm)?;
+    let fd = Arc::new(create_vm(&kvm)?);
     let memory = Arc::new(memory::create(config.memory_mib)?);
     let root = root::map(&root.file, &root.name)?;
     map_memory(&fd, &memory, root)?;
@@ -184,12 +180,11 @@ pub fn boot(
     for (block, file) in config.blocks.iter().zip(blocks) {
         attach.block(file, block)?;
     }
-    let mut nets = Vec::new();
-    for (network, tap) in config.networks.iter().zip(taps) {
-        nets.push(attach.net(tap, network)?);
-    }
     let balloon = attach.balloon()?;
     attach.rng()?;
+    // After everything that has a device, whose numbers are lower, and the last one used first.
+    let mut free = (0..config.network_slots).map(|_| attach.slot()).collect::<Result<Vec<_>, _>>()?;
+    free.reverse();
 
     let entry = kernel::load(&memory, &kernel.file, &kernel.name)?;
     pvh::write_boot_info(&memory, &command_line.finish(), root.size)?;
@@ -198,7 +193,8 @@ pub fn boot(
     let vcpus = create_vcpus(&kvm, &fd, config.vcpus, entry.0)?;
     let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio) };
     let vcpus = Vcpus::start(vcpus, &buses, &exit, || ThreadKind::Vcpu.enter())?;
-    Ok(Arc::new(Vm { memory, vcpus, exit, vsock, balloon, nets, _fd: fd }))
+    let slots = Slots { fd, memory: memory.clone(), free, joiner: event_loop.joiner() };
+    Ok(Arc::new(Vm { memory, vcpus, exit, vsock, balloon, nets: Mutex::default(), slots: Mutex::new(slots) }))
 }
 
 /// Takes the KVM device over and checks that it has what every VM needs.

@@ -16,6 +16,9 @@ pub const MIN_MEMORY_MIB: u32 = 64;
 /// The most memory of a VM, in MiB (1 TiB): what the guest-physical layout is tested for.
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 
+/// The most places for network interfaces.
+pub const MAX_NETWORK_SLOTS: u8 = 8;
+
 /// The longest serial of a block device (virtio 1.2, section 5.2.6: 20 bytes).
 pub const MAX_SERIAL_LENGTH: usize = 20;
 
@@ -48,9 +51,9 @@ pub struct VmConfig {
     /// Disks, in the order in which the guest finds them.
     #[serde(default)]
     pub blocks: Vec<BlockConfig>,
-    /// Network interfaces.
+    /// Places for network interfaces that come while the VM runs, at most [`MAX_NETWORK_SLOTS`].
     #[serde(default)]
-    pub networks: Vec<NetworkConfig>,
+    pub network_slots: u8,
     /// The guest's context identifier on vsock, 3 or more.
     #[serde(default = "default_cid")]
     pub vsock_cid: u32,
@@ -90,12 +93,11 @@ pub struct BlockConfig {
     pub read_only: bool,
 }
 
-/// A virtio-net interface.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A virtio-net interface, over a tap device that is opened with `IFF_TAP | IFF_NO_PI |
+/// IFF_VNET_HDR`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkConfig {
-    /// A tap device, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
-    pub tap: FileSource,
     /// The guest's MAC address, such as `02:42:ac:11:00:02`.
     pub mac: MacAddress,
     /// The largest packet in bytes, without the Ethernet header.
@@ -212,12 +214,19 @@ impl VmConfig {
             let unique = self.blocks[..index].iter().all(|other| other.serial != *serial);
             text("blocks.serial", serial, unique, "is used by another disk")?;
         }
-        for network in &self.networks {
-            let mac = String::from(network.mac);
-            text("networks.mac", &mac, network.mac.0[0] & 1 == 0, "is a multicast address")?;
-            range("networks.mtu", u64::from(network.mtu), 68, 65_521)?;
-        }
-        Ok(())
+        range("network_slots", self.network_slots.into(), 0, MAX_NETWORK_SLOTS.into())
+    }
+}
+
+impl NetworkConfig {
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that no interface can be made from.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mac = String::from(self.mac);
+        text("mac", &mac, self.mac.0[0] & 1 == 0, "is a multicast address")?;
+        range("mtu", u64::from(self.mtu), 68, 65_535)
     }
 }
 
@@ -278,7 +287,7 @@ mod tests {
             "vcpus": 2, "memory_mib": 256,
             "kernel": {"path": "/k"}, "root": {"fd": 7},
             "blocks": [{"file": {"path": "/d"}, "serial": "root"}],
-            "networks": [{"tap": {"fd": 8}, "mac": "02:42:ac:11:00:02"}],
+            "network_slots": 8,
         })
     }
 
@@ -292,8 +301,7 @@ mod tests {
     fn a_full_description_is_read() {
         let config = VmConfig::from_json(&sample().to_string()).unwrap();
         assert_eq!(config.root, FileSource::Fd(7));
-        assert_eq!(config.networks[0].mac.0, [2, 0x42, 0xac, 0x11, 0, 2]);
-        assert_eq!(config.networks[0].mtu, 1500);
+        assert_eq!(config.network_slots, 8);
         assert_eq!(config.kvm, FileSource::Path("/dev/kvm".into()));
     }
 
@@ -303,8 +311,7 @@ mod tests {
         assert!(error_of(|v| v["vcpus"] = 65.into()).contains("from 1 to 64"));
         assert!(error_of(|v| v["memory_mib"] = 16.into()).contains("memory_mib is 16"));
         assert!(error_of(|v| v["speed"] = 1.into()).contains("speed"));
-        assert!(error_of(|v| v["networks"][0]["mac"] = "02:42".into()).contains("MAC address"));
-        assert!(error_of(|v| v["networks"][0]["mac"] = "03:42:ac:11:00:02".into()).contains("multicast"));
+        assert!(error_of(|v| v["network_slots"] = 9.into()).contains("network_slots is 9"));
         assert!(error_of(|v| v["blocks"][0]["serial"] = "".into()).contains("blocks.serial"));
         assert!(
             error_of(|v| v["kernel_arguments"] = serde_json::json!(["a b"])).contains("kernel_arguments")
@@ -314,6 +321,19 @@ mod tests {
             v["blocks"].as_array_mut().unwrap().push(disk);
         };
         assert!(error_of(twice).contains("used by another disk"));
+    }
+
+    #[test]
+    fn a_network_interface_is_checked() {
+        let parse = |text: &str| serde_json::from_str::<NetworkConfig>(text);
+        let good = parse(r#"{"mac": "02:42:ac:11:00:02"}"#).unwrap();
+        assert_eq!((good.mac.0, good.mtu), ([2, 0x42, 0xac, 0x11, 0, 2], 1500));
+        good.validate().unwrap();
+        assert!(parse(r#"{"mac": "02:42"}"#).unwrap_err().to_string().contains("MAC address"));
+        let multicast = parse(r#"{"mac": "03:42:ac:11:00:02"}"#).unwrap();
+        assert!(multicast.validate().unwrap_err().to_string().contains("multicast"));
+        let small = NetworkConfig { mtu: 67, ..good };
+        assert!(small.validate().unwrap_err().to_string().contains("mtu is 67"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberOps};
 
 /// Something that reacts to descriptors becoming ready.
 pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
@@ -10,6 +10,21 @@ pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
 /// The event loop: all that need not block runs here.
 pub struct EventLoop {
     manager: EventManager<Subscriber>,
+}
+
+/// Adds subscribers to an event loop that runs.
+pub struct Joiner(RemoteEndpoint<Subscriber>);
+
+impl Joiner {
+    /// Adds a subscriber at the loop's next turn.
+    pub fn add(&self, subscriber: Subscriber) {
+        let added = self.0.fire(move |ops| {
+            ops.add_subscriber(subscriber);
+        });
+        if let Err(error) = added {
+            crate::log_line!("the event loop takes nothing new: {error}");
+        }
+    }
 }
 
 /// The event loop could not go on.
@@ -29,6 +44,11 @@ impl EventLoop {
     /// Adds a subscriber, which names its descriptors in its `init`.
     pub fn add(&mut self, subscriber: Subscriber) {
         self.manager.add_subscriber(subscriber);
+    }
+
+    /// What adds subscribers later, from any thread and from subscribers too.
+    pub fn joiner(&self) -> Joiner {
+        Joiner(self.manager.remote_endpoint())
     }
 
     /// Waits for events and dispatches them, once.

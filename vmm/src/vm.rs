@@ -1,14 +1,16 @@
 //! A running VM.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::builder::{DeviceError, Slots};
 use crate::bus::lock;
+use crate::config::NetworkConfig;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::vsock::{ConnectError, Vsock};
@@ -85,9 +87,10 @@ pub struct Vm {
     pub(crate) exit: Arc<ExitSignal>,
     pub(crate) vsock: Arc<Mutex<Vsock>>,
     pub(crate) balloon: Arc<Mutex<Balloon>>,
-    pub(crate) nets: Vec<Arc<Mutex<Net>>>,
-    // Dropped last: the interrupt controller and the guest's mappings live in it.
-    pub(crate) _fd: kvm_ioctls::VmFd,
+    pub(crate) nets: Mutex<Vec<Arc<Mutex<Net>>>>,
+    // Dropped last: it holds the VM's descriptor, in which the interrupt controller and the
+    // guest's mappings live.
+    pub(crate) slots: Mutex<Slots>,
 }
 
 impl Vm {
@@ -121,6 +124,17 @@ impl Vm {
         lock(&self.vsock).connect(port, timeout_ms, Box::new(done));
     }
 
+    /// Adds a network interface over `tap`; returns the number of its virtio device.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if there is no place left, or the tap device is not usable.
+    pub fn plug_network(&self, tap: OwnedFd, config: &NetworkConfig) -> Result<u32, DeviceError> {
+        let (net, number) = lock(&self.slots).plug_net(tap, config)?;
+        lock(&self.nets).push(net);
+        // At most MAX_VIRTIO_DEVICES.
+        Ok(number as u32)
+    }
+
     /// Asks the guest to give up `mib` MiB of its memory.
     pub fn set_balloon(&self, mib: u32) {
         lock(&self.balloon).set_target(mib);
@@ -142,7 +156,7 @@ impl Vm {
             vsock_from_guest_bytes: vsock.from_guest,
             ..Metrics::default()
         };
-        for net in &self.nets {
+        for net in lock(&self.nets).iter() {
             let counters = lock(net).counters();
             metrics.net_received_frames += counters.received;
             metrics.net_receive_dropped_frames += counters.receive_dropped;

@@ -25,6 +25,9 @@ pub struct Plan {
 pub struct InterfacePlan {
     pub name: String,
     pub mac: Mac,
+    /// The virtio device to bring to life; none if the interface is found by its MAC.
+    pub slot: Option<u32>,
+    pub ipv6: bool,
     pub mtu: Option<u32>,
     pub addresses: Vec<(IpAddr, u8)>,
 }
@@ -93,6 +96,8 @@ fn interface(index: usize, entry: &Interface) -> Result<InterfacePlan, RequestEr
     Ok(InterfacePlan {
         name: interface_name(&field("name"), &entry.name)?,
         mac: mac(&field("mac"), &entry.mac)?,
+        slot: Some(entry.slot).filter(|slot| *slot != 0),
+        ipv6: !entry.no_ipv6,
         mtu: Some(entry.mtu).filter(|mtu| *mtu != 0),
         addresses: addresses.collect::<Result<_, _>>()?,
     })

@@ -3,6 +3,7 @@
 mod check;
 pub mod loopback;
 mod netlink;
+mod plug;
 
 use pouch_protocol::agent::SetNetworkRequest;
 use ttrpc::proto::Code;
@@ -23,6 +24,24 @@ pub enum NetworkError {
         /// The MAC.
         mac: String,
     },
+    /// The virtio device that was added does not come to life.
+    #[error("network.interfaces[{index}].slot: virtio device {slot} does not come to life: {error}")]
+    Slot {
+        /// Which entry.
+        index: usize,
+        /// The device.
+        slot: u32,
+        /// What the kernel said.
+        error: std::io::Error,
+    },
+    /// IPv6 cannot be turned off.
+    #[error("network.interfaces[{index}].no_ipv6: IPv6 stays on: {error}")]
+    NoIpv6 {
+        /// Which entry.
+        index: usize,
+        /// What the kernel said.
+        error: std::io::Error,
+    },
     /// The kernel refused.
     #[error("{0}: the kernel refused it")]
     Refused(String, #[source] rtnetlink::Error),
@@ -37,7 +56,7 @@ impl Coded for NetworkError {
             Self::Request(error) => error.code(),
             Self::NoInterface { .. } => Code::NOT_FOUND,
             Self::Refused(..) => Code::INVALID_ARGUMENT,
-            Self::Socket(_) => Code::INTERNAL,
+            Self::Slot { .. } | Self::NoIpv6 { .. } | Self::Socket(_) => Code::INTERNAL,
         }
     }
 }

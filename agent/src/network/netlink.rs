@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
-use super::NetworkError;
 use super::check::{InterfacePlan, Mac, NeighborPlan, Plan, RoutePlan, mac};
+use super::{NetworkError, plug};
 
 const CLASS: &str = "/sys/class/net";
+const IPV6: &str = "/proc/sys/net/ipv6/conf";
 
 /// Applies a plan. What is there already in the same form is no fault.
 pub async fn apply(plan: Plan) -> Result<(), NetworkError> {
@@ -58,12 +59,17 @@ async fn set_interface(handle: &Handle, index: usize, plan: &InterfacePlan) -> R
         let field = format!("network.interfaces[{index}].{name}");
         move |error| NetworkError::Refused(field, error)
     };
-    let all = interfaces();
     let missing =
         || NetworkError::NoInterface { index, mac: plan.mac.map(|byte| format!("{byte:02x}")).join(":") };
-    let (current, _) = all.iter().find(|(name, mac)| *mac == plan.mac && name != "lo").ok_or_else(missing)?;
-    let link = index_of(current).ok_or_else(missing)?;
-    if *current != plan.name {
+    let current = match plan.slot {
+        Some(slot) => plug::bring_to_life(slot).map_err(|error| NetworkError::Slot { index, slot, error })?,
+        None => {
+            let found = interfaces().into_iter().find(|(name, mac)| *mac == plan.mac && name != "lo");
+            found.ok_or_else(missing)?.0
+        }
+    };
+    let link = index_of(&current).ok_or_else(missing)?;
+    if current != plan.name {
         if let Some(other) = index_of(&plan.name) {
             // The name belongs to one that will get its own, or that nobody has asked for.
             rename(handle, other, &format!("pouch{other}")).await.map_err(refused("name"))?;
@@ -71,7 +77,11 @@ async fn set_interface(handle: &Handle, index: usize, plan: &InterfacePlan) -> R
         rename(handle, link, &plan.name).await.map_err(refused("name"))?;
     }
     // Nobody else is on the link to have the same address; the detection takes a second.
-    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/accept_dad", plan.name), "0");
+    let _ = fs::write(format!("{IPV6}/{}/accept_dad", plan.name), "0");
+    if !plan.ipv6 {
+        let off = fs::write(format!("{IPV6}/{}/disable_ipv6", plan.name), "1");
+        off.map_err(|error| NetworkError::NoIpv6 { index, error })?;
+    }
     if let Some(mtu) = plan.mtu {
         let message = LinkUnspec::new_with_index(link).mtu(mtu).build();
         handle.link().set(message).execute().await.map_err(refused("mtu"))?;

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pouch_protocol::agent::{
     AddEntropyRequest, CheckRequest, CheckResponse, ContainerRequest, CreateContainerRequest, Empty,
-    ExecProcessRequest, OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest, SetTimeRequest,
-    SetupSandboxRequest, SignalProcessRequest, Stdio, Storage, UpdateContainerRequest, WaitProcessResponse,
+    ExecProcessRequest, OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest, SetNetworkRequest,
+    SetTimeRequest, SetupSandboxRequest, SignalProcessRequest, Stdio, Storage, UpdateContainerRequest,
+    WaitProcessResponse,
 };
 use pouch_protocol::agent::{ContainerStatsResponse, ListProcessesResponse};
 use pouch_protocol::agent_client::AgentClient;
@@ -61,6 +62,12 @@ impl AgentError {
             _ => 1,
         };
         Failure { message, status }
+    }
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        error.failure()
     }
 }
 
@@ -126,6 +133,14 @@ impl Agent {
         request.cpus = Some(online).into();
         request.storages = storages;
         self.0.setup_sandbox(within(CALL), &request).map(drop).map_err(error("SetupSandbox"))
+    }
+
+    /// Gives the guest's interfaces their names, addresses and routes.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn set_network(&self, request: SetNetworkRequest) -> Result<(), AgentError> {
+        self.0.set_network(within(CALL), &request).map(drop).map_err(error("SetNetwork"))
     }
 
     /// Creates a container.

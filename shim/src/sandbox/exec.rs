@@ -150,14 +150,14 @@ impl Sandbox {
         &self,
         from: Status,
         to: Status,
-        action: impl FnOnce() -> Result<(), AgentError>,
+        action: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let mut state = self.lock_state();
         if state.status != from {
             let text = format!("container {} is {}, and must be {from} for this", state.id, state.status);
             return Err(Failure::new(text));
         }
-        action().map_err(|error| error.failure())?;
+        action()?;
         state.status = to;
         self.dir.save(&state).map_err(|error| Failure::new(crate::errors::chain(&error)))
     }

@@ -24,13 +24,14 @@ use super::client::HostListener;
 use super::exec::{Sandbox, Streams, Tokens};
 use super::protocol::{Failure, Launch};
 use super::vm::{Disk, Vm, VmDescription, VmError};
-use super::{cgroup, network, server, share, vm};
+use super::{cgroup, server, share, vm};
 use crate::container::guest_spec::{self, GuestSpec, ROOTFS, RootSource};
 use crate::container::hooks;
 use crate::container::state::HostProcess;
 use crate::container::{Bundle, ContainerDir, State, Status, size};
 use crate::errors::chain;
 use crate::logging::{Log, rfc3339};
+use crate::network::namespace;
 use crate::stdio::{OutputRelay, signals, start_relays, terminal};
 
 /// The status of a container whose VM ended under it: as if it had been killed.
@@ -97,7 +98,7 @@ impl Host {
         vm::preflight(&launch.config, dir.path()).map_err(failure)?;
 
         let cgroup = cgroup_path.as_deref().map(cgroup::make).transpose().map_err(failure)?;
-        network::enter(guest.network_namespace.as_deref()).map_err(failure)?;
+        namespace::enter(guest.network_namespace.as_deref()).map_err(failure)?;
         share::enter_namespace().map_err(failure)?;
         let tree = dir.path().join("share");
         share::build(&tree, &guest.shared).map_err(failure)?;

@@ -6,7 +6,6 @@ pub mod client;
 pub mod exec;
 pub mod host;
 pub mod launch;
-pub mod network;
 pub mod protocol;
 pub mod server;
 pub mod share;

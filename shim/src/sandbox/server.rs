@@ -15,6 +15,8 @@ use super::host::Event;
 use super::protocol::{Answer, ExecRequest, Failure, Process, Request};
 use super::stats;
 use crate::container::Status;
+use crate::errors::chain;
+use crate::network;
 
 /// Stack of a connection's thread.
 const STACK: usize = 256 * 1024;
@@ -85,13 +87,17 @@ impl Connection {
         match request {
             Request::HooksDone => sandbox.transition(Status::Creating, Status::Created, || Ok(()))?,
             Request::Start => {
-                sandbox.transition(Status::Created, Status::Running, || sandbox.agent.start(id))?;
+                sandbox.transition(Status::Created, Status::Running, || {
+                    network::wire(&sandbox.vm, &sandbox.agent)
+                        .map_err(|error| Failure::new(chain(&error)))?;
+                    Ok(sandbox.agent.start(id)?)
+                })?;
             }
             Request::Pause => {
-                sandbox.transition(Status::Running, Status::Paused, || sandbox.agent.pause(id))?;
+                sandbox.transition(Status::Running, Status::Paused, || Ok(sandbox.agent.pause(id)?))?;
             }
             Request::Resume => {
-                sandbox.transition(Status::Paused, Status::Running, || sandbox.agent.resume(id))?;
+                sandbox.transition(Status::Paused, Status::Running, || Ok(sandbox.agent.resume(id)?))?;
             }
             Request::Status => return Ok(Some(Answer::Status(sandbox.status()))),
             Request::Signal { exec_id, signal, all } => {

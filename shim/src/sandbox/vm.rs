@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pouch_protocol::SHARE_TAG;
-use pouch_vmm::config::{BlockConfig, FileSource, ShareConfig, VmConfig};
+use pouch_vmm::config::{BlockConfig, FileSource, MAX_NETWORK_SLOTS, NetworkConfig, ShareConfig, VmConfig};
 use pouch_vmm::control::{Answer, Command, ControlSocket, Message, Request};
 use pouch_vmm::exit::ExitReason;
 use pouch_vmm::jail::{JailedChild, Spawn, SpawnError};
@@ -163,12 +163,27 @@ impl Vm {
     /// # Errors
     /// [`VmError`] if it refuses or is gone.
     pub fn ask(&self, command: Command) -> Result<(Answer, Vec<OwnedFd>), VmError> {
+        self.ask_with(command, &[])
+    }
+
+    /// Gives the VM a network interface over a tap device; returns the number of its virtio device.
+    ///
+    /// # Errors
+    /// [`VmError`] if the VMM refuses or is gone.
+    pub fn plug_network(&self, tap: &File, config: NetworkConfig) -> Result<u32, VmError> {
+        match self.ask_with(Command::PlugNetwork(config), &[tap.as_fd()])? {
+            (Answer::Plugged { device }, _) => Ok(device),
+            (other, _) => Err(VmError::Refused(format!("the VMM answered {other:?}"))),
+        }
+    }
+
+    fn ask_with(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Result<(Answer, Vec<OwnedFd>), VmError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = mpsc::channel();
         lock(&self.shared.pending).insert(id, sender);
         // The reader looks at the pending requests after it noted the end: either it sees this
         // one, or this sees the end.
-        if lock(&self.shared.ended).is_some() || self.socket.send(&Request { id, command }, &[]).is_err() {
+        if lock(&self.shared.ended).is_some() || self.socket.send(&Request { id, command }, fds).is_err() {
             lock(&self.shared.pending).remove(&id);
             return Err(self.end_error());
         }
@@ -318,7 +333,7 @@ impl Files {
                 .share
                 .map(|path| ShareConfig { path: path.to_owned(), tag: SHARE_TAG.to_owned() }),
             blocks,
-            networks: Vec::new(),
+            network_slots: MAX_NETWORK_SLOTS,
             vsock_cid: 3,
         };
         let config = serde_json::to_string(&vm).map_err(|error| VmError::Descriptor(error.into()))?;

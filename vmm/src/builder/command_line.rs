@@ -27,6 +27,8 @@ const COMMON: &[&str] = &[
     "noreplace-smp",
     // Containers find cgroup v2 only.
     "cgroup_no_v1=all",
+    // No interfaces that nobody asked for: the container has the guest's network namespace.
+    "fb_tunnels=none dummy.numdummies=0",
     // Grace periods as short as can be: mounts and namespaces come and go all the time.
     "rcupdate.rcu_expedited=1",
 ];

@@ -8,17 +8,19 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::command_line::CommandLine;
+use super::slots::FreeSlot;
 use crate::arch::layout;
-use crate::bus::{Bus, OverlapError};
-use crate::config::{BlockConfig, NetworkConfig};
+use crate::bus::{Bus, BusDevice, OverlapError};
+use crate::config::BlockConfig;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{Block, BlockError};
 use crate::devices::virtio::fs::{Fs, ShareRoot};
 use crate::devices::virtio::mmio::{ACK_OFFSET, MmioTransport, NOTIFY_OFFSET, TransportError};
-use crate::devices::virtio::net::{Net, TapError, TapEvents};
+use crate::devices::virtio::net::TapError;
 use crate::devices::virtio::queue_events::{LoopDevice, QueueEvents};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::slot::Slot;
 use crate::devices::virtio::vsock::{StreamEvents, Vsock};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::event_loop::EventLoop;
@@ -34,6 +36,9 @@ pub enum DeviceError {
         layout::MAX_VIRTIO_DEVICES
     )]
     TooMany,
+    /// No place for one that comes later.
+    #[error("the VM has no place left for a device that comes while it runs")]
+    NoSlot,
     /// KVM refused its interrupt or its notifications.
     #[error("KVM refused the {kind} of a device")]
     Wire {
@@ -82,7 +87,7 @@ pub struct Attach<'a> {
 impl Attach<'_> {
     /// The serial port, writing to `output`.
     pub fn serial(&mut self, output: File) -> Result<(), DeviceError> {
-        let line = self.interrupt_line(layout::SERIAL_IRQ)?;
+        let line = interrupt_line(self.fd, layout::SERIAL_IRQ)?;
         let serial = Arc::new(Mutex::new(SerialPort::new(line, output)));
         Ok(self.ports.insert(layout::SERIAL_PORT, layout::SERIAL_PORT_SIZE, serial)?)
     }
@@ -110,15 +115,12 @@ impl Attach<'_> {
         self.virtio(Arc::new(Mutex::new(block)), interrupt).map(drop)
     }
 
-    /// A network interface.
-    pub fn net(&mut self, tap: File, config: &NetworkConfig) -> Result<Arc<Mutex<Net>>, DeviceError> {
-        let net = Net::new(tap, config.mac, config.mtu)
-            .map_err(|source| DeviceError::Net { mac: config.mac.into(), source })?;
-        let net = Arc::new(Mutex::new(net));
-        let interrupt = self.next_interrupt()?;
-        self.on_event_loop(net.clone(), interrupt)?;
-        self.event_loop.add(Arc::new(Mutex::new(TapEvents(net.clone()))));
-        Ok(net)
+    /// A place for a device that comes later.
+    pub fn slot(&mut self) -> Result<FreeSlot, DeviceError> {
+        self.check_room()?;
+        let slot = Arc::new(Mutex::new(Slot::default()));
+        self.registers(slot.clone())?;
+        Ok((self.count - 1, slot))
     }
 
     /// The balloon.
@@ -148,24 +150,13 @@ impl Attach<'_> {
         Ok(())
     }
 
-    fn interrupt_line(&self, irq: u32) -> Result<EventFd, DeviceError> {
-        let line = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(DeviceError::Descriptor)?;
-        self.fd
-            .register_irqfd(&line, irq)
-            .map_err(|source| DeviceError::Wire { kind: "interrupt", source })?;
-        Ok(line)
-    }
-
-    fn next_irq(&self) -> u32 {
-        // At most MAX_VIRTIO_DEVICES, which next_interrupt checks.
-        layout::VIRTIO_IRQ_BASE + self.count as u32
+    fn check_room(&self) -> Result<(), DeviceError> {
+        if self.count < layout::MAX_VIRTIO_DEVICES { Ok(()) } else { Err(DeviceError::TooMany) }
     }
 
     fn next_interrupt(&self) -> Result<Arc<Interrupt>, DeviceError> {
-        if self.count >= layout::MAX_VIRTIO_DEVICES {
-            return Err(DeviceError::TooMany);
-        }
-        Ok(Arc::new(Interrupt::new(self.interrupt_line(self.next_irq())?)))
+        self.check_room()?;
+        Ok(Arc::new(Interrupt::new(interrupt_line(self.fd, layout::virtio_irq(self.count))?)))
     }
 
     /// Gives a device its registers, its notifications and its place on the command line; returns
@@ -175,26 +166,42 @@ impl Attach<'_> {
         device: Arc<Mutex<dyn VirtioDevice>>,
         interrupt: Arc<Interrupt>,
     ) -> Result<Vec<EventFd>, DeviceError> {
-        let base = layout::VIRTIO_MMIO_BASE + self.count as u64 * layout::VIRTIO_MMIO_SIZE;
         let transport = MmioTransport::new(device, self.memory.clone(), interrupt)?;
-        let mut kicks = Vec::with_capacity(transport.kicks().len());
-        for (index, kick) in (0u32..).zip(transport.kicks()) {
-            // KVM takes the driver's notification without leaving to this process.
-            let address = IoEventAddress::Mmio(base + NOTIFY_OFFSET);
-            self.fd
-                .register_ioevent(kick, &address, index)
-                .map_err(|source| DeviceError::Wire { kind: "notifications", source })?;
-            kicks.push(kick.try_clone().map_err(DeviceError::Descriptor)?);
-        }
-        // KVM keeps what it needs of this descriptor; nobody reads it.
-        let ignored =
-            EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(DeviceError::Descriptor)?;
-        self.fd
-            .register_ioevent(&ignored, &IoEventAddress::Mmio(base + ACK_OFFSET), NoDatamatch)
-            .map_err(|source| DeviceError::Wire { kind: "acknowledgement", source })?;
-        self.mmio.insert(base, layout::VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(transport)))?;
-        self.command_line.add_virtio(base, self.next_irq());
-        self.count += 1;
+        let kicks = wire(self.fd, layout::virtio_base(self.count), &transport)?;
+        self.registers(Arc::new(Mutex::new(transport)))?;
         Ok(kicks)
     }
+
+    /// Places the next virtio device's registers, and tells the guest where they are.
+    fn registers(&mut self, registers: Arc<Mutex<dyn BusDevice>>) -> Result<(), DeviceError> {
+        let base = layout::virtio_base(self.count);
+        self.mmio.insert(base, layout::VIRTIO_MMIO_SIZE, registers)?;
+        self.command_line.add_virtio(base, layout::virtio_irq(self.count));
+        self.count += 1;
+        Ok(())
+    }
+}
+
+/// A descriptor that raises an interrupt line when it is written to.
+pub fn interrupt_line(fd: &VmFd, irq: u32) -> Result<EventFd, DeviceError> {
+    let line = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(DeviceError::Descriptor)?;
+    fd.register_irqfd(&line, irq).map_err(|source| DeviceError::Wire { kind: "interrupt", source })?;
+    Ok(line)
+}
+
+/// Has KVM take the driver's notifications and acknowledgements without leaving to this process;
+/// returns the descriptors of the notifications.
+pub fn wire(fd: &VmFd, base: u64, transport: &MmioTransport) -> Result<Vec<EventFd>, DeviceError> {
+    let mut kicks = Vec::with_capacity(transport.kicks().len());
+    for (index, kick) in (0u32..).zip(transport.kicks()) {
+        let address = IoEventAddress::Mmio(base + NOTIFY_OFFSET);
+        fd.register_ioevent(kick, &address, index)
+            .map_err(|source| DeviceError::Wire { kind: "notifications", source })?;
+        kicks.push(kick.try_clone().map_err(DeviceError::Descriptor)?);
+    }
+    // KVM keeps what it needs of this descriptor; nobody reads it.
+    let ignored = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(DeviceError::Descriptor)?;
+    fd.register_ioevent(&ignored, &IoEventAddress::Mmio(base + ACK_OFFSET), NoDatamatch)
+        .map_err(|source| DeviceError::Wire { kind: "acknowledgement", source })?;
+    Ok(kicks)
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use server::ControlServer;
 pub use socket::{ControlSocket, MAX_DESCRIPTORS, MAX_MESSAGE};
 
+use crate::config::NetworkConfig;
 use crate::exit::ExitReason;
 use crate::vm::Metrics;
 
@@ -50,6 +51,9 @@ pub enum Command {
     },
     /// Counters: [`Answer::Metrics`].
     Metrics,
+    /// Adds a network interface over the tap device whose descriptor comes with the request:
+    /// [`Answer::Plugged`].
+    PlugNetwork(NetworkConfig),
     /// Ends the VM at once; there is no answer but the exit message.
     Stop,
 }
@@ -88,6 +92,11 @@ pub enum Answer {
     Status {
         /// Whether the vCPUs are to run.
         running: bool,
+    },
+    /// To [`Command::PlugNetwork`].
+    Plugged {
+        /// The number of the virtio device, in the order in which the guest has them.
+        device: u32,
     },
     /// To [`Command::Metrics`].
     Metrics(Metrics),

@@ -1,13 +1,14 @@
 //! The VMM's side of the control socket.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 
 use super::{Answer, Command, ControlSocket, Message, Request};
+use crate::config::NetworkConfig;
 use crate::exit::ExitReason;
 use crate::vm::Vm;
 
@@ -23,7 +24,7 @@ impl ControlServer {
         ControlServer { socket, vm }
     }
 
-    fn handle(&self, Request { id, command }: Request) {
+    fn handle(&self, Request { id, command }: Request, fds: Vec<OwnedFd>) {
         let done = match command {
             Command::Status => Answer::Status { running: self.vm.running() },
             Command::Pause => {
@@ -38,11 +39,21 @@ impl ControlServer {
                 self.vm.set_balloon(mib);
                 Answer::Done
             }
+            Command::PlugNetwork(config) => match self.plug_network(&config, fds) {
+                Ok(device) => Answer::Plugged { device },
+                Err(error) => return answer(&self.socket, &Message::Failed { id, error }),
+            },
             Command::Metrics => Answer::Metrics(self.vm.metrics()),
             Command::Stop => return self.vm.exit().end(ExitReason::Stopped),
             Command::Connect { port, timeout_ms } => return self.connect(id, port, timeout_ms),
         };
         answer(&self.socket, &Message::Answer { id, answer: done });
+    }
+
+    fn plug_network(&self, config: &NetworkConfig, fds: Vec<OwnedFd>) -> Result<u32, String> {
+        config.validate().map_err(|error| error.to_string())?;
+        let tap = fds.into_iter().next().ok_or("the request came without a tap device")?;
+        self.vm.plug_network(tap, config).map_err(|error| chain(&error))
     }
 
     fn connect(&self, id: u64, port: u32, timeout_ms: u32) {
@@ -59,6 +70,12 @@ impl ControlServer {
     }
 }
 
+/// An error and its sources, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(error.source(), |error| error.source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
+}
+
 /// Sends an answer. A host that asks without reading loses answers, not its VM.
 fn answer(socket: &ControlSocket, message: &Message) {
     if let Err(error) = socket.send(message, &[]) {
@@ -69,7 +86,7 @@ fn answer(socket: &ControlSocket, message: &Message) {
 impl MutEventSubscriber for ControlServer {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
         match self.socket.receive::<Request>() {
-            Ok(Some((request, _))) => self.handle(request),
+            Ok(Some((request, fds))) => self.handle(request, fds),
             // The host's side is gone: without it the VM has no purpose.
             Ok(None) => self.vm.exit().end(ExitReason::Stopped),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

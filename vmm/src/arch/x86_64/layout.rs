@@ -81,5 +81,15 @@ const _: () = {
     assert!(ROOT_START + ROOT_MAX_SIZE <= IOAPIC_BASE as u64);
 };
 
+/// Where the registers of a virtio device are.
+pub const fn virtio_base(number: usize) -> u64 {
+    VIRTIO_MMIO_BASE + number as u64 * VIRTIO_MMIO_SIZE
+}
+
+/// The interrupt line of a virtio device, of which there are [`MAX_VIRTIO_DEVICES`].
+pub const fn virtio_irq(number: usize) -> u32 {
+    VIRTIO_IRQ_BASE + number as u32
+}
+
 /// The most virtio devices of a VM: one interrupt line each.
 pub const MAX_VIRTIO_DEVICES: usize = (IRQ_MAX - VIRTIO_IRQ_BASE + 1) as usize;

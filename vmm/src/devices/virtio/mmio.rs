@@ -67,6 +67,15 @@ const STATUS_FEATURES: u32 = STATUS_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
 /// Status of a running device.
 const STATUS_RUNNING: u32 = STATUS_FEATURES | VIRTIO_CONFIG_S_DRIVER_OK;
 
+/// What a place without a device shows: a placeholder, which has the ID 0 and no function.
+pub fn placeholder_register(offset: u64) -> u32 {
+    match offset {
+        register::MAGIC => MAGIC,
+        register::VERSION => VERSION,
+        _ => 0,
+    }
+}
+
 /// The registers of one device.
 pub struct MmioTransport {
     device: Arc<Mutex<dyn VirtioDevice>>,

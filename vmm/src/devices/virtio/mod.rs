@@ -9,6 +9,7 @@ pub mod net;
 pub mod queue;
 pub mod queue_events;
 pub mod rng;
+pub mod slot;
 pub mod vsock;
 pub mod worker;
 

@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 /// The namespace could not be used.
 #[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
+pub enum NamespaceError {
     /// The engine's namespace cannot be joined.
     #[error("linux.namespaces network path {path} cannot be joined")]
     Join {
@@ -26,12 +26,12 @@ pub enum NetworkError {
 /// whose number the engine knows as the container's is in the container's network.
 ///
 /// # Errors
-/// [`NetworkError`] names the namespace.
-pub fn enter(namespace: Option<&Path>) -> Result<(), NetworkError> {
+/// [`NamespaceError`] names the namespace.
+pub fn enter(namespace: Option<&Path>) -> Result<(), NamespaceError> {
     match namespace {
-        None => unshare(CloneFlags::CLONE_NEWNET).map_err(NetworkError::Create),
+        None => unshare(CloneFlags::CLONE_NEWNET).map_err(NamespaceError::Create),
         Some(path) => {
-            let error = |source| NetworkError::Join { path: path.to_owned(), source };
+            let error = |source| NamespaceError::Join { path: path.to_owned(), source };
             let file = File::open(path).map_err(error)?;
             setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| error(errno.into()))
         }

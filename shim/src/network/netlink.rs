@@ -1,0 +1,119 @@
+//! Requests to the kernel's routing socket (rtnetlink(7)), one after the other.
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+/// A request failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the kernel could not {step}")]
+pub struct NetlinkError {
+    step: String,
+    source: io::Error,
+}
+
+impl NetlinkError {
+    /// Whether the kernel gave this error.
+    pub fn is(&self, errno: i32) -> bool {
+        self.source.raw_os_error() == Some(errno)
+    }
+}
+
+/// A routing socket in the network namespace of the thread that opened it.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] if the kernel gives none.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let error = |source| NetlinkError { step: "open a routing socket".to_owned(), source };
+        let mut socket = Socket::new(NETLINK_ROUTE).map_err(error)?;
+        socket.bind_auto().map_err(error)?;
+        Ok(Netlink { socket, sequence: 0 })
+    }
+
+    /// Lists what the message asks for.
+    ///
+    /// # Errors
+    /// [`NetlinkError`], with `step` for what could not be done.
+    pub fn list(
+        &mut self,
+        step: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        self.request(message, NLM_F_DUMP).map_err(|source| NetlinkError { step: step.to_owned(), source })
+    }
+
+    /// Makes what the message describes and must not be there yet.
+    ///
+    /// # Errors
+    /// [`NetlinkError`], with `step` for what could not be done.
+    pub fn create(&mut self, step: &str, message: RouteNetlinkMessage) -> Result<(), NetlinkError> {
+        self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+            .map(drop)
+            .map_err(|source| NetlinkError { step: step.to_owned(), source })
+    }
+
+    /// Does what the message says to something that is there.
+    ///
+    /// # Errors
+    /// [`NetlinkError`], with `step` for what could not be done.
+    pub fn change(&mut self, step: &str, message: RouteNetlinkMessage) -> Result<(), NetlinkError> {
+        self.request(message, NLM_F_ACK)
+            .map(drop)
+            .map_err(|source| NetlinkError { step: step.to_owned(), source })
+    }
+
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence += 1;
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        let mut found = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            if self.take(&datagram, &mut found)? {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Takes the messages of one datagram; true after the last one of the answer.
+    fn take(&self, datagram: &[u8], found: &mut Vec<RouteNetlinkMessage>) -> io::Result<bool> {
+        let mut rest = datagram;
+        while !rest.is_empty() {
+            let message =
+                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+            let length = (message.header.length as usize).next_multiple_of(4).max(4);
+            rest = rest.get(length..).unwrap_or_default();
+            if message.header.sequence_number != self.sequence {
+                continue;
+            }
+            match message.payload {
+                NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                NetlinkPayload::Error(error) => {
+                    return if error.code.is_none() { Ok(true) } else { Err(error.to_io()) };
+                }
+                NetlinkPayload::Done(_) => return Ok(true),
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+}

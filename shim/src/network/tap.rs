@@ -1,0 +1,69 @@
+//! A tap device: what is sent to it comes out of a descriptor, and the other way round.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+
+use super::netlink::{Netlink, NetlinkError};
+
+/// How the names of the devices begin; the kernel adds a number.
+pub const PREFIX: &str = "pouch-tap";
+
+// linux/if_tun.h
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+
+/// A tap device that lives as long as a descriptor of it is open.
+pub struct Tap {
+    /// Its frames, each with a virtio header.
+    pub file: File,
+    /// The interface's number.
+    pub index: u32,
+    name: String,
+}
+
+/// Makes a tap device in the calling thread's network namespace.
+///
+/// # Errors
+/// What the kernel says.
+pub fn create() -> io::Result<Tap> {
+    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: an ifreq is plain data, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The rest of the name stays zero.
+    for (to, from) in request.ifr_name.iter_mut().zip(PREFIX.bytes().chain(*b"%d")) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq through a valid pointer.
+    if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel left a name with a NUL in the array.
+    let index = unsafe { libc::if_nametoindex(request.ifr_name.as_ptr()) };
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name: String =
+        request.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8 as char).collect();
+    Ok(Tap { file, index, name })
+}
+
+impl Tap {
+    /// Brings the device up, for packets of up to `mtu` bytes.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] as the kernel says it.
+    pub fn bring_up(&self, netlink: &mut Netlink, mtu: u32) -> Result<(), NetlinkError> {
+        // Or the host's own IPv6 would speak to the guest. Without IPv6 there is no such file.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.name), "1");
+        let mut message = LinkMessage::default();
+        message.header.index = self.index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        netlink.change("bring a tap device up", RouteNetlinkMessage::SetLink(message))
+    }
+}
