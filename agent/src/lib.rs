@@ -9,6 +9,7 @@
 // Tests may panic; the allowances in clippy.toml do not reach helper functions in them.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod bpf;
 pub mod container;
 pub mod cpus;
 pub mod error;
@@ -20,6 +21,7 @@ pub mod network;
 pub mod process;
 pub mod procfs;
 pub mod reaper;
+pub mod resolver;
 pub mod runner;
 pub mod service;
 pub mod storage;

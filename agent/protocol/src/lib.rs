@@ -32,6 +32,15 @@ pub const STREAM_PORT: u32 = 1025;
 /// Bytes of the token that a standard stream's connection starts with (little-endian).
 pub const STREAM_TOKEN_LENGTH: usize = 8;
 
+/// A resolver's query came by UDP.
+pub const RESOLVER_UDP: u8 = 0;
+
+/// A resolver's query came by TCP.
+pub const RESOLVER_TCP: u8 = 1;
+
+/// How many of a guest's queries may wait for an answer.
+pub const RESOLVER_QUERIES_MAX: usize = 256;
+
 /// Under this directory of the guest lie all storages that the host asks for.
 pub const GUEST_RUN_DIR: &str = "/run/pouch";
 

@@ -6,12 +6,16 @@
 //! rule that allows reading leaves the question of writing to the rules before it.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use ttrpc::proto::Code;
 
+use crate::bpf::{
+    self, AND_IMMEDIATE, EXIT, Hook, Instruction, JUMP_EQUAL, JUMP_NOT_EQUAL, LOAD_WORD, MOVE_IMMEDIATE,
+    MOVE_REGISTER, SHIFT_RIGHT, instruction,
+};
 use crate::error::{Coded, RequestError};
 
 const MKNOD: i32 = 1;
@@ -128,26 +132,6 @@ fn rule(index: usize, device: &LinuxDeviceCgroup) -> Result<Rule, RequestError> 
     Ok(Rule { allow: device.allow(), kind, major, minor, access })
 }
 
-/// One instruction: `struct bpf_insn`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Instruction {
-    code: u8,
-    /// Destination register in the low half, source register in the high one.
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-const LOAD_WORD: u8 = 0x61;
-const MOVE_IMMEDIATE: u8 = 0xb7;
-const MOVE_REGISTER: u8 = 0xbf;
-const AND_IMMEDIATE: u8 = 0x54;
-const SHIFT_RIGHT: u8 = 0x74;
-const JUMP_NOT_EQUAL: u8 = 0x56;
-const JUMP_EQUAL: u8 = 0x16;
-const EXIT: u8 = 0x95;
-
 /// Registers: the answer, the context, and what is asked.
 const ANSWER: u8 = 0;
 const CONTEXT: u8 = 1;
@@ -155,10 +139,6 @@ const KIND: u8 = 2;
 const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
-
-fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction { code, registers, offset, immediate }
-}
 
 /// The program that decides by `rules`; without a fitting rule it refuses.
 fn assemble(rules: &[Rule]) -> Vec<Instruction> {
@@ -216,76 +196,12 @@ pub fn attach(
     rules: &[Rule],
     previous: Option<&Attached>,
 ) -> Result<Attached, DeviceRulesError> {
-    let directory =
-        std::fs::File::open(cgroup).map_err(|error| DeviceRulesError::System("find the cgroup of", error))?;
-    let program = load(&assemble(rules)).map_err(|error| DeviceRulesError::System("load", error))?;
-    const ALLOW_MULTI: u32 = 2;
-    const REPLACE: u32 = 4;
-    let mut attributes = AttachAttributes {
-        target_fd: directory.as_raw_fd() as u32,
-        program_fd: program.as_raw_fd() as u32,
-        attach_type: 6,
-        flags: ALLOW_MULTI,
-        replace_fd: 0,
-    };
-    if let Some(Attached(previous)) = previous {
-        attributes.flags |= REPLACE;
-        attributes.replace_fd = previous.as_raw_fd() as u32;
-    }
-    const PROG_ATTACH: libc::c_int = 8;
-    // SAFETY: the kernel reads as many bytes as the structure has; its descriptors are open.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &attributes, size_of_val(&attributes)) };
-    if result < 0 {
-        return Err(DeviceRulesError::System("attach", io::Error::last_os_error()));
-    }
+    let error = |step| move |error| DeviceRulesError::System(step, error);
+    let directory = std::fs::File::open(cgroup).map_err(error("find the cgroup of"))?;
+    let program = bpf::load(&assemble(rules), Hook::DEVICE).map_err(error("load"))?;
+    let previous = previous.map(|Attached(previous)| previous.as_fd());
+    bpf::attach(directory.as_fd(), program.as_fd(), Hook::DEVICE, previous).map_err(error("attach"))?;
     Ok(Attached(program))
-}
-
-/// The start of `union bpf_attr` for BPF_PROG_ATTACH.
-#[repr(C)]
-struct AttachAttributes {
-    target_fd: u32,
-    program_fd: u32,
-    attach_type: u32,
-    flags: u32,
-    replace_fd: u32,
-}
-
-/// The start of `union bpf_attr` for BPF_PROG_LOAD.
-#[repr(C)]
-struct LoadAttributes {
-    program_type: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-}
-
-fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
-    const PROG_LOAD: libc::c_int = 5;
-    const CGROUP_DEVICE: u32 = 15;
-    let attributes = LoadAttributes {
-        program_type: CGROUP_DEVICE,
-        count: program.len() as u32,
-        instructions: program.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: 0,
-    };
-    // SAFETY: the kernel reads the structure and what it points to, which all outlive the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &attributes, size_of_val(&attributes)) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 #[cfg(test)]

@@ -22,9 +22,9 @@ use crate::container::Containers;
 use crate::error::{Coded, status};
 use crate::events::Events;
 use crate::process::{Process, ProcessTable};
-use crate::reaper;
 use crate::storage::Storages;
 use crate::streams::StreamTable;
+use crate::{reaper, resolver};
 
 /// Everything that the agent knows.
 #[derive(Default)]
@@ -241,6 +241,15 @@ impl Service for Rpc {
 
     async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> ttrpc::Result<Empty> {
         complete(guest::set_network(request)).await
+    }
+
+    async fn forward_resolver(
+        &self,
+        _: &TtrpcContext,
+        request: ForwardResolverRequest,
+    ) -> ttrpc::Result<Empty> {
+        let agent = self.0.clone();
+        complete(async move { resolver::forward(agent, request).await.map(|()| Empty::new()) }).await
     }
 
     async fn online_cpus(

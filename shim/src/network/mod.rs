@@ -3,12 +3,14 @@
 //! [`namespace`] puts the sandbox host process there. When the container starts, [`inspect`] looks
 //! at what there is; each Ethernet interface gets a [`tap`] device beside it, frames go over from
 //! one to the other both ways ([`redirect`]), the VMM makes a virtio interface of the tap device,
-//! and the agent gives that the name, addresses and routes of the engine's.
+//! and the agent gives that the name, addresses and routes of the engine's. [`resolver`] makes the
+//! engine's own DNS resolver answer in the guest.
 
 pub mod inspect;
 pub mod namespace;
 pub mod netlink;
 pub mod redirect;
+pub mod resolver;
 pub mod tap;
 
 use std::io;
@@ -57,6 +59,9 @@ pub enum WireError {
     /// The agent refuses.
     #[error("the network could not be set up in the guest")]
     Guest(#[source] AgentError),
+    /// The engine's resolver does not reach the guest.
+    #[error("the engine's DNS resolver could not be brought into the guest")]
+    Resolver(#[from] resolver::ResolverError),
 }
 
 /// Gives the guest the network of the namespace that the calling thread is in.
@@ -72,17 +77,28 @@ pub fn wire(vm: &Vm, agent: &Agent) -> Result<(), WireError> {
     if found.interfaces.len() > usize::from(MAX_NETWORK_SLOTS) {
         return Err(WireError::TooMany(found.interfaces.len()));
     }
+    let resolver = resolver::is_there();
+    if resolver {
+        resolver::reserve_ports()?;
+    }
     for interface in &mut found.interfaces {
         let tap_error = |source| WireError::Tap { interface: interface.guest.name.clone(), source };
         let tap = tap::create().map_err(tap_error)?;
         tap.bring_up(&mut netlink, interface.guest.mtu)?;
         redirect::join(&mut netlink, interface.index, tap.index)?;
+        if resolver {
+            redirect::share_dns(&mut netlink, interface.index, tap.index)?;
+        }
         let config = NetworkConfig { mac: MacAddress(interface.mac), mtu: interface.mtu() };
         interface.guest.slot = vm
             .plug_network(&tap.file, config)
             .map_err(|source| WireError::Plug { interface: interface.guest.name.clone(), source })?;
     }
-    agent.set_network(request(found)).map_err(WireError::Guest)
+    agent.set_network(request(found)).map_err(WireError::Guest)?;
+    if resolver {
+        resolver::forward(vm, agent)?;
+    }
+    Ok(())
 }
 
 fn request(found: Found) -> SetNetworkRequest {

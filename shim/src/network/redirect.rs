@@ -3,11 +3,12 @@
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType,
-    TcAttribute, TcFilterMatchAll, TcFilterMatchAllOption, TcHandle, TcMessage, TcMirror, TcMirrorActionType,
-    TcOption,
+    TcAttribute, TcFilterMatchAll, TcFilterMatchAllOption, TcFilterU32, TcFilterU32Option, TcHandle,
+    TcMessage, TcMirror, TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
 };
 
 use super::netlink::{Netlink, NetlinkError};
+use super::resolver::OWN_PORTS;
 
 /// The handle of the queueing discipline that filters hang on.
 const QDISC: TcHandle = TcHandle { major: 0xffff, minor: 0 };
@@ -32,6 +33,62 @@ pub fn join(netlink: &mut Netlink, one: u32, other: u32) -> Result<(), NetlinkEr
         netlink.create("redirect frames", filter)?;
     }
     Ok(())
+}
+
+/// Lets a resolver in this namespace have the answers to its own queries: they go to the guest as
+/// all else does, and to this host's stack too. Those are the answers from port 53 to the ports that
+/// are kept for it ([`OWN_PORTS`] and above); and what tells it where its neighbours are.
+///
+/// # Errors
+/// [`NetlinkError`] as the kernel says it.
+pub fn share_dns(netlink: &mut Netlink, interface: u32, tap: u32) -> Result<(), NetlinkError> {
+    const UDP: u32 = 17;
+    const TCP: u32 = 6;
+    const ICMPV6: u32 = 58;
+    // Words at offsets of a header, in host order: (offset, value, mask).
+    let arp_reply = (4, 2, 0xffff);
+    let ipv4 = |protocol: u32| (8, protocol << 16, 0xff_0000);
+    let ipv6 = |protocol: u32| (4, protocol << 8, 0xff00);
+    // Headers with options are not looked through; no server sends such.
+    let ports = |offset| (offset, 53 << 16 | u32::from(OWN_PORTS), 0xffff_0000 | u32::from(OWN_PORTS));
+    let advertisement = (40, 136 << 24, 0xff << 24);
+    let (arp, v4, v6) = (libc::ETH_P_ARP as u16, libc::ETH_P_IP as u16, libc::ETH_P_IPV6 as u16);
+    let copy = || Some(mirred(TcMirrorActionType::EgressMirror, tap));
+    let filters = [
+        (arp, vec![arp_reply], copy()),
+        (v4, vec![ipv4(UDP), ports(20)], copy()),
+        (v6, vec![ipv6(UDP), ports(40)], copy()),
+        (v6, vec![ipv6(ICMPV6), advertisement], copy()),
+        // The guest would reset a connection that it does not know.
+        (v4, vec![ipv4(TCP), ports(20)], None),
+        (v6, vec![ipv6(TCP), ports(40)], None),
+    ];
+    for (priority, (protocol, words, action)) in (1..).zip(filters) {
+        let mut message = message(interface);
+        message.header.parent = QDISC;
+        message.header.info = info(priority, protocol);
+        message.attributes.push(TcAttribute::Kind(TcFilterU32::KIND.to_owned()));
+        message.attributes.push(TcAttribute::Options(match_words(&words, action)));
+        netlink.create("share DNS with the guest", RouteNetlinkMessage::NewTrafficFilter(message))?;
+    }
+    Ok(())
+}
+
+/// A match of words of the packet's header. Without an action the packet goes to this host's stack.
+fn match_words(words: &[(i32, u32, u32)], action: Option<TcAction>) -> Vec<TcOption> {
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    selector.nkeys = words.len() as u8;
+    for (offset, value, mask) in words {
+        let mut key = TcU32Key::default();
+        (key.off, key.val, key.mask) = (*offset, *value, *mask);
+        selector.keys.push(key);
+    }
+    let what = match action {
+        Some(action) => TcFilterU32Option::Action(vec![action]),
+        None => TcFilterU32Option::ClassId(TcHandle { major: 1, minor: 1 }),
+    };
+    vec![TcOption::U32(TcFilterU32Option::Selector(selector)), TcOption::U32(what)]
 }
 
 fn message(interface: u32) -> TcMessage {

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pouch_protocol::agent::{
     AddEntropyRequest, CheckRequest, CheckResponse, ContainerRequest, CreateContainerRequest, Empty,
-    ExecProcessRequest, OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest, SetNetworkRequest,
-    SetTimeRequest, SetupSandboxRequest, SignalProcessRequest, Stdio, Storage, UpdateContainerRequest,
-    WaitProcessResponse,
+    ExecProcessRequest, ForwardResolverRequest, OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest,
+    SetNetworkRequest, SetTimeRequest, SetupSandboxRequest, SignalProcessRequest, Stdio, Storage,
+    UpdateContainerRequest, WaitProcessResponse,
 };
 use pouch_protocol::agent::{ContainerStatsResponse, ListProcessesResponse};
 use pouch_protocol::agent_client::AgentClient;
@@ -141,6 +141,14 @@ impl Agent {
     /// [`AgentError`] as the agent says it.
     pub fn set_network(&self, request: SetNetworkRequest) -> Result<(), AgentError> {
         self.0.set_network(within(CALL), &request).map(drop).map_err(error("SetNetwork"))
+    }
+
+    /// Has the agent carry the guest's DNS queries to the host.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn forward_resolver(&self, request: ForwardResolverRequest) -> Result<(), AgentError> {
+        self.0.forward_resolver(within(CALL), &request).map(drop).map_err(error("ForwardResolver"))
     }
 
     /// Creates a container.

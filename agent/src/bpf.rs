@@ -1,0 +1,161 @@
+//! BPF programs on cgroups: instructions, and the kernel's calls to load and attach them.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// One instruction: `struct bpf_insn`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    /// What it does.
+    pub code: u8,
+    /// Destination register in the low half, source register in the high one.
+    pub registers: u8,
+    /// Bytes into what a register points to, or instructions to jump over.
+    pub offset: i16,
+    /// A number.
+    pub immediate: i32,
+}
+
+const _: () = assert!(size_of::<Instruction>() == 8);
+
+/// `*(u32 *)(source + offset)` (linux/bpf_common.h, linux/bpf.h: BPF_LDX | BPF_MEM | BPF_W).
+pub const LOAD_WORD: u8 = 0x61;
+/// `*(u32 *)(destination + offset) = source`.
+pub const STORE_WORD: u8 = 0x63;
+/// A 64-bit number, of which this instruction has the low half and the next the high one.
+pub const LOAD_NUMBER: u8 = 0x18;
+/// `destination = immediate`.
+pub const MOVE_IMMEDIATE: u8 = 0xb7;
+/// `destination = source`.
+pub const MOVE_REGISTER: u8 = 0xbf;
+/// `destination &= immediate`, 32 bits.
+pub const AND_IMMEDIATE: u8 = 0x54;
+/// `destination >>= immediate`, 32 bits.
+pub const SHIFT_RIGHT: u8 = 0x74;
+/// Jumps if `destination != immediate`, 32 bits.
+pub const JUMP_NOT_EQUAL: u8 = 0x56;
+/// Jumps if `destination != source`, 64 bits.
+pub const JUMP_NOT_EQUAL_REGISTER: u8 = 0x5d;
+/// Jumps if `destination == immediate`, 32 bits.
+pub const JUMP_EQUAL: u8 = 0x16;
+/// Calls the kernel's function with the number `immediate`.
+pub const CALL: u8 = 0x85;
+/// Returns register 0.
+pub const EXIT: u8 = 0x95;
+
+/// Puts an instruction together.
+pub fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> Instruction {
+    Instruction { code, registers, offset, immediate }
+}
+
+/// Where the kernel asks a program on a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// `enum bpf_prog_type`.
+    program_type: u32,
+    /// `enum bpf_attach_type`.
+    attach_type: u32,
+}
+
+impl Hook {
+    /// Opening and making device nodes.
+    pub const DEVICE: Hook = Hook { program_type: 15, attach_type: 6 };
+    /// connect(2) to an IPv4 address.
+    pub const CONNECT4: Hook = Hook { program_type: 18, attach_type: 10 };
+    /// Sending a UDP datagram to an IPv4 address that the sender names.
+    pub const UDP4_SEND: Hook = Hook { program_type: 18, attach_type: 14 };
+    /// Telling where a UDP datagram came from.
+    pub const UDP4_RECEIVE: Hook = Hook { program_type: 18, attach_type: 19 };
+    /// getpeername(2) of an IPv4 socket.
+    pub const PEER4: Hook = Hook { program_type: 18, attach_type: 29 };
+}
+
+/// The start of `union bpf_attr` for BPF_PROG_LOAD.
+#[repr(C)]
+struct LoadAttributes {
+    program_type: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    attach_type: u32,
+}
+
+const _: () = assert!(size_of::<LoadAttributes>() == 72);
+
+/// The start of `union bpf_attr` for BPF_PROG_ATTACH.
+#[repr(C)]
+struct AttachAttributes {
+    target_fd: u32,
+    program_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    replace_fd: u32,
+}
+
+const _: () = assert!(size_of::<AttachAttributes>() == 20);
+
+/// Loads a program for `hook`.
+///
+/// # Errors
+/// What bpf(2) says.
+pub fn load(program: &[Instruction], hook: Hook) -> io::Result<OwnedFd> {
+    const PROG_LOAD: libc::c_int = 5;
+    let attributes = LoadAttributes {
+        program_type: hook.program_type,
+        count: program.len() as u32,
+        instructions: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: [0; 16],
+        interface: 0,
+        attach_type: hook.attach_type,
+    };
+    // SAFETY: the kernel reads the structure and what it points to, which all outlive the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &attributes, size_of_val(&attributes)) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Attaches a program to a cgroup, beside others or in place of `previous`, until the cgroup goes.
+///
+/// # Errors
+/// What bpf(2) says.
+pub fn attach(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    hook: Hook,
+    previous: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    const PROG_ATTACH: libc::c_int = 8;
+    const ALLOW_MULTI: u32 = 2;
+    const REPLACE: u32 = 4;
+    let mut attributes = AttachAttributes {
+        target_fd: cgroup.as_raw_fd() as u32,
+        program_fd: program.as_raw_fd() as u32,
+        attach_type: hook.attach_type,
+        flags: ALLOW_MULTI,
+        replace_fd: 0,
+    };
+    if let Some(previous) = previous {
+        attributes.flags |= REPLACE;
+        attributes.replace_fd = previous.as_raw_fd() as u32;
+    }
+    // SAFETY: the kernel reads as many bytes as the structure has; its descriptors are open.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &attributes, size_of_val(&attributes)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

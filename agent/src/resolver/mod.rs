@@ -1,0 +1,82 @@
+//! The engine's resolver, as the guest has it.
+//!
+//! An engine may listen for DNS queries on a loopback address of the container's network namespace
+//! on the host (Docker: 127.0.0.11). The guest's loopback is another, so the agent listens there,
+//! on a port of its own, and [`relay`] carries queries to the host and answers back. That port
+//! stands in for port 53 ([`detour`]), which so stays free for a server in the container.
+
+mod detour;
+mod relay;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+
+use pouch_protocol::agent::ForwardResolverRequest;
+use tokio::net::{TcpListener, UdpSocket};
+use ttrpc::proto::Code;
+
+use crate::error::{Coded, RequestError};
+use crate::service::Agent;
+use crate::streams::TokenError;
+
+/// A port that is free for UDP may be taken for TCP; then another is tried.
+const PORT_TRIES: usize = 16;
+
+/// Why queries cannot be forwarded.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolverError {
+    /// The request is wrong in itself.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The stream's token cannot be used.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The address cannot be listened on.
+    #[error("resolver.address: cannot listen on {0}")]
+    Listen(Ipv4Addr, #[source] io::Error),
+    /// The way to it cannot be changed.
+    #[error("resolver: cannot {0} the BPF program that stands in for its port")]
+    Detour(&'static str, #[source] io::Error),
+}
+
+impl Coded for ResolverError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Request(error) => error.code(),
+            Self::Token(error) => error.code(),
+            Self::Listen(..) | Self::Detour(..) => Code::INTERNAL,
+        }
+    }
+}
+
+/// Listens where the request says, and relays for as long as the host keeps the stream.
+pub async fn forward(agent: Arc<Agent>, request: ForwardResolverRequest) -> Result<(), ResolverError> {
+    let address: Ipv4Addr = request.address.parse().ok().filter(Ipv4Addr::is_loopback).ok_or_else(|| {
+        let problem = format!("{:?} is no loopback address of IPv4", request.address);
+        RequestError::new("resolver.address", problem)
+    })?;
+    let mut claim = agent.streams.expect("resolver_token", request.token)?;
+    let (udp, tcp) = listen(address).await.map_err(|error| ResolverError::Listen(address, error))?;
+    let port = udp.local_addr().map_err(|error| ResolverError::Listen(address, error))?.port();
+    detour::lay(address, port)?;
+    tokio::spawn(async move {
+        if let Some(connection) = claim.connection().await {
+            relay::run(connection, udp, tcp).await;
+        }
+    });
+    Ok(())
+}
+
+/// Takes a port that is free for both.
+async fn listen(address: Ipv4Addr) -> io::Result<(UdpSocket, TcpListener)> {
+    let mut tried = 0;
+    loop {
+        let udp = UdpSocket::bind(SocketAddrV4::new(address, 0)).await?;
+        match TcpListener::bind(udp.local_addr()?).await {
+            Ok(tcp) => return Ok((udp, tcp)),
+            Err(error) if tried == PORT_TRIES => return Err(error),
+            Err(_) => tried += 1,
+        }
+    }
+}
