@@ -6,6 +6,7 @@
 //! status. [`container`] is what OCI knows of a container: its bundle, its state, and the
 //! translation of its specification into the guest.
 
+pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod container;

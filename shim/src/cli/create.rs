@@ -59,6 +59,7 @@ impl CreateOptions {
             id: id.to_owned(),
             root: absolute(&global.root)?,
             bundle,
+            systemd_cgroup: global.systemd_cgroup,
             console_socket: self.console_socket.as_deref().map(absolute).transpose()?,
             log: global.log.as_deref().map(absolute).transpose()?,
             log_json: global.log_format == LogFormat::Json,

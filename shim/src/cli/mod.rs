@@ -19,6 +19,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::cgroup::oom;
 use crate::config::Config;
 use crate::container::state::DEFAULT_ROOT;
 use crate::container::{ContainerDir, ContainerId, State};
@@ -53,7 +54,7 @@ struct Global {
     /// Accepted for compatibility; errors are told in full always.
     #[arg(long, global = true)]
     debug: bool,
-    /// The cgroup path is in systemd's form; recognised by itself.
+    /// systemd makes the cgroup; the cgroup path is SLICE:PREFIX:NAME.
     #[arg(long, global = true)]
     systemd_cgroup: bool,
 }
@@ -99,6 +100,8 @@ enum Command {
         /// For whoever looks at the list of processes.
         id: String,
     },
+    #[command(hide = true)]
+    OomVictim,
     #[command(hide = true)]
     ExecHost {
         report_fd: i32,
@@ -203,6 +206,7 @@ pub fn main() -> u8 {
         Command::SandboxHost { launch_fd, report_fd, .. } => {
             Ok(launch::host_main(launch_fd, report_fd) as u8)
         }
+        Command::OomVictim => Ok(oom::victim_main() as u8),
         Command::ExecHost { report_fd, request } => exec::exec_host(report_fd, &request),
     };
     result.unwrap_or_else(|error| {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::ContainerId;
+use crate::cgroup::Cgroup;
 
 /// Where the directories are unless `--root` says otherwise.
 pub const DEFAULT_ROOT: &str = "/run/pouch-vm";
@@ -100,8 +101,8 @@ pub struct State {
     pub owner: String,
     /// The specification's annotations.
     pub annotations: HashMap<String, String>,
-    /// The host's cgroup, below the root of the hierarchy.
-    pub cgroup: Option<PathBuf>,
+    /// The host's cgroup.
+    pub cgroup: Option<Cgroup>,
     /// The exit status of its process.
     pub exit_status: Option<i32>,
     /// Why its VM ended, if not because its process did.

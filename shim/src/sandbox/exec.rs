@@ -1,18 +1,20 @@
 //! A running sandbox as requests of the command line see it.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use oci_spec::runtime::LinuxResources;
 use pouch_protocol::STREAM_PORT;
 use pouch_protocol::agent::Stdio;
 
 use super::agent::{Agent, AgentError, random_bytes};
 use super::protocol::{ExecRequest, Failure};
 use super::vm::{Vm, VmError};
-use crate::container::{ContainerDir, State, StateError, Status};
+use crate::container::size::VmSize;
+use crate::container::{ContainerDir, State, StateError, Status, resources};
 
 /// How long the agent may take to accept a stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
@@ -25,6 +27,8 @@ pub struct Sandbox {
     pub vm: Vm,
     /// The agent in it.
     pub agent: Agent,
+    /// What it was made with.
+    pub size: VmSize,
     state: Mutex<State>,
     execs: AtomicU64,
 }
@@ -114,8 +118,8 @@ fn token() -> Result<u64, StreamError> {
 
 impl Sandbox {
     /// A sandbox whose container is created.
-    pub fn new(dir: ContainerDir, vm: Vm, agent: Agent, state: State) -> Self {
-        Sandbox { dir, vm, agent, state: Mutex::new(state), execs: AtomicU64::new(1) }
+    pub fn new(dir: ContainerDir, vm: Vm, agent: Agent, state: State, size: VmSize) -> Self {
+        Sandbox { dir, vm, agent, size, state: Mutex::new(state), execs: AtomicU64::new(1) }
     }
 
     /// The container's name.
@@ -160,6 +164,31 @@ impl Sandbox {
         action()?;
         state.status = to;
         self.dir.save(&state).map_err(|error| Failure::new(crate::errors::chain(&error)))
+    }
+
+    /// New limits, in the guest and on the host; what they leave out stays as it is.
+    ///
+    /// # Errors
+    /// A limit that the VM cannot have while it runs, or that is refused, by name.
+    pub fn update(&self, resources: serde_json::Value) -> Result<(), Failure> {
+        let failure = |error: &(dyn std::error::Error + 'static)| Failure::new(crate::errors::chain(error));
+        let resources: LinuxResources = serde_json::from_value(resources)
+            .map_err(|error| Failure::new(format!("linux.resources cannot be read: {error}")))?;
+        self.size.check_update(&resources).map_err(|error| failure(&error))?;
+        let split = resources::split(&resources, self.size);
+        let guest = serde_json::to_vec(&split.guest).map_err(|error| failure(&error))?;
+        self.agent.update(self.id(), guest)?;
+        let cgroup = self.lock_state().cgroup.clone();
+        cgroup.map_or(Ok(()), |cgroup| cgroup.limit(&split.host)).map_err(|error| failure(&error))
+    }
+
+    /// Has the host's kernel count that memory ran out; the VM must have ended.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn count_oom_kill(&self) -> io::Result<()> {
+        let cgroup = self.lock_state().cgroup.clone();
+        cgroup.map_or(Ok(()), |cgroup| cgroup.count_oom_kill())
     }
 
     /// Starts a further process; returns its name and its streams.

@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
@@ -24,11 +24,12 @@ use super::client::HostListener;
 use super::exec::{Sandbox, Streams, Tokens};
 use super::protocol::{Failure, Launch};
 use super::vm::{Disk, Vm, VmDescription, VmError};
-use super::{cgroup, server, share, vm};
+use super::{server, share, vm};
+use crate::cgroup::{Birth, Cgroup};
 use crate::container::guest_spec::{self, GuestSpec, ROOTFS, RootSource};
 use crate::container::hooks;
 use crate::container::state::HostProcess;
-use crate::container::{Bundle, ContainerDir, State, Status, size};
+use crate::container::{Bundle, ContainerDir, State, Status, resources, size};
 use crate::errors::chain;
 use crate::logging::{Log, rfc3339};
 use crate::network::namespace;
@@ -49,6 +50,16 @@ pub enum Event {
     VmEnded(Option<ExitReason>),
     /// `delete --force`.
     Destroy,
+}
+
+/// How a container ended.
+struct End {
+    /// Its exit status.
+    status: i32,
+    /// Why the VM ended, if that was the reason.
+    vm_end: Option<String>,
+    /// Whether the guest's kernel killed something in it for want of memory.
+    oom_killed: bool,
 }
 
 /// A sandbox whose container is created, and its streams.
@@ -82,7 +93,7 @@ impl Host {
         signals::block();
         let log = Log { file: launch.log.clone(), format: launch.log_format() };
         let bundle = Bundle::load(&launch.bundle).map_err(failure)?;
-        let guest = guest_spec::translate(&bundle).map_err(failure)?;
+        let mut guest = guest_spec::translate(&bundle).map_err(failure)?;
         for warning in &guest.warnings {
             log.warning(warning);
         }
@@ -92,12 +103,18 @@ impl Host {
         let id = launch.id.parse().map_err(failure)?;
         let dir = ContainerDir::new(&launch.root, &id);
         let specified = bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
-        let cgroup_path = cgroup::path_for(specified, id.as_str()).map_err(failure)?;
-        let mut state = initial_state(launch, &bundle, cgroup_path.clone());
+        let cgroup = Cgroup::new(specified, id.as_str(), launch.systemd_cgroup).map_err(failure)?;
+        let limits = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let limits = limits.map(|limits| resources::split(limits, size)).unwrap_or_default();
+        if let Some(linux) = guest.spec.linux_mut() {
+            linux.set_resources(Some(limits.guest));
+        }
+        let mut state = initial_state(launch, &bundle, cgroup.clone());
         dir.save(&state).map_err(failure)?;
         vm::preflight(&launch.config, dir.path()).map_err(failure)?;
 
-        let cgroup = cgroup_path.as_deref().map(cgroup::make).transpose().map_err(failure)?;
+        set_oom_score(&bundle)?;
+        let birth = cgroup.make().map_err(failure)?;
         namespace::enter(guest.network_namespace.as_deref()).map_err(failure)?;
         share::enter_namespace().map_err(failure)?;
         let tree = dir.path().join("share");
@@ -111,17 +128,25 @@ impl Host {
             share: Some(&tree),
             disks: disks(&guest),
             directory: dir.path(),
-            cgroup: cgroup.as_ref(),
+            cgroup: match &birth {
+                Birth::In(directory) => Some(directory),
+                Birth::Inherited => None,
+            },
         };
         let vm = Vm::start(&description, move |reason| drop(ended.send(Event::VmEnded(reason))))
             .map_err(failure)?;
         state.vmm = HostProcess::find(vm.pid());
         // The VMM was born in the cgroup; this process joins it while the guest boots.
-        let joining = cgroup_path.map(|path| thread::spawn(move || cgroup::enter(&path).map_err(failure)));
+        let joining = matches!(birth, Birth::In(_)).then(|| {
+            let cgroup = cgroup.clone();
+            thread::spawn(move || cgroup.enter().map_err(failure))
+        });
         let created = connect(&vm, launch).and_then(|agent| {
             create_container(&vm, &agent, &bundle, &guest, size.vcpus, launch).map(|io| (agent, io))
         });
-        let created = joined(joining).and(created);
+        // A boot is not the container's doing: its limits begin here.
+        let limited = joined(joining).and_then(|()| cgroup.limit(&limits.host).map_err(failure));
+        let created = created.and_then(|created| limited.map(|()| created));
         let (agent, (streams, terminal)) = match created {
             Ok(created) => created,
             Err(failure) => {
@@ -133,7 +158,7 @@ impl Host {
         if !hooks::awaited(state.hooks.as_ref()) {
             state.status = Status::Created;
         }
-        let sandbox = Arc::new(Sandbox::new(dir, vm, agent, state));
+        let sandbox = Arc::new(Sandbox::new(dir, vm, agent, state, size));
         let result = Self::attach(&sandbox, streams, terminal, &sender);
         match result {
             Ok(outputs) => Ok(Host { sandbox, events, outputs, log }),
@@ -164,14 +189,20 @@ impl Host {
 
     /// Waits for the end, whatever it is, cleans up and returns the exit status.
     pub fn run(self) -> i32 {
-        let (status, vm_end) = self.wait_for_end();
+        let end = self.wait_for_end();
         // What the container wrote may still be in the guest's memory only.
-        if vm_end.is_none()
+        if end.vm_end.is_none()
             && let Err(error) = self.sandbox.agent.shutdown()
         {
             self.log.error(&chain(&error));
         }
         self.sandbox.vm.end();
+        if end.oom_killed
+            && let Err(error) = self.sandbox.count_oom_kill()
+        {
+            self.log.error(&format!("the engine does not learn that the guest ran out of memory: {error}"));
+        }
+        let End { status, vm_end, .. } = end;
         if let Some(text) = &vm_end {
             self.log.error(&format!("container {}: {text}", self.sandbox.id()));
         }
@@ -186,8 +217,8 @@ impl Host {
         status
     }
 
-    /// The exit status, and why the VM ended if that was the reason.
-    fn wait_for_end(&self) -> (i32, Option<String>) {
+    fn wait_for_end(&self) -> End {
+        let killed = |vm_end| End { status: KILLED, vm_end, oom_killed: false };
         match self.events.recv() {
             Ok(Event::Exited(response)) => {
                 let bytes = [response.stdout_bytes, response.stderr_bytes];
@@ -195,17 +226,26 @@ impl Host {
                     output.wait_for(bytes);
                 }
                 // A status of the guest's making: keep it in range.
-                (i32::try_from(response.exit_status.min(255)).unwrap_or(255), None)
+                let status = i32::try_from(response.exit_status.min(255)).unwrap_or(255);
+                End { status, vm_end: None, oom_killed: response.oom_killed }
             }
             Ok(Event::AgentLost(text)) => match self.events.recv_timeout(LAST_WORD) {
-                Ok(Event::VmEnded(reason)) => (KILLED, Some(describe_end(reason))),
-                _ => (KILLED, Some(format!("the agent in the guest is lost: {text}"))),
+                Ok(Event::VmEnded(reason)) => killed(Some(describe_end(reason))),
+                _ => killed(Some(format!("the agent in the guest is lost: {text}"))),
             },
-            Ok(Event::VmEnded(reason)) => (KILLED, Some(describe_end(reason))),
-            Ok(Event::Destroy) => (KILLED, None),
-            Err(_) => (KILLED, Some("the sandbox lost its own threads".to_owned())),
+            Ok(Event::VmEnded(reason)) => killed(Some(describe_end(reason))),
+            Ok(Event::Destroy) => killed(None),
+            Err(_) => killed(Some("the sandbox lost its own threads".to_owned())),
         }
     }
+}
+
+/// Has the host's kernel choose this process and the VMM, which inherits it, as it would the
+/// container's.
+fn set_oom_score(bundle: &Bundle) -> Result<(), Failure> {
+    let Some(score) = bundle.process().oom_score_adj() else { return Ok(()) };
+    std::fs::write("/proc/self/oom_score_adj", score.to_string())
+        .map_err(|error| Failure::new(format!("process.oomScoreAdj {score} could not be set: {error}")))
 }
 
 fn describe_end(reason: Option<ExitReason>) -> String {
@@ -215,7 +255,7 @@ fn describe_end(reason: Option<ExitReason>) -> String {
     }
 }
 
-fn initial_state(launch: &Launch, bundle: &Bundle, cgroup: Option<PathBuf>) -> State {
+fn initial_state(launch: &Launch, bundle: &Bundle, cgroup: Cgroup) -> State {
     State {
         id: launch.id.clone(),
         status: Status::Creating,
@@ -229,7 +269,7 @@ fn initial_state(launch: &Launch, bundle: &Bundle, cgroup: Option<PathBuf>) -> S
             .flatten()
             .map_or_else(|| nix::unistd::getuid().to_string(), |user| user.name),
         annotations: guest_spec::annotations(&bundle.spec),
-        cgroup,
+        cgroup: Some(cgroup),
         exit_status: None,
         vm_end: None,
         hooks: bundle.spec.hooks().clone(),

@@ -6,7 +6,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-use super::cgroup;
 use super::host::Host;
 use super::protocol::{Failure, Launch, Report};
 use crate::container::{ContainerDir, State, StateError, Status};
@@ -73,8 +72,8 @@ fn abandoned_for_long(dir: &ContainerDir) -> bool {
 
 /// Removes what a container leaves on the host when its processes are gone.
 pub fn clean_up(dir: &ContainerDir) {
-    if let Ok(State { cgroup: Some(path), .. }) = dir.load() {
-        cgroup::remove(&path);
+    if let Ok(State { cgroup: Some(cgroup), .. }) = dir.load() {
+        cgroup.remove();
     }
     // What is left is a directory that the next attempt takes over.
     let _ = dir.remove();

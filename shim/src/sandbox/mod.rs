@@ -1,7 +1,6 @@
 //! One VM and the process of the host that owns it.
 
 pub mod agent;
-pub mod cgroup;
 pub mod client;
 pub mod exec;
 pub mod host;

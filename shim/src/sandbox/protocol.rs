@@ -23,6 +23,8 @@ pub struct Launch {
     pub bundle: PathBuf,
     /// Where to send the master of the container's terminal.
     pub console_socket: Option<PathBuf>,
+    /// systemd makes the cgroup.
+    pub systemd_cgroup: bool,
     /// Where errors after the start go.
     pub log: Option<PathBuf>,
     /// How they look there.

@@ -114,8 +114,7 @@ impl Connection {
                 return Ok(Some(Answer::Stats(stats::to_json(id, &stats))));
             }
             Request::Update { resources } => {
-                let resources = resources.to_string().into_bytes();
-                sandbox.agent.update(id, resources).map_err(|error| error.failure())?;
+                sandbox.update(resources)?;
             }
             Request::Exec(request) => return self.exec(&request),
             Request::Wait => return self.wait(),

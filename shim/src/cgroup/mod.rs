@@ -1,0 +1,294 @@
+//! The container's cgroup on the host: the sandbox host process and the VMM are in it.
+//!
+//! Directories of cgroup v2 are made here, because a VMM can be born in one; limits, systemd's units
+//! and cgroup v1 are libcgroups' business.
+
+pub mod oom;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use libcgroups::common::{
+    AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
+};
+use libcgroups_nix::unistd::Pid;
+use oci_spec::runtime::LinuxResources;
+use serde::{Deserialize, Serialize};
+
+/// Where the hierarchy is.
+const HIERARCHY: &str = "/sys/fs/cgroup";
+/// Below this a container without a path of its own gets one.
+const DEFAULT_PARENT: &str = "pouch-vm";
+/// Controllers that limits may need, as far as the host has them.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+/// Where systemd says that it runs.
+const SYSTEMD: &str = "/run/systemd/system";
+
+/// The cgroup could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The path leads elsewhere.
+    #[error("linux.cgroupsPath {0} has a part that leads upwards")]
+    Upwards(PathBuf),
+    /// systemd is to make it, and is not there.
+    #[error("--systemd-cgroup is given, but systemd does not run on this host ({SYSTEMD} is missing)")]
+    NoSystemd,
+    /// systemd is to make it, and cannot from this path.
+    #[error("--systemd-cgroup is given, but linux.cgroupsPath {0} is not of the form SLICE:PREFIX:NAME")]
+    NotSystemds(PathBuf),
+    /// It could not be made or joined.
+    #[error("the cgroup {path} could not be {action}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What was to be done.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The library that makes cgroups or sets limits failed.
+    #[error("the cgroup {path} could not be {action}")]
+    Manager {
+        /// The cgroup.
+        path: PathBuf,
+        /// What was to be done.
+        action: &'static str,
+        /// What it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Who makes the cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Driver {
+    /// This process, in the hierarchy of cgroup v2.
+    Unified,
+    /// This process, in each hierarchy of cgroup v1.
+    Legacy,
+    /// systemd, as a scope.
+    Systemd,
+}
+
+/// A container's cgroup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup {
+    driver: Driver,
+    /// As the specification has it, without a leading slash.
+    specified: PathBuf,
+    /// Below the root of the hierarchy.
+    path: PathBuf,
+    container: String,
+}
+
+/// How the VMM gets into the cgroup.
+pub enum Birth {
+    /// It is started in this directory; this process joins when it has time.
+    In(File),
+    /// It is started by this process, which is in it.
+    Inherited,
+}
+
+/// Whether the host has cgroup v2 where it is expected.
+fn unified() -> bool {
+    Path::new(HIERARCHY).join("cgroup.controllers").exists()
+}
+
+impl Cgroup {
+    /// The cgroup of the container `id`.
+    ///
+    /// # Errors
+    /// [`CgroupError`] if the path tries to leave the hierarchy, or is not systemd's.
+    pub fn new(specified: Option<&Path>, id: &str, systemd: bool) -> Result<Self, CgroupError> {
+        let driver = match (systemd, unified()) {
+            (true, _) if !Path::new(SYSTEMD).exists() => return Err(CgroupError::NoSystemd),
+            (true, true) => Driver::Systemd,
+            (_, true) => Driver::Unified,
+            // systemd leaves those hierarchies to whoever wants them.
+            (_, false) => Driver::Legacy,
+        };
+        let default = match driver {
+            Driver::Systemd => PathBuf::from(format!(":{DEFAULT_PARENT}:{id}")),
+            _ => Path::new(DEFAULT_PARENT).join(id),
+        };
+        let specified = specified.filter(|path| !path.as_os_str().is_empty());
+        let specified = specified.map_or(default, Path::to_owned);
+        let path = match unit_path(&specified) {
+            Some(path) => path,
+            None if driver == Driver::Systemd => return Err(CgroupError::NotSystemds(specified)),
+            None => plain_path(&specified)?,
+        };
+        let specified = if driver == Driver::Systemd { specified } else { path.clone() };
+        Ok(Cgroup { driver, specified, path, container: id.to_owned() })
+    }
+
+    fn directory(&self) -> PathBuf {
+        Path::new(HIERARCHY).join(&self.path)
+    }
+
+    fn io_error(&self, action: &'static str) -> impl FnOnce(io::Error) -> CgroupError {
+        let path = self.directory();
+        move |source| CgroupError::Io { path, action, source }
+    }
+
+    fn manager_error<E>(&self, action: &'static str) -> impl FnOnce(E) -> CgroupError
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let path = self.path.clone();
+        move |source| CgroupError::Manager { path, action, source: Box::new(source) }
+    }
+
+    fn manager(&self) -> Result<AnyCgroupManager, CgroupError> {
+        let systemd = self.driver == Driver::Systemd;
+        // The library takes a path from the root for one that is not systemd's.
+        let path = if systemd { self.specified.clone() } else { Path::new("/").join(&self.path) };
+        create_cgroup_manager(CgroupConfig {
+            cgroup_path: path,
+            systemd_cgroup: systemd,
+            container_name: self.container.clone(),
+        })
+        .map_err(self.manager_error("managed"))
+    }
+
+    /// Makes the cgroup.
+    ///
+    /// # Errors
+    /// [`CgroupError`] names it.
+    pub fn make(&self) -> Result<Birth, CgroupError> {
+        if self.driver != Driver::Unified {
+            self.manager()?.add_task(Pid::this()).map_err(self.manager_error("made"))?;
+            return Ok(Birth::Inherited);
+        }
+        let directory = self.directory();
+        fs::create_dir_all(&directory).map_err(self.io_error("made"))?;
+        enable_controllers(&self.path);
+        File::open(&directory).map(Birth::In).map_err(self.io_error("opened"))
+    }
+
+    /// Moves this process, with all its threads, into the cgroup. The kernel takes a grace period
+    /// for it: some 10 ms.
+    ///
+    /// # Errors
+    /// [`CgroupError`] names it.
+    pub fn enter(&self) -> Result<(), CgroupError> {
+        fs::write(self.directory().join("cgroup.procs"), "0").map_err(self.io_error("joined"))
+    }
+
+    /// Sets limits; what they leave out stays as it is.
+    ///
+    /// # Errors
+    /// [`CgroupError`] names the cgroup and the limit.
+    pub fn limit(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        if *resources == LinuxResources::default() {
+            return Ok(());
+        }
+        let options =
+            ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+        self.manager()?.apply(&options).map_err(self.manager_error("limited"))
+    }
+
+    /// Kills what is left in the cgroup and removes it; its parents too as far as they are ours.
+    pub fn remove(&self) {
+        if self.driver != Driver::Unified {
+            // Nothing more can be done about a cgroup that stays.
+            let _ = self.manager().map(|manager| manager.remove());
+            return;
+        }
+        let directory = self.directory();
+        // Linux 5.14; before that there is nobody left but what was killed by pid.
+        let _ = fs::write(directory.join("cgroup.kill"), "1");
+        for _ in 0..200 {
+            match fs::remove_dir(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                _ => break,
+            }
+        }
+        if self.path.parent() == Some(Path::new(DEFAULT_PARENT)) {
+            // Fails while other containers are in it.
+            let _ = fs::remove_dir(Path::new(HIERARCHY).join(DEFAULT_PARENT));
+        }
+    }
+}
+
+/// Has every directory above the cgroup hand controllers down to it. Where one does not, the limit
+/// that needs it tells.
+fn enable_controllers(path: &Path) {
+    let has = |directory: &Path, controller: &str| {
+        let text = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+        text.split_whitespace().any(|word| word == controller)
+    };
+    let root = Path::new(HIERARCHY);
+    for controller in CONTROLLERS {
+        if has(&root.join(path), controller) {
+            continue;
+        }
+        let mut directory = root.to_owned();
+        for component in path.components() {
+            let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
+            directory.push(component);
+        }
+    }
+}
+
+/// The path of a unit in systemd's form, SLICE:PREFIX:NAME.
+fn unit_path(specified: &Path) -> Option<PathBuf> {
+    let text = specified.to_string_lossy();
+    let [slice, prefix, name] = text.split(':').collect::<Vec<_>>()[..] else { return None };
+    let unit = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
+    Some(slice_path(slice).join(unit))
+}
+
+fn plain_path(specified: &Path) -> Result<PathBuf, CgroupError> {
+    let mut path = PathBuf::new();
+    for component in specified.components() {
+        match component {
+            Component::Normal(part) => path.push(part),
+            Component::ParentDir => return Err(CgroupError::Upwards(specified.to_owned())),
+            _ => {}
+        }
+    }
+    Ok(path)
+}
+
+/// The directory of a systemd slice: `a-b.slice` lies in `a.slice`.
+fn slice_path(slice: &str) -> PathBuf {
+    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let stem = slice.strip_suffix(".slice").unwrap_or(slice);
+    let mut path = PathBuf::new();
+    let mut name = String::new();
+    for part in stem.split('-').filter(|part| !part.is_empty()) {
+        if !name.is_empty() {
+            name.push('-');
+        }
+        name.push_str(part);
+        path.push(format!("{name}.slice"));
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_lie_in_their_parents() {
+        assert_eq!(slice_path("a-b.slice"), Path::new("a.slice/a-b.slice"));
+        assert_eq!(slice_path(""), Path::new("system.slice"));
+        let path = |text: &str| unit_path(Path::new(text));
+        assert_eq!(path("a-b.slice:docker:1").unwrap(), Path::new("a.slice/a-b.slice/docker-1.scope"));
+        assert_eq!(path("::1").unwrap(), Path::new("system.slice/1.scope"));
+        assert_eq!(path("/docker/1"), None);
+    }
+
+    #[test]
+    fn a_path_cannot_leave_the_hierarchy() {
+        let path = |specified| Cgroup::new(specified, "x", false).map(|cgroup| cgroup.path);
+        assert!(path(Some(Path::new("/a/../../etc"))).is_err());
+        assert_eq!(path(Some(Path::new("/docker/c"))).unwrap(), Path::new("docker/c"));
+        assert_eq!(path(None).unwrap(), Path::new("pouch-vm/x"));
+    }
+}

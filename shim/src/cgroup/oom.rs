@@ -1,0 +1,76 @@
+//! Tells the engine that the guest ran out of memory.
+//!
+//! An engine learns of that from its own kernel's counter of kills in the container's cgroup, and the
+//! guest's kernel is another. So when the VM has ended and memory was what ended it, a process that
+//! is there for nothing else is killed in the cgroup for want of memory.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::{Cgroup, Driver};
+
+/// The hidden command of that process.
+pub const VICTIM_COMMAND: &str = "oom-victim";
+/// What it takes: more than all else in the cgroup may keep.
+const VICTIM_BYTES: usize = 48 << 20;
+/// The limit under which it is killed; the sandbox host process has some MiB.
+const LIMIT: &str = "25165824";
+/// Bytes of the smallest page.
+const PAGE: usize = 4096;
+
+impl Cgroup {
+    /// Counts one kill for want of memory in the cgroup, in which this process must be, and no VM.
+    ///
+    /// # Errors
+    /// What the kernel says; the engine will not know then.
+    pub fn count_oom_kill(&self) -> io::Result<()> {
+        if self.driver == Driver::Legacy {
+            return Err(io::Error::other("this is done with cgroup v2 only"));
+        }
+        let directory = self.directory();
+        // The kernel would take this process along.
+        if fs::read_to_string(directory.join("memory.oom.group"))?.trim() != "0" {
+            return Err(io::Error::other("memory.oom.group is set"));
+        }
+        let limits = [directory.join("memory.swap.max"), directory.join("memory.max")];
+        // A kernel without swap has no such file.
+        let before = limits.each_ref().map(|file| fs::read_to_string(file).ok());
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(VICTIM_COMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut victim = command.spawn()?;
+        // Its word is that it has what it takes; its end comes with the end of its input at the latest.
+        let ready = victim.stdout.take().map_or(Ok(0), |mut stdout| stdout.read(&mut [0]));
+        let limited = ready.and_then(|_| {
+            let _ = fs::write(&limits[0], "0");
+            fs::write(&limits[1], LIMIT)
+        });
+        drop(victim.stdin.take());
+        victim.wait()?;
+        for (file, value) in limits.iter().zip(before) {
+            if let Some(value) = value {
+                let _ = fs::write(file, value.trim());
+            }
+        }
+        limited
+    }
+}
+
+/// The whole life of the process that is killed.
+pub fn victim_main() -> i32 {
+    // The first that the kernel takes.
+    if fs::write(Path::new("/proc/self/oom_score_adj"), "1000").is_err() {
+        return 1;
+    }
+    let mut memory = vec![0u8; VICTIM_BYTES];
+    for page in memory.chunks_mut(PAGE) {
+        page[0] = 1;
+    }
+    // Keeps the compiler from leaving the memory out.
+    std::hint::black_box(&mut memory);
+    let told = io::stdout().write_all(b"!").and_then(|()| io::stdout().flush());
+    // Until it is killed, or nobody wants that any more.
+    let _ = io::stdin().read_to_end(&mut Vec::new());
+    i32::from(told.is_err())
+}

@@ -1,0 +1,115 @@
+//! Who enforces which limit: the guest's kernel, the host's, or both.
+//!
+//! The guest limits what is in the container. The host limits what the VM costs it: the VMM and its
+//! host process are in the container's cgroup there.
+
+use std::collections::HashMap;
+
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+
+use super::size::VmSize;
+
+/// What the processes of the host may take beyond the guest's memory, in bytes: their own memory,
+/// the kernel's tables for it, and caches.
+const HOST_OVERHEAD: i64 = 64 << 20;
+
+/// The limits of a container, by who enforces them.
+#[derive(Debug, Default, PartialEq)]
+pub struct Split {
+    /// In the guest.
+    pub guest: LinuxResources,
+    /// On the host.
+    pub host: LinuxResources,
+}
+
+/// Splits limits for a VM of this size.
+pub fn split(resources: &LinuxResources, size: VmSize) -> Split {
+    let mut guest = resources.clone();
+    let mut host = LinuxResources::default();
+    // Disks and numbers of CPUs are the host's.
+    host.set_block_io(guest.block_io().clone());
+    guest.set_block_io(None);
+    if let Some(cpu) = resources.cpu() {
+        host.set_cpu(Some(cpu.clone()));
+        guest.set_cpu(Some(without_numbers(cpu)));
+    }
+    if let Some(memory) = resources.memory() {
+        host.set_memory(host_memory(memory, size));
+    }
+    if let Some(unified) = resources.unified() {
+        let part = |wanted: fn(&str) -> bool| {
+            let part: HashMap<String, String> = unified
+                .iter()
+                .filter(|(file, _)| wanted(file))
+                .map(|(f, v)| (f.clone(), v.clone()))
+                .collect();
+            (!part.is_empty()).then_some(part)
+        };
+        guest.set_unified(part(|file| !is_hosts(file)));
+        host.set_unified(part(|file| is_hosts(file) || file.starts_with("cpu.")));
+    }
+    Split { guest, host }
+}
+
+/// Whether a file of cgroup v2 is about devices or CPUs by their numbers.
+fn is_hosts(file: &str) -> bool {
+    file.starts_with("io.") || file.starts_with("cpuset.")
+}
+
+fn without_numbers(cpu: &LinuxCpu) -> LinuxCpu {
+    let mut cpu = cpu.clone();
+    cpu.set_cpus(None).set_mems(None);
+    cpu
+}
+
+/// The whole VM may be in memory, and what its processes need.
+fn host_memory(memory: &LinuxMemory, size: VmSize) -> Option<LinuxMemory> {
+    let limit = memory.limit().filter(|limit| *limit > 0)?;
+    let all = (i64::from(size.memory_mib) << 20) + HOST_OVERHEAD;
+    let mut host = LinuxMemory::default();
+    host.set_limit(Some(all));
+    host.set_reservation(memory.reservation());
+    // Memory and swap together.
+    host.set_swap(memory.swap().map(|swap| if swap < 0 { -1 } else { all + (swap - limit).max(0) }));
+    Some(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: VmSize = VmSize { vcpus: 1, memory_mib: 308 };
+
+    fn of(json: &str) -> Split {
+        split(&serde_json::from_str(json).unwrap(), SIZE)
+    }
+
+    #[test]
+    fn the_host_leaves_room_for_the_whole_vm() {
+        let both = of(r#"{"memory": {"limit": 268435456, "swap": 536870912, "reservation": 5}}"#);
+        let host = both.host.memory().unwrap();
+        let all = (308 + 64) << 20;
+        assert_eq!((host.limit(), host.swap()), (Some(all), Some(all + (256 << 20))));
+        assert_eq!(host.reservation(), Some(5));
+        assert_eq!(both.guest.memory().unwrap().limit(), Some(256 << 20));
+        assert_eq!(of(r#"{"memory": {"limit": -1}}"#).host.memory(), &None);
+    }
+
+    #[test]
+    fn what_has_numbers_of_the_host_stays_there() {
+        let both = of(r#"{"cpu": {"quota": 5, "cpus": "3", "mems": "0"}, "blockIO": {"weight": 100},
+            "unified": {"io.max": "8:0 rbps=1", "memory.high": "7", "cpu.weight": "9"}, "pids": {"limit": 4}}"#);
+        let cpu = both.guest.cpu().as_ref().unwrap();
+        assert_eq!((cpu.quota(), cpu.cpus(), cpu.mems()), (Some(5), &None, &None));
+        assert_eq!(both.host.cpu().as_ref().unwrap().cpus().as_deref(), Some("3"));
+        assert!(both.guest.block_io().is_none() && both.host.block_io().is_some());
+        assert!(both.guest.pids().is_some() && both.host.pids().is_none());
+        let names = |part: &LinuxResources| {
+            let mut names: Vec<String> = part.unified().as_ref().unwrap().keys().cloned().collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&both.guest), ["cpu.weight", "memory.high"]);
+        assert_eq!(names(&both.host), ["cpu.weight", "io.max"]);
+    }
+}
