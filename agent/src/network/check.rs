@@ -18,6 +18,8 @@ pub struct Plan {
     pub interfaces: Vec<InterfacePlan>,
     pub routes: Vec<RoutePlan>,
     pub neighbors: Vec<NeighborPlan>,
+    /// Virtio devices to let go of.
+    pub removed: Vec<u32>,
 }
 
 /// One interface.
@@ -59,6 +61,7 @@ pub fn check(request: &SetNetworkRequest) -> Result<Plan, RequestError> {
         ("interfaces", request.interfaces.len()),
         ("routes", request.routes.len()),
         ("neighbors", request.neighbors.len()),
+        ("removed", request.removed.len()),
     ] {
         if length > LIST_MAX {
             return Err(RequestError::new(
@@ -74,6 +77,7 @@ pub fn check(request: &SetNetworkRequest) -> Result<Plan, RequestError> {
         interfaces: interfaces.collect::<Result<_, _>>()?,
         routes: routes.collect::<Result<_, _>>()?,
         neighbors: neighbors.collect::<Result<_, _>>()?,
+        removed: request.removed.clone(),
     };
     for (index, interface) in plan.interfaces.iter().enumerate() {
         if plan.interfaces[..index].iter().any(|other| other.name == interface.name) {

@@ -34,8 +34,16 @@ pub enum NetworkError {
         /// What the kernel said.
         error: std::io::Error,
     },
-    /// IPv6 cannot be turned off.
-    #[error("network.interfaces[{index}].no_ipv6: IPv6 stays on: {error}")]
+    /// A virtio device cannot be let go of.
+    #[error("network.removed: virtio device {slot} stays: {error}")]
+    Removed {
+        /// The device.
+        slot: u32,
+        /// What the kernel said.
+        error: std::io::Error,
+    },
+    /// IPv6 cannot be turned off or on.
+    #[error("network.interfaces[{index}].no_ipv6: IPv6 stays as it is: {error}")]
     NoIpv6 {
         /// Which entry.
         index: usize,
@@ -56,7 +64,9 @@ impl Coded for NetworkError {
             Self::Request(error) => error.code(),
             Self::NoInterface { .. } => Code::NOT_FOUND,
             Self::Refused(..) => Code::INVALID_ARGUMENT,
-            Self::Slot { .. } | Self::NoIpv6 { .. } | Self::Socket(_) => Code::INTERNAL,
+            Self::Slot { .. } | Self::Removed { .. } | Self::NoIpv6 { .. } | Self::Socket(_) => {
+                Code::INTERNAL
+            }
         }
     }
 }

@@ -22,6 +22,10 @@ pub async fn apply(plan: Plan) -> Result<(), NetworkError> {
 }
 
 async fn apply_with(handle: &Handle, plan: Plan) -> Result<(), NetworkError> {
+    for slot in &plan.removed {
+        let gone = plug::let_go(*slot);
+        gone.map_err(|error| NetworkError::Removed { slot: *slot, error })?;
+    }
     for (index, interface) in plan.interfaces.iter().enumerate() {
         set_interface(handle, index, interface).await?;
     }
@@ -78,10 +82,10 @@ async fn set_interface(handle: &Handle, index: usize, plan: &InterfacePlan) -> R
     }
     // Nobody else is on the link to have the same address; the detection takes a second.
     let _ = fs::write(format!("{IPV6}/{}/accept_dad", plan.name), "0");
-    if !plan.ipv6 {
-        let off = fs::write(format!("{IPV6}/{}/disable_ipv6", plan.name), "1");
-        off.map_err(|error| NetworkError::NoIpv6 { index, error })?;
-    }
+    // An address may have come since the last time.
+    let off = if plan.ipv6 { "0" } else { "1" };
+    fs::write(format!("{IPV6}/{}/disable_ipv6", plan.name), off)
+        .map_err(|error| NetworkError::NoIpv6 { index, error })?;
     if let Some(mtu) = plan.mtu {
         let message = LinkUnspec::new_with_index(link).mtu(mtu).build();
         handle.link().set(message).execute().await.map_err(refused("mtu"))?;

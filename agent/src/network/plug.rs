@@ -5,6 +5,16 @@ use std::{fs, io};
 
 const DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
 
+/// Takes a virtio device from its driver, and with it its network interface.
+pub fn let_go(slot: u32) -> io::Result<()> {
+    let name = format!("virtio-mmio.{slot}");
+    match fs::write(Path::new(DRIVER).join("unbind"), &name) {
+        // It has no driver.
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}
+
 /// Has the driver look again at the registers of a virtio device, which were a placeholder's when
 /// the kernel booted; returns the name of the network interface that it finds there.
 pub fn bring_to_life(slot: u32) -> io::Result<String> {

@@ -3,8 +3,9 @@
 //! [`namespace`] puts the sandbox host process there. When the container starts, [`inspect`] looks
 //! at what there is; each Ethernet interface gets a [`tap`] device beside it, frames go over from
 //! one to the other both ways ([`redirect`]), the VMM makes a virtio interface of the tap device,
-//! and the agent gives that the name, addresses and routes of the engine's. [`resolver`] makes the
-//! engine's own DNS resolver answer in the guest.
+//! and the agent gives that the name, addresses and routes of the engine's ([`wiring`]). [`resolver`]
+//! makes the engine's own DNS resolver answer in the guest, and [`watch`] follows what the engine
+//! changes later.
 
 pub mod inspect;
 pub mod namespace;
@@ -12,16 +13,16 @@ pub mod netlink;
 pub mod redirect;
 pub mod resolver;
 pub mod tap;
+pub mod watch;
+pub mod wiring;
 
 use std::io;
 
-use pouch_protocol::agent::SetNetworkRequest;
-use pouch_vmm::config::{MAX_NETWORK_SLOTS, MacAddress, NetworkConfig};
+use pouch_vmm::config::MAX_NETWORK_SLOTS;
 
-use crate::sandbox::agent::{Agent, AgentError};
-use crate::sandbox::vm::{Vm, VmError};
-use inspect::Found;
-use netlink::{Netlink, NetlinkError};
+use crate::sandbox::agent::AgentError;
+use crate::sandbox::vm::VmError;
+use netlink::NetlinkError;
 
 /// What the engine set up cannot be had in the guest.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +39,11 @@ pub enum WireError {
         problem: &'static str,
     },
     /// There are too many interfaces.
-    #[error("the network namespace has {0} interfaces, and a VM can have {MAX_NETWORK_SLOTS} at most")]
-    TooMany(usize),
+    #[error(
+        "there is no room for the interface {0}: a VM can have {MAX_NETWORK_SLOTS} in its life, with those that \
+         went away"
+    )]
+    TooMany(String),
     /// No tap device.
     #[error("a tap device for {interface} could not be made with /dev/net/tun")]
     Tap {
@@ -62,49 +66,4 @@ pub enum WireError {
     /// The engine's resolver does not reach the guest.
     #[error("the engine's DNS resolver could not be brought into the guest")]
     Resolver(#[from] resolver::ResolverError),
-}
-
-/// Gives the guest the network of the namespace that the calling thread is in.
-///
-/// # Errors
-/// [`WireError`] names the interface or route.
-pub fn wire(vm: &Vm, agent: &Agent) -> Result<(), WireError> {
-    let mut netlink = Netlink::open()?;
-    let mut found = inspect::inspect(&mut netlink)?;
-    if found.interfaces.is_empty() {
-        return Ok(());
-    }
-    if found.interfaces.len() > usize::from(MAX_NETWORK_SLOTS) {
-        return Err(WireError::TooMany(found.interfaces.len()));
-    }
-    let resolver = resolver::is_there();
-    if resolver {
-        resolver::reserve_ports()?;
-    }
-    for interface in &mut found.interfaces {
-        let tap_error = |source| WireError::Tap { interface: interface.guest.name.clone(), source };
-        let tap = tap::create().map_err(tap_error)?;
-        tap.bring_up(&mut netlink, interface.guest.mtu)?;
-        redirect::join(&mut netlink, interface.index, tap.index)?;
-        if resolver {
-            redirect::share_dns(&mut netlink, interface.index, tap.index)?;
-        }
-        let config = NetworkConfig { mac: MacAddress(interface.mac), mtu: interface.mtu() };
-        interface.guest.slot = vm
-            .plug_network(&tap.file, config)
-            .map_err(|source| WireError::Plug { interface: interface.guest.name.clone(), source })?;
-    }
-    agent.set_network(request(found)).map_err(WireError::Guest)?;
-    if resolver {
-        resolver::forward(vm, agent)?;
-    }
-    Ok(())
-}
-
-fn request(found: Found) -> SetNetworkRequest {
-    let mut request = SetNetworkRequest::new();
-    request.interfaces = found.interfaces.into_iter().map(|interface| interface.guest).collect();
-    request.routes = found.routes;
-    request.neighbors = found.neighbors;
-    request
 }

@@ -1,6 +1,8 @@
 //! Requests to the kernel's routing socket (rtnetlink(7)), one after the other.
 
 use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
@@ -9,6 +11,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// A request failed.
 #[derive(Debug, thiserror::Error)]
@@ -19,9 +22,42 @@ pub struct NetlinkError {
 }
 
 impl NetlinkError {
+    /// An error of something beside requests.
+    pub fn other(step: &str, source: io::Error) -> Self {
+        NetlinkError { step: step.to_owned(), source }
+    }
+
     /// Whether the kernel gave this error.
     pub fn is(&self, errno: i32) -> bool {
         self.source.raw_os_error() == Some(errno)
+    }
+}
+
+/// What is listened to: RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE of
+/// linux/rtnetlink.h.
+const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+
+/// News of the network.
+pub struct Changes(Socket);
+
+impl Changes {
+    /// Waits for a change, and then until there was none for the time `settle`.
+    ///
+    /// # Errors
+    /// What the kernel says; more changes than there is room for are one.
+    pub fn wait(&mut self, settle: Duration) -> io::Result<()> {
+        let mut timeout = PollTimeout::NONE;
+        loop {
+            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(0) => return Ok(()),
+                Ok(_) => match self.0.recv_from_full() {
+                    Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => return Err(error),
+                    _ => timeout = PollTimeout::try_from(settle).unwrap_or(PollTimeout::ZERO),
+                },
+                Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
@@ -41,6 +77,19 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(error)?;
         socket.bind_auto().map_err(error)?;
         Ok(Netlink { socket, sequence: 0 })
+    }
+
+    /// A socket that is told of changes: interfaces, addresses and routes.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] if the kernel does not tell.
+    pub fn changes() -> Result<Changes, NetlinkError> {
+        let netlink = Netlink::open()?;
+        for group in GROUPS {
+            let joined = netlink.socket.add_membership(group);
+            joined.map_err(|error| NetlinkError::other("follow changes of the network", error))?;
+        }
+        Ok(Changes(netlink.socket))
     }
 
     /// Lists what the message asks for.

@@ -16,7 +16,9 @@ use super::protocol::{Answer, ExecRequest, Failure, Process, Request};
 use super::stats;
 use crate::container::Status;
 use crate::errors::chain;
-use crate::network;
+use crate::network::netlink::Netlink;
+use crate::network::wiring::Wiring;
+use crate::network::{WireError, watch};
 
 /// Stack of a connection's thread.
 const STACK: usize = 256 * 1024;
@@ -88,8 +90,7 @@ impl Connection {
             Request::HooksDone => sandbox.transition(Status::Creating, Status::Created, || Ok(()))?,
             Request::Start => {
                 sandbox.transition(Status::Created, Status::Running, || {
-                    network::wire(&sandbox.vm, &sandbox.agent)
-                        .map_err(|error| Failure::new(chain(&error)))?;
+                    self.wire_network().map_err(|error| Failure::new(chain(&error)))?;
                     Ok(sandbox.agent.start(id)?)
                 })?;
             }
@@ -122,6 +123,20 @@ impl Connection {
             Request::Destroy => drop(self.events.send(Event::Destroy)),
         }
         Ok(Some(Answer::Done))
+    }
+
+    /// Gives the guest the network of the namespace, and follows what happens there.
+    fn wire_network(&self) -> Result<(), WireError> {
+        // Before it is looked at, so that no change is missed.
+        let changes = Netlink::changes()?;
+        let mut wiring = Wiring::default();
+        wiring.update(&self.sandbox.vm, &self.sandbox.agent)?;
+        // No engine adds an interface to a container without a network.
+        if wiring.is_empty() {
+            return Ok(());
+        }
+        let report = |text: &str| eprintln!("{text}");
+        watch::follow(changes, self.sandbox.clone(), wiring, report)
     }
 
     fn processes(&self) -> Result<Answer, Failure> {

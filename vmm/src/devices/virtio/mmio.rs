@@ -274,13 +274,14 @@ impl MmioTransport {
         }
     }
 
-    /// Back to the start. A running device cannot be reset: it answers with FAILED, and the
+    /// Back to the start. A running device that cannot be reset answers with FAILED, and the
     /// driver gives it up. The guests this is for never do that but to end.
     fn reset(&mut self) {
-        if self.activated {
+        if self.activated && !lock(&self.device).reset() {
             self.status |= VIRTIO_CONFIG_S_FAILED;
             return;
         }
+        self.activated = false;
         self.status = 0;
         self.driver_features = 0;
         self.interrupt.take_status();

@@ -60,6 +60,11 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// The device cannot start; the driver is told by the status register.
     fn activate(&mut self, queues: Vec<VirtQueue>, features: u64) -> io::Result<()>;
+    /// The driver takes its queues away from the running device. False if the device cannot do
+    /// without; only those that come and go while the VM runs need to.
+    fn reset(&mut self) -> bool {
+        false
+    }
 }
 
 /// Copies the part of a device's `config` that an access of `data.len()` bytes at `offset` sees.

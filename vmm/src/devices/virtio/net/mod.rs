@@ -221,6 +221,12 @@ impl VirtioDevice for Net {
         self.queues = queues;
         Ok(())
     }
+
+    fn reset(&mut self) -> bool {
+        self.queues.clear();
+        self.held = None;
+        true
+    }
 }
 
 impl LoopDevice for Net {
