@@ -12,6 +12,7 @@ use oci_spec::runtime::LinuxResources;
 use ttrpc::proto::Code;
 
 use super::cgroup::CgroupError;
+use super::cgroup::change::{self, Size};
 use super::devices_bpf::{self, DeviceRulesError};
 use super::launch::LaunchError;
 use super::{Container, LookupError, State};
@@ -105,12 +106,14 @@ pub async fn set_paused(container: Arc<Container>, paused: bool) -> Result<(), C
 }
 
 /// Applies new limits.
-pub async fn update(container: Arc<Container>, resources: LinuxResources) -> Result<(), ChangeError> {
+pub async fn update(container: Arc<Container>, mut resources: LinuxResources) -> Result<(), ChangeError> {
     let _turn = container.turn.lock().await;
     container.require(&[State::Created, State::Running, State::Paused], "created, running or paused")?;
     let rules = resources.devices().as_deref().filter(|rules| !rules.is_empty()).map(devices_bpf::rules);
     let rules = rules.transpose()?;
     let cgroup = container.cgroup.clone();
+    change::complete(&mut resources, |file| cgroup.read(file));
+    change::check_size(&resources, Size::of_guest(), |file| cgroup.read(file))?;
     // Lowering memory.max makes the kernel reclaim, which takes its time.
     blocking(move || cgroup.apply(Some(&resources))).await??;
     if let Some(rules) = rules {

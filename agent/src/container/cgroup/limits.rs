@@ -5,6 +5,7 @@ use oci_spec::runtime::{
 };
 
 use crate::error::RequestError;
+use crate::procfs::cpu_list;
 
 /// One write to a file of the cgroup.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,19 +22,25 @@ fn write(field: &str, file: &str, value: impl ToString) -> Write {
     Write { field: format!("linux.resources.{field}"), file: file.to_owned(), value: value.to_string() }
 }
 
-fn invalid(field: &str, reason: impl Into<String>) -> RequestError {
+/// The refusal of a field of the resources.
+pub fn invalid(field: &str, reason: impl Into<String>) -> RequestError {
     RequestError::new(format!("linux.resources.{field}"), reason)
 }
 
-/// Everything to write, in order. `exists` tells which files the kernel has.
-pub fn writes(resources: &LinuxResources, exists: impl Fn(&str) -> bool) -> Result<Vec<Write>, RequestError> {
+/// Everything to write, in order, in a guest of so many CPUs. `exists` tells which files the kernel
+/// has.
+pub fn writes(
+    resources: &LinuxResources,
+    cpus: u64,
+    exists: impl Fn(&str) -> bool,
+) -> Result<Vec<Write>, RequestError> {
     refuse_unavailable(resources)?;
     let mut writes = Vec::new();
     if let Some(memory) = resources.memory() {
         memory_writes(memory, &mut writes)?;
     }
     if let Some(cpu) = resources.cpu() {
-        cpu_writes(cpu, &mut writes)?;
+        cpu_writes(cpu, cpus, &mut writes)?;
     }
     if let Some(pids) = resources.pids() {
         pids_writes(pids, &mut writes);
@@ -141,7 +148,7 @@ pub fn check_usage(resources: &LinuxResources, usage: impl Fn() -> Option<u64>) 
     }
 }
 
-fn cpu_writes(cpu: &LinuxCpu, writes: &mut Vec<Write>) -> Result<(), RequestError> {
+fn cpu_writes(cpu: &LinuxCpu, online: u64, writes: &mut Vec<Write>) -> Result<(), RequestError> {
     for (field, set) in [
         ("cpu.realtimeRuntime", cpu.realtime_runtime().is_some_and(|value| value != 0)),
         ("cpu.realtimePeriod", cpu.realtime_period().is_some_and(|value| value != 0)),
@@ -170,11 +177,13 @@ fn cpu_writes(cpu: &LinuxCpu, writes: &mut Vec<Write>) -> Result<(), RequestErro
     if let Some(burst) = cpu.burst() {
         writes.push(write("cpu.burst", "cpu.max.burst", burst));
     }
+    // The list has the host's numbers; the guest gets as many, from its first. Its memory is one node,
+    // whatever those of the host are.
     if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
-        writes.push(write("cpu.cpus", "cpuset.cpus", cpus));
-    }
-    if let Some(mems) = cpu.mems().as_ref().filter(|mems| !mems.is_empty()) {
-        writes.push(write("cpu.mems", "cpuset.mems", mems));
+        let listed =
+            cpu_list(cpus).ok_or_else(|| invalid("cpu.cpus", format!("{cpus:?} is no list of CPUs")))?;
+        let last = (listed.len() as u64).min(online).saturating_sub(1);
+        writes.push(write("cpu.cpus", "cpuset.cpus", format!("0-{last}")));
     }
     Ok(())
 }
@@ -281,7 +290,7 @@ mod tests {
 
     fn all(json: &str) -> Result<Vec<(String, String)>, String> {
         let resources: LinuxResources = serde_json::from_str(json).unwrap();
-        match writes(&resources, |file| file.ends_with("rsvd.max")) {
+        match writes(&resources, 4, |file| file.ends_with("rsvd.max")) {
             Ok(writes) => Ok(writes.into_iter().map(|write| (write.file, write.value)).collect()),
             Err(error) => Err(error.to_string()),
         }
@@ -321,6 +330,13 @@ mod tests {
             all(json),
             pairs(&[("cpu.weight", "100"), ("cpu.max", "50000 100000"), ("cpuset.cpus", "0-1")])
         );
+        for (list, ours) in [("2-3", "0-1"), ("7", "0-0"), ("0-63", "0-3")] {
+            assert_eq!(
+                all(&format!(r#"{{"cpu":{{"cpus":"{list}","mems":"1"}}}}"#)),
+                pairs(&[("cpuset.cpus", ours)])
+            );
+        }
+        assert!(all(r#"{"cpu":{"cpus":"3-1"}}"#).unwrap_err().starts_with("linux.resources.cpu.cpus: "));
         assert_eq!(all(r#"{"cpu":{"quota":-1}}"#), pairs(&[("cpu.max", "max")]));
         assert_eq!(all(r#"{"cpu":{"realtimeRuntime":0,"realtimePeriod":0,"shares":0}}"#), pairs(&[]));
         assert!(all(r#"{"cpu":{"realtimeRuntime":5}}"#).unwrap_err().contains("cpu.realtimeRuntime"));

@@ -1,5 +1,6 @@
 //! The cgroup of a container: `/sys/fs/cgroup/pouch/NAME`.
 
+pub mod change;
 pub mod limits;
 pub mod stats;
 
@@ -122,7 +123,8 @@ impl Cgroup {
     pub fn apply(&self, resources: Option<&LinuxResources>) -> Result<(), CgroupError> {
         let Some(resources) = resources else { return Ok(()) };
         limits::check_usage(resources, || self.number("memory.current"))?;
-        for write in limits::writes(resources, |file| self.directory.join(file).exists())? {
+        let cpus = change::Size::of_guest().cpus;
+        for write in limits::writes(resources, cpus, |file| self.directory.join(file).exists())? {
             self.write(write)?;
         }
         Ok(())
