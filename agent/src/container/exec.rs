@@ -68,6 +68,10 @@ pub async fn exec(
     let _turn = container.turn.lock().await;
     container.require(&[State::Running], "running")?;
     container.check_new_exec(&request.exec_id)?;
+    let sub_cgroup = match request.cgroup.trim_matches('/') {
+        "" if request.cgroup.is_empty() => sub_cgroup(&container),
+        asked => asked_cgroup(&container, asked)?,
+    };
     if process.oom_score_adj().is_none() {
         process.set_oom_score_adj(container.for_exec.oom_score_adj);
     }
@@ -88,7 +92,7 @@ pub async fn exec(
         console_socket: prepared.is_terminal().then(|| files.console.clone()),
         process,
         seccomp: container.for_exec.seccomp.clone(),
-        task: Task::Exec { process_file: files.process.clone(), sub_cgroup: sub_cgroup(&container) },
+        task: Task::Exec { process_file: files.process.clone(), sub_cgroup },
     };
     let starting = agent.processes.starting();
     let launched = launch::launch(&agent.processes, &job, &files.job, ends).await?;
@@ -138,6 +142,24 @@ impl Drop for Files {
             let _ = fs::remove_file(file);
         }
     }
+}
+
+/// The cgroup that the request names, below the container's.
+fn asked_cgroup(container: &Container, asked: &str) -> Result<Option<String>, RequestError> {
+    let path = Path::new(asked);
+    if !path.components().all(|part| matches!(part, std::path::Component::Normal(_))) {
+        return Err(RequestError::new(
+            "cgroup",
+            format!("{asked:?} is no path below the container's cgroup"),
+        ));
+    }
+    if !container.cgroup.directory().join(path).is_dir() {
+        return Err(RequestError::new(
+            "cgroup",
+            format!("the container has no cgroup {asked:?} below its own"),
+        ));
+    }
+    Ok(Some(asked.to_owned()).filter(|asked| !asked.is_empty()))
 }
 
 /// An init like systemd moves itself to a cgroup below the container's and enables
