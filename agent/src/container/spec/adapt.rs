@@ -162,9 +162,21 @@ fn bind_sysfs(mount: &mut Mount) {
 fn adapt_mount(mount: &mut Mount) {
     if let Some(options) = mount.options_mut() {
         // The guest's own mounts are all private, so nothing travels into a container's or
-        // out of it whatever stands here.
-        const NOTHING_TO_DO: &[&str] =
-            &["private", "rprivate", "slave", "rslave", "async", "nomand", "symfollow"];
+        // out of it whatever stands here. Words of the kernel's log and versions of inodes are the
+        // file system's own affair, and libcontainer would hand the options to it as unknown ones.
+        const NOTHING_TO_DO: &[&str] = &[
+            "private",
+            "rprivate",
+            "slave",
+            "rslave",
+            "async",
+            "nomand",
+            "symfollow",
+            "silent",
+            "loud",
+            "iversion",
+            "noiversion",
+        ];
         options.retain(|option| !NOTHING_TO_DO.contains(&option.as_str()));
         if let Some(option) = options.iter_mut().find(|option| *option == "nosymfollow") {
             // libcontainer knows the flag in its recursive form only.

@@ -147,10 +147,10 @@ fn check_linux(linux: &Linux) -> Result {
 }
 
 fn check_seccomp(seccomp: &LinuxSeccomp) -> Result {
-    if seccomp.listener_path().is_some() {
-        let reason = "not available in the guest: the listener is on the host";
-        return refuse("linux.seccomp.listenerPath", reason);
+    if seccomp.listener_metadata().is_some() && seccomp.listener_path().is_none() {
+        return refuse("linux.seccomp.listenerMetadata", "needs linux.seccomp.listenerPath");
     }
+    check_errno("linux.seccomp.defaultErrnoRet", seccomp.default_action(), seccomp.default_errno_ret())?;
     if seccomp.default_action() == LinuxSeccompAction::ScmpActNotify {
         return refuse(
             "linux.seccomp.defaultAction",
@@ -158,10 +158,24 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result {
         );
     }
     for (index, rule) in seccomp.syscalls().iter().flatten().enumerate() {
+        let field = format!("linux.seccomp.syscalls[{index}]");
+        if rule.names().is_empty() {
+            return refuse(format!("{field}.names"), "must have at least one entry");
+        }
+        check_errno(&format!("{field}.errnoRet"), rule.action(), rule.errno_ret())?;
         if rule.action() == LinuxSeccompAction::ScmpActNotify {
             let field = format!("linux.seccomp.syscalls[{index}].action");
             return refuse(field, "SCMP_ACT_NOTIFY needs a listener, which the guest has not");
         }
+    }
+    Ok(())
+}
+
+/// Only some actions have an error to return.
+fn check_errno(field: &str, action: LinuxSeccompAction, errno: Option<u32>) -> Result {
+    use LinuxSeccompAction::{ScmpActErrno, ScmpActTrace};
+    if errno.is_some() && !matches!(action, ScmpActErrno | ScmpActTrace) {
+        return refuse(field, "is for SCMP_ACT_ERRNO and SCMP_ACT_TRACE only");
     }
     Ok(())
 }
@@ -210,8 +224,11 @@ fn check_mount(field: &str, mount: &Mount) -> Result {
             }
             "idmap" | "ridmap" => return refused("not available in the guest: mount it mapped on the host"),
             "remount" => return refused("a mount of a container is always a new one"),
-            "sync" | "dirsync" | "mand" => return refused("not available in the guest"),
-            "lazytime" | "nolazytime" | "iversion" | "noiversion" | "silent" | "loud" if bind => {
+            "mand" => return refused("not available in the guest"),
+            "sync" | "dirsync" | "lazytime" | "nolazytime" | "iversion" | "noiversion" | "silent"
+            | "loud"
+                if bind =>
+            {
                 return refused("is a setting of the whole file system, which a bind mount cannot change");
             }
             "ro" if mount.destination() == Path::new("/dev") => {
@@ -310,8 +327,30 @@ mod tests {
             ("/hooks", json!({"createContainer": [{"path": "/bin/x"}]}), "hooks.createContainer: "),
             (
                 "/linux/seccomp",
-                json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}),
-                "linux.seccomp.listenerPath: ",
+                json!({"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/x"}),
+                "linux.seccomp.defaultAction: ",
+            ),
+            (
+                "/linux/seccomp",
+                json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "x"}),
+                "linux.seccomp.listenerMetadata: ",
+            ),
+            (
+                "/linux/seccomp",
+                json!({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1}),
+                "linux.seccomp.defaultErrnoRet: ",
+            ),
+            (
+                "/linux/seccomp",
+                json!({"defaultAction": "SCMP_ACT_ALLOW",
+                    "syscalls": [{"names": ["acct"], "action": "SCMP_ACT_KILL", "errnoRet": 1}]}),
+                "linux.seccomp.syscalls[0].errnoRet: ",
+            ),
+            (
+                "/linux/seccomp",
+                json!({"defaultAction": "SCMP_ACT_ALLOW",
+                    "syscalls": [{"names": [], "action": "SCMP_ACT_KILL"}]}),
+                "linux.seccomp.syscalls[0].names: ",
             ),
         ];
         for (pointer, value, expected) in cases {
@@ -327,6 +366,7 @@ mod tests {
             ("/process/selinuxLabel", json!("")),
             ("/linux/mountLabel", json!("")),
             ("/linux/rootfsPropagation", json!("rslave")),
+            ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"})),
             ("/hooks", json!({"startContainer": [{"path": "/bin/x"}], "prestart": []})),
         ] {
             assert_eq!(refusal(pointer, value), "accepted", "{pointer}");
@@ -347,7 +387,9 @@ mod tests {
         for option in ["rprivate", "ro", "rro", "rbind", "nosymfollow"] {
             assert_eq!(mount("bind", option), "accepted", "{option}");
         }
-        assert_eq!(mount("tmpfs", "size=5"), "accepted");
+        for option in ["size=5", "sync", "dirsync"] {
+            assert_eq!(mount("tmpfs", option), "accepted", "{option}");
+        }
     }
 
     #[test]
