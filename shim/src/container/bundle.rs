@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use oci_spec::runtime::{Process, Root, Spec};
+use oci_spec::runtime::{Capability, Process, Root, Spec};
+use serde_json::Value;
 
 /// The specification's file name (OCI runtime specification, bundle.md).
 pub const CONFIG_FILE: &str = "config.json";
@@ -18,6 +19,8 @@ pub struct Bundle {
     pub path: PathBuf,
     /// The specification.
     pub spec: Spec,
+    /// What the user should know of it.
+    pub warnings: Vec<String>,
 }
 
 /// A bundle that no container can be made from.
@@ -93,9 +96,11 @@ impl Bundle {
             return Err(BundleError::TooLong(file));
         }
         let text = fs::read_to_string(&file).map_err(read)?;
-        let spec: Spec = serde_json::from_str(&text)
-            .map_err(|source| BundleError::Parse { path: file.clone(), source })?;
-        let bundle = Bundle { path: absolute, spec };
+        let parse = |source| BundleError::Parse { path: file.clone(), source };
+        let mut value: Value = serde_json::from_str(&text).map_err(parse)?;
+        let warnings = value.get_mut("process").map(drop_unknown_capabilities).unwrap_or_default();
+        let spec: Spec = serde_json::from_value(value).map_err(parse)?;
+        let bundle = Bundle { path: absolute, spec, warnings };
         bundle.check(&file)?;
         Ok(bundle)
     }
@@ -131,6 +136,24 @@ impl Bundle {
     pub fn root_path(&self) -> PathBuf {
         self.path.join(self.root().path())
     }
+}
+
+/// Takes names that no kernel knows out of the capabilities of a `process` object, which the
+/// specification wants to be no error but a warning (config.md, "Linux Process").
+pub fn drop_unknown_capabilities(process: &mut Value) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
+    for (set, list) in sets.into_iter().flatten() {
+        let Some(list) = list.as_array_mut() else { continue };
+        list.retain(|name| {
+            let unknown = name.is_string() && serde_json::from_value::<Capability>(name.clone()).is_err();
+            if unknown {
+                warnings.push(format!("process.capabilities.{set}: {name} is not known, and is left out"));
+            }
+            !unknown
+        });
+    }
+    warnings
 }
 
 /// 1.x up to 1.3, with whatever patch level and suffix.
@@ -171,6 +194,18 @@ mod tests {
         assert!(load(&rootless, true).unwrap_err().contains("no root"));
         let error = Bundle::load(Path::new("/no/such/bundle")).unwrap_err();
         assert!(crate::errors::chain(&error).contains("/no/such/bundle"));
+    }
+
+    #[test]
+    fn capabilities_that_are_not_known_are_left_out() {
+        let mut process = serde_json::json!({"capabilities": {"bounding": ["CAP_KILL", "CAP_FANTASY"]}});
+        let warnings = drop_unknown_capabilities(&mut process);
+        assert_eq!(process["capabilities"]["bounding"], serde_json::json!(["CAP_KILL"]));
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("process.capabilities.bounding: \"CAP_FANTASY\"")
+        );
+        assert!(drop_unknown_capabilities(&mut process).is_empty());
+        assert!(drop_unknown_capabilities(&mut serde_json::json!([])).is_empty());
     }
 
     #[test]

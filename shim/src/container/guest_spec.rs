@@ -96,7 +96,7 @@ fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> Translat
 /// [`TranslateError`] names the field.
 pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
     let mut spec = bundle.spec.clone();
-    let mut warnings = Vec::new();
+    let mut warnings = bundle.warnings.clone();
     if let Some((field, problem)) = spec.hooks().as_ref().and_then(hooks::check) {
         return Err(unsupported(field, problem));
     }

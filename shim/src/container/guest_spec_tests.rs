@@ -21,7 +21,8 @@ fn translate_with(change: impl FnOnce(&mut Value, &Path)) -> Result<GuestSpec, S
     fs::create_dir(folder.path().join("rootfs")).unwrap();
     let mut value = base();
     change(&mut value, folder.path());
-    let bundle = Bundle { path: folder.path().to_owned(), spec: serde_json::from_value(value).unwrap() };
+    let spec = serde_json::from_value(value).unwrap();
+    let bundle = Bundle { path: folder.path().to_owned(), spec, warnings: Vec::new() };
     translate(&bundle).map_err(|error| crate::errors::chain(&error))
 }
 
