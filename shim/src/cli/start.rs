@@ -2,9 +2,8 @@
 
 use clap::Args;
 
-use super::{CliError, Global, Outcome};
+use super::{CliError, Global, Outcome, other};
 use crate::container::hooks::{self, Point};
-use crate::errors::chain;
 use crate::sandbox::protocol::Request;
 
 #[derive(Args)]
@@ -20,12 +19,17 @@ impl Start {
     }
 }
 
-/// Starts the container's process, then runs the hooks for that.
+/// Starts the container's process, then runs the hooks for that. If one fails, the container is
+/// stopped and removed (runtime.md, "Lifecycle", since version 1.3).
 pub fn start(global: &Global, id: &str) -> Result<(), CliError> {
     global.host(id)?.ask(&Request::Start)?;
     // A container that has ended and been deleted already has none.
-    if let Ok((_, state)) = global.load(id) {
-        hooks::run_all(Point::Poststart, &state, |error| global.log().warning(&chain(&error)));
-    }
-    Ok(())
+    let Ok((_, state)) = global.load(id) else { return Ok(()) };
+    hooks::run(Point::Poststart, &state).map_err(|error| {
+        let failed = other(error);
+        match super::delete::delete(global, id, true) {
+            Ok(()) => failed,
+            Err(error) => CliError::Other(format!("{failed}; {error}")),
+        }
+    })
 }
