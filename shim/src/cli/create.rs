@@ -29,6 +29,9 @@ pub struct CreateOptions {
     /// Accepted for compatibility: keyrings are the guest's.
     #[arg(long)]
     pub no_new_keyring: bool,
+    /// Accepted for compatibility: what a container leaves behind ends with its VM.
+    #[arg(long)]
+    pub no_subreaper: bool,
     /// Further descriptors for the container, which cannot reach into a VM: only 0 is possible.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
@@ -45,10 +48,7 @@ pub struct Create {
 impl CreateOptions {
     /// Creates the container; its host process is a child of this one.
     pub fn create(&self, global: &Global, id: &str) -> Result<Child, CliError> {
-        if self.preserve_fds > 0 {
-            let text = "--preserve-fds: descriptors of the host cannot reach into a VM";
-            return Err(CliError::Other(text.to_owned()));
-        }
+        refuse_descriptors(self.preserve_fds)?;
         let absolute = |path: &Path| std::path::absolute(path).map_err(other);
         let bundle = self.bundle.canonicalize().map_err(|error| {
             CliError::Other(format!("the bundle {} cannot be used: {error}", self.bundle.display()))
@@ -59,7 +59,7 @@ impl CreateOptions {
             id: id.to_owned(),
             root: absolute(&global.root)?,
             bundle,
-            systemd_cgroup: global.systemd_cgroup,
+            systemd_cgroup: global.uses_systemd(),
             console_socket: self.console_socket.as_deref().map(absolute).transpose()?,
             log: global.log.as_deref().map(absolute).transpose()?,
             log_json: global.log_format == LogFormat::Json,
@@ -72,6 +72,16 @@ impl CreateOptions {
         }
         Ok(child)
     }
+}
+
+/// Refuses descriptors for the container.
+pub fn refuse_descriptors(preserve_fds: u32) -> Result<(), CliError> {
+    if preserve_fds == 0 {
+        return Ok(());
+    }
+    let text = "--preserve-fds: descriptors of the host cannot reach into a VM; pass what they are for as \
+                standard streams, files or bind mounts";
+    Err(CliError::Other(text.to_owned()))
 }
 
 /// Runs the hooks that belong to `create`: here and not in the host process, which is in

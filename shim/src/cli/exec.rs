@@ -15,10 +15,11 @@ use std::thread;
 use clap::Args;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
+use super::create::refuse_descriptors;
+use super::exec_process::ProcessOptions;
 use super::{CliError, Global, Outcome, other, write_pid_file};
-use crate::container::{Bundle, State, Status};
+use crate::container::Status;
 use crate::sandbox::client::HostClient;
 use crate::sandbox::launch::inherit_only;
 use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
@@ -30,40 +31,21 @@ pub struct Exec {
     /// A socket to which the master of the process's terminal is sent.
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
-    /// The working directory.
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<PathBuf>,
-    /// A variable, as NAME=VALUE.
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    env: Vec<String>,
-    /// Give it a terminal.
-    #[arg(short, long)]
-    tty: bool,
-    /// The user, as UID or UID:GID.
-    #[arg(short, long, value_name = "UID[:GID]")]
-    user: Option<String>,
-    /// A further group, by number.
-    #[arg(short = 'g', long, value_name = "GID")]
-    additional_gids: Vec<u32>,
-    /// A file with an OCI `process` object, instead of the flags.
-    #[arg(short, long, value_name = "FILE")]
-    process: Option<PathBuf>,
+    #[command(flatten)]
+    process: ProcessOptions,
     /// Return when the process runs.
     #[arg(short, long)]
     detach: bool,
     /// Write the number of the process on the host that stands for it to this file.
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
-    /// A capability that it gets besides the container's.
-    #[arg(short = 'c', long, value_name = "CAP")]
-    cap: Vec<String>,
-    /// It can gain no privileges.
-    #[arg(long)]
-    no_new_privs: bool,
+    /// The cgroup below the container's in which it shall be; it must exist.
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<String>,
     /// Further descriptors, which cannot reach into a VM: only 0 is possible.
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
-    /// Start it although the container is paused: not possible.
+    /// Start it although the container is paused: not possible, resume it first.
     #[arg(long)]
     ignore_paused: bool,
     /// The container's name.
@@ -83,18 +65,18 @@ struct ExecHost {
 
 impl Exec {
     pub fn run(&self, global: &Global) -> Outcome {
-        if self.preserve_fds > 0 {
-            let text = "--preserve-fds: descriptors of the host cannot reach into a VM";
+        refuse_descriptors(self.preserve_fds)?;
+        let (dir, state) = global.load(&self.id)?;
+        if self.ignore_paused && state.status == Status::Paused {
+            let text = "--ignore-paused: a process cannot be started in a frozen container; resume it first";
             return Err(CliError::Other(text.to_owned()));
         }
-        let (dir, state) = global.load(&self.id)?;
         if state.status != Status::Running {
             let text = format!("container {} is {}: nothing can be executed in it", self.id, state.status);
             return Err(CliError::Other(text));
         }
-        let process = self.process(&state)?;
-        let terminal = process["terminal"].as_bool().unwrap_or(false);
-        let request = ExecRequest { process, terminal, rows: 0, columns: 0 };
+        let (process, terminal) = self.process.build(&self.command, &state, &global.log())?;
+        let request = ExecRequest { process, terminal, rows: 0, columns: 0, cgroup: self.cgroup.clone() };
         let socket = std::path::absolute(dir.socket()).map_err(other)?;
         let console_socket =
             self.console_socket.as_deref().map(std::path::absolute).transpose().map_err(other)?;
@@ -107,59 +89,7 @@ impl Exec {
             return self.leave_behind(&host);
         }
         write_pid_file(self.pid_file.as_ref(), std::process::id())?;
-        run_here(host, |_| ())
-    }
-
-    /// The OCI `process` object.
-    fn process(&self, state: &State) -> Result<Value, CliError> {
-        if let Some(path) = &self.process {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                CliError::Other(format!("--process {} cannot be read: {error}", path.display()))
-            })?;
-            return serde_json::from_str(&text).map_err(|error| {
-                CliError::Other(format!("--process {} is not valid: {error}", path.display()))
-            });
-        }
-        if self.command.is_empty() {
-            return Err(CliError::Other("there is no command to execute".to_owned()));
-        }
-        let bundle = Bundle::load(&state.bundle).map_err(other)?;
-        let mut process = serde_json::to_value(bundle.process()).map_err(other)?;
-        process["args"] = json!(self.command);
-        process["terminal"] = json!(self.tty);
-        // Labels of the host, which have no meaning in the guest.
-        for label in ["apparmorProfile", "selinuxLabel", "consoleSize"] {
-            process.as_object_mut().map(|members| members.remove(label));
-        }
-        if let Some(cwd) = &self.cwd {
-            process["cwd"] = json!(cwd);
-        }
-        let mut env = process["env"].as_array().cloned().unwrap_or_default();
-        env.extend(self.env.iter().map(|variable| json!(variable)));
-        process["env"] = Value::Array(env);
-        if let Some(user) = &self.user {
-            process["user"] = parse_user(user)?;
-        }
-        if !self.additional_gids.is_empty() {
-            process["user"]["additionalGids"] = json!(self.additional_gids);
-        }
-        if self.no_new_privs {
-            process["noNewPrivileges"] = json!(true);
-        }
-        for set in ["bounding", "effective", "permitted"] {
-            for capability in &self.cap {
-                let name = capability.to_ascii_uppercase();
-                let name = if name.starts_with("CAP_") { name } else { format!("CAP_{name}") };
-                let list = &mut process["capabilities"][set];
-                if !list.is_array() {
-                    *list = json!([]);
-                }
-                if let Some(list) = list.as_array_mut() {
-                    list.push(json!(name));
-                }
-            }
-        }
-        Ok(process)
+        run_here(host, || Ok(()))
     }
 
     /// Starts a process that stays, and returns when the guest's process runs.
@@ -206,15 +136,6 @@ impl Exec {
     }
 }
 
-/// "1000" or "1000:1000".
-fn parse_user(text: &str) -> Result<Value, CliError> {
-    let error = || CliError::Other(format!("--user {text:?} is not UID or UID:GID in numbers"));
-    let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
-    let uid: u32 = uid.parse().map_err(|_| error())?;
-    let gid: u32 = gid.parse().map_err(|_| error())?;
-    Ok(json!({"uid": uid, "gid": gid}))
-}
-
 /// The whole life of an exec's process that stays behind.
 pub fn exec_host(report_fd: RawFd, text: &str) -> Outcome {
     // SAFETY: F_SETFD changes a flag of a number and touches no memory.
@@ -223,23 +144,23 @@ pub fn exec_host(report_fd: RawFd, text: &str) -> Outcome {
     }
     // SAFETY: the descriptor is open, and the command line names it once.
     let report = std::cell::Cell::new(Some(File::from(unsafe { OwnedFd::from_raw_fd(report_fd) })));
-    let tell = |word: &Report| {
-        if let (Some(mut report), Ok(bytes)) = (report.take(), serde_json::to_vec(word)) {
-            // Nobody may be listening any more.
-            let _ = report.write_all(&bytes);
-        }
+    let tell = |word: &Report| match (report.take(), serde_json::to_vec(word)) {
+        (Some(mut report), Ok(bytes)) => report.write_all(&bytes),
+        _ => Ok(()),
     };
     let host: ExecHost = serde_json::from_str(text).map_err(other)?;
-    let result = run_here(host, |()| tell(&Report::Created));
+    // Where nobody listens any more, nobody would know of the process either.
+    let result = run_here(host, || tell(&Report::Created).map_err(other));
     if let Err(error) = &result {
         let status = error.status();
-        tell(&Report::Failed(Failure { message: crate::errors::chain(error), status }));
+        // As above; there is nothing left to end.
+        let _ = tell(&Report::Failed(Failure { message: crate::errors::chain(error), status }));
     }
     result
 }
 
 /// Starts the process, relays its streams and waits for its end in this process.
-fn run_here(mut host: ExecHost, started: impl FnOnce(())) -> Outcome {
+fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) -> Outcome {
     signals::block();
     let terminal = open_terminal(&host)?;
     if let Some(file) = &terminal {
@@ -259,7 +180,7 @@ fn run_here(mut host: ExecHost, started: impl FnOnce(())) -> Outcome {
     let streams = fds.into_iter().map(UnixStream::from).collect();
     let outputs = start_relays(streams, terminal).map_err(other)?;
     forward_signals(&host.socket, exec_id, console).map_err(other)?;
-    started(());
+    started()?;
     let (answer, _) = client.ask(&Request::Wait)?;
     let Answer::Exited { status, stdout_bytes, stderr_bytes } = answer else {
         return Err(CliError::Other("the host process gave a wrong answer".to_owned()));

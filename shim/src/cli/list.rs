@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::{Global, Outcome, other, print};
 use crate::container::State;
 use crate::container::state::{StateError, list};
+use crate::errors::chain;
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Format {
@@ -33,7 +34,8 @@ impl List {
                 Ok(state) => states.push(state),
                 // Under way to be created or deleted.
                 Err(StateError::NotFound(_)) => {}
-                Err(error) => return Err(other(error)),
+                // One that is damaged must not hide the others.
+                Err(error) => global.log().error(&chain(&error)),
             }
         }
         let text = match (self.quiet, self.format) {
@@ -50,10 +52,10 @@ impl List {
 }
 
 fn table(states: &[State]) -> String {
-    let mut rows = vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned)];
+    let mut rows = vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned).to_vec()];
     for state in states {
         let json = state.to_oci();
-        rows.push([
+        rows.push(vec![
             state.id.clone(),
             json["pid"].to_string(),
             state.status.to_string(),
@@ -62,17 +64,18 @@ fn table(states: &[State]) -> String {
             state.owner.clone(),
         ]);
     }
-    align(&rows)
+    align_rows(&rows)
 }
 
 /// Lines whose columns begin below each other, at least 12 characters wide as runc's.
-pub fn align<const N: usize>(rows: &[[String; N]]) -> String {
+pub fn align_rows(rows: &[Vec<String>]) -> String {
     const LEAST: usize = 12;
-    let widths: Vec<usize> = (0..N)
-        .map(|column| {
-            rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(LEAST - 3) + 3
-        })
-        .collect();
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.max().unwrap_or(0).max(LEAST - 3) + 3
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
@@ -91,8 +94,8 @@ mod tests {
 
     #[test]
     fn columns_begin_below_each_other() {
-        let rows = [["ID", "PID"], ["a-rather-long-name", "7"]].map(|row| row.map(str::to_owned));
-        let text = align(&rows);
+        let rows = [["ID", "PID"], ["a-rather-long-name", "7"]].map(|row| row.map(str::to_owned).to_vec());
+        let text = align_rows(&rows);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0].find("PID"), lines[1].find('7'));
     }

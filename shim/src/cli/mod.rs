@@ -1,9 +1,12 @@
 //! The OCI runtime's command line: one file an operation, flags as runc has them.
 
 mod check;
+mod checkpoint;
 mod create;
 mod delete;
+mod events;
 mod exec;
+mod exec_process;
 mod features;
 mod kill;
 mod list;
@@ -17,7 +20,7 @@ mod update;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::cgroup::oom;
 use crate::config::Config;
@@ -29,9 +32,13 @@ use crate::sandbox::client::{ClientError, HostClient};
 use crate::sandbox::launch;
 use crate::sandbox::protocol::Failure;
 
+/// What `--version` says after the program's name: runc's form, which engines parse.
+const VERSION: &str =
+    concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: ", crate::container::state::oci_version!());
+
 /// Runs OCI containers, each in its own small virtual machine.
 #[derive(Parser)]
-#[command(name = "pouch-vm", version, disable_help_subcommand = true)]
+#[command(name = "pouch-vm", version = VERSION, disable_help_subcommand = true, disable_version_flag = true)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -54,9 +61,49 @@ struct Global {
     /// Accepted for compatibility; errors are told in full always.
     #[arg(long, global = true)]
     debug: bool,
+    /// As --debug.
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
     /// systemd makes the cgroup; the cgroup path is SLICE:PREFIX:NAME.
     #[arg(long, global = true)]
     systemd_cgroup: bool,
+    /// Who makes the cgroup; `systemd` is the same as --systemd-cgroup.
+    #[arg(long, global = true, value_name = "MANAGER")]
+    cgroup_manager: Option<CgroupManager>,
+    /// Whether to run without root's rights, which is not possible: not `true`.
+    #[arg(
+        long,
+        global = true,
+        value_name = "VALUE",
+        num_args = 0..=1,
+        default_value = "auto",
+        default_missing_value = "true",
+        value_parser = parse_rootless
+    )]
+    rootless: String,
+    /// Accepted for compatibility: containers in a VM are not saved with CRIU.
+    #[arg(long, global = true, value_name = "PATH")]
+    criu: Option<PathBuf>,
+    /// Print the version.
+    #[arg(short, short_alias = 'V', long, action = ArgAction::Version)]
+    version: Option<bool>,
+}
+
+/// The managers of crun's command line.
+#[derive(Clone, Copy, ValueEnum)]
+enum CgroupManager {
+    /// Directories below the root of the hierarchy.
+    Cgroupfs,
+    /// Slices and scopes.
+    Systemd,
+}
+
+fn parse_rootless(text: &str) -> Result<String, String> {
+    match text {
+        "auto" | "false" => Ok(text.to_owned()),
+        "true" => Err("containers cannot be run without root's rights; run it as root".to_owned()),
+        _ => Err("it is one of auto, true and false".to_owned()),
+    }
 }
 
 #[derive(Subcommand)]
@@ -85,8 +132,12 @@ enum Command {
     Resume(pause::Resume),
     /// Change the limits of a running container.
     Update(update::Update),
-    /// Print counters of a container.
-    Events(ps::Events),
+    /// Print counters of a container, and when it is out of memory.
+    Events(events::Events),
+    /// Save a running container: not possible yet.
+    Checkpoint(checkpoint::Unavailable),
+    /// Create a container from a saved one: not possible yet.
+    Restore(checkpoint::Unavailable),
     /// Write a specification to start from.
     Spec(spec::Spec),
     /// Print what this runtime can do, as JSON.
@@ -148,6 +199,11 @@ fn other(error: impl std::error::Error + 'static) -> CliError {
 type Outcome = Result<u8, CliError>;
 
 impl Global {
+    /// Whether systemd is to make the cgroup.
+    fn uses_systemd(&self) -> bool {
+        self.systemd_cgroup || matches!(self.cgroup_manager, Some(CgroupManager::Systemd))
+    }
+
     fn log(&self) -> Log {
         Log { file: self.log.clone(), format: self.log_format }
     }
@@ -199,6 +255,8 @@ pub fn main() -> u8 {
         Command::Resume(command) => command.run(&global),
         Command::Update(command) => command.run(&global),
         Command::Events(command) => command.run(&global),
+        Command::Checkpoint(command) => command.run("checkpoint"),
+        Command::Restore(command) => command.run("restore"),
         Command::Spec(command) => command.run(),
         Command::Features => features::run(),
         Command::Check(command) => command.run(&load_config),

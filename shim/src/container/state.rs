@@ -13,8 +13,16 @@ use crate::cgroup::Cgroup;
 
 /// Where the directories are unless `--root` says otherwise.
 pub const DEFAULT_ROOT: &str = "/run/pouch-vm";
+/// The newest version of the OCI runtime specification that is known, as a literal.
+macro_rules! oci_version {
+    () => {
+        "1.3.0"
+    };
+}
+pub(crate) use oci_version;
+
 /// The version of the state's format (OCI runtime specification, runtime.md, "State").
-pub const OCI_VERSION: &str = "1.2.0";
+pub const OCI_VERSION: &str = oci_version!();
 
 const STATE_FILE: &str = "state.json";
 

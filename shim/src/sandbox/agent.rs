@@ -221,16 +221,24 @@ impl Agent {
         self.0.update_container(within(CALL), &request).map(drop).map_err(error("UpdateContainer"))
     }
 
-    /// Starts a further process.
+    /// Starts a further process, in the cgroup below the container's, if one is named.
     ///
     /// # Errors
     /// [`AgentError`] as the agent says it.
-    pub fn exec(&self, id: &str, exec_id: &str, process: Vec<u8>, stdio: Stdio) -> Result<(), AgentError> {
+    pub fn exec(
+        &self,
+        id: &str,
+        exec_id: &str,
+        process: Vec<u8>,
+        stdio: Stdio,
+        cgroup: &str,
+    ) -> Result<(), AgentError> {
         let mut request = ExecProcessRequest::new();
         request.container_id = id.to_owned();
         request.exec_id = exec_id.to_owned();
         request.process = process;
         request.stdio = Some(stdio).into();
+        request.cgroup = cgroup.to_owned();
         self.0.exec_process(within(CALL), &request).map(drop).map_err(error("ExecProcess"))
     }
 

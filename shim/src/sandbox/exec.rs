@@ -1,5 +1,6 @@
 //! A running sandbox as requests of the command line see it.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +32,8 @@ pub struct Sandbox {
     pub size: VmSize,
     state: Mutex<State>,
     execs: AtomicU64,
+    /// The processes of the host that stand for those of `exec`, by the latter's names.
+    exec_hosts: Mutex<BTreeMap<String, i32>>,
 }
 
 /// A stream could not be connected.
@@ -119,7 +122,15 @@ fn token() -> Result<u64, StreamError> {
 impl Sandbox {
     /// A sandbox whose container is created.
     pub fn new(dir: ContainerDir, vm: Vm, agent: Agent, state: State, size: VmSize) -> Self {
-        Sandbox { dir, vm, agent, size, state: Mutex::new(state), execs: AtomicU64::new(1) }
+        Sandbox {
+            dir,
+            vm,
+            agent,
+            size,
+            state: Mutex::new(state),
+            execs: AtomicU64::new(1),
+            exec_hosts: Mutex::default(),
+        }
     }
 
     /// The container's name.
@@ -134,6 +145,21 @@ impl Sandbox {
     /// The container's status.
     pub fn status(&self) -> Status {
         self.lock_state().status
+    }
+
+    /// Notes which process of the host stands for a process of `exec`; none when it has ended.
+    pub fn set_exec_host(&self, exec_id: &str, pid: Option<i32>) {
+        let mut hosts = self.exec_hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        match pid {
+            Some(pid) => drop(hosts.insert(exec_id.to_owned(), pid)),
+            None => drop(hosts.remove(exec_id)),
+        }
+    }
+
+    /// The processes of the host that stand for those of `exec`.
+    pub fn exec_hosts(&self) -> Vec<i32> {
+        let hosts = self.exec_hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.values().copied().collect()
     }
 
     /// Changes the state and writes it down.
@@ -207,7 +233,8 @@ impl Sandbox {
         let process = request.process.to_string().into_bytes();
         let streams = Tokens::new(request.terminal, (request.rows, request.columns))
             .and_then(|tokens| {
-                self.agent.exec(self.id(), &exec_id, process, tokens.stdio())?;
+                let cgroup = request.cgroup.as_deref().unwrap_or_default();
+                self.agent.exec(self.id(), &exec_id, process, tokens.stdio(), cgroup)?;
                 tokens.connect(&self.vm)
             })
             .map_err(|error| error.failure())?;

@@ -90,10 +90,14 @@ pub enum Request {
     Pause,
     /// Lets them go on.
     Resume,
-    /// The container's processes.
+    /// The container's processes, in the guest.
     Processes,
+    /// The processes of the host that stand for the container's.
+    HostProcesses,
     /// Its counters.
     Stats,
+    /// Waits for the container's process to end.
+    AwaitEnd,
     /// New limits: an OCI `linux.resources` object.
     Update {
         /// The object.
@@ -129,6 +133,17 @@ pub struct ExecRequest {
     pub rows: u32,
     /// The terminal's size.
     pub columns: u32,
+    /// The cgroup below the container's in which it shall be.
+    pub cgroup: Option<String>,
+}
+
+/// A container's counters.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Counters {
+    /// What `events --stats` prints.
+    pub stats: serde_json::Value,
+    /// How often the guest's out-of-memory killer hit the container.
+    pub oom_kills: u64,
 }
 
 /// An answer.
@@ -141,8 +156,15 @@ pub enum Answer {
     Status(Status),
     /// To [`Request::Processes`].
     Processes(Vec<Process>),
-    /// To [`Request::Stats`]: what `events --stats` prints.
-    Stats(serde_json::Value),
+    /// To [`Request::HostProcesses`]: their numbers, the container's first.
+    HostProcesses(Vec<i32>),
+    /// To [`Request::Stats`].
+    Stats(Counters),
+    /// To [`Request::AwaitEnd`].
+    Ended {
+        /// The guest's out-of-memory killer hit the container in its life.
+        out_of_memory: bool,
+    },
     /// To [`Request::Exec`]: stdin, stdout and stderr, or the terminal, come beside it.
     Started {
         /// The process's name for further requests.

@@ -1,18 +1,19 @@
 //! Answers the command line's requests.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread;
 
+use nix::sys::socket::{getsockopt, sockopt};
 use pouch_vmm::control::ControlSocket;
 
 use super::client::HostListener;
 use super::exec::Sandbox;
 use super::host::Event;
-use super::protocol::{Answer, ExecRequest, Failure, Process, Request};
+use super::protocol::{Answer, Counters, ExecRequest, Failure, Process, Request};
 use super::stats;
 use crate::container::Status;
 use crate::errors::chain;
@@ -79,6 +80,7 @@ impl Connection {
         {
             // It may end at the same time.
             let _ = self.sandbox.agent.signal(self.sandbox.id(), &exec.id, libc::SIGKILL as u32, false);
+            self.sandbox.set_exec_host(&exec.id, None);
         }
     }
 
@@ -110,10 +112,18 @@ impl Connection {
                 sandbox.agent.resize(id, exec_id, rows, columns).map_err(|error| error.failure())?;
             }
             Request::Processes => return self.processes().map(Some),
+            Request::HostProcesses => {
+                let own = i32::try_from(std::process::id()).ok();
+                return Ok(Some(Answer::HostProcesses(
+                    own.into_iter().chain(sandbox.exec_hosts()).collect(),
+                )));
+            }
             Request::Stats => {
                 let stats = sandbox.agent.stats(id).map_err(|error| error.failure())?;
-                return Ok(Some(Answer::Stats(stats::to_json(id, &stats))));
+                let counters = Counters { stats: stats::to_json(id, &stats), oom_kills: stats.oom_kills };
+                return Ok(Some(Answer::Stats(counters)));
             }
+            Request::AwaitEnd => return self.await_end(),
             Request::Update { resources } => {
                 sandbox.update(resources)?;
             }
@@ -163,6 +173,7 @@ impl Connection {
         }
         let (exec_id, streams) = self.sandbox.exec(request)?;
         self.exec = Some(Exec { id: exec_id.clone(), ended: Arc::default() });
+        self.sandbox.set_exec_host(&exec_id, peer(self.socket.as_fd()));
         let fds: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
         self.socket
             .send(&Answer::Started { exec_id }, &fds)
@@ -175,24 +186,49 @@ impl Connection {
         let exec =
             self.exec.as_ref().ok_or_else(|| Failure::new("this connection has started no process"))?;
         let (id, ended) = (exec.id.clone(), exec.ended.clone());
+        self.answer_later("wait", move |sandbox| {
+            let answer = match sandbox.agent.wait(sandbox.id(), &id) {
+                Ok(response) => Answer::Exited {
+                    status: response.exit_status.min(255),
+                    stdout_bytes: response.stdout_bytes,
+                    stderr_bytes: response.stderr_bytes,
+                },
+                Err(error) => Answer::Failed(error.failure()),
+            };
+            ended.store(true, Ordering::Release);
+            sandbox.set_exec_host(&id, None);
+            answer
+        })
+    }
+
+    /// Answers when the container's process has ended.
+    fn await_end(&self) -> Result<Option<Answer>, Failure> {
+        self.answer_later("await-end", |sandbox| match sandbox.agent.wait(sandbox.id(), "") {
+            Ok(response) => Answer::Ended { out_of_memory: response.oom_killed },
+            Err(error) => Answer::Failed(error.failure()),
+        })
+    }
+
+    /// Sends an answer that takes its time from a thread of its own.
+    fn answer_later(
+        &self,
+        name: &str,
+        answer: impl FnOnce(&Sandbox) -> Answer + Send + 'static,
+    ) -> Result<Option<Answer>, Failure> {
         let (socket, sandbox) = (self.socket.clone(), self.sandbox.clone());
         thread::Builder::new()
-            .name("wait".to_owned())
+            .name(name.to_owned())
             .stack_size(STACK)
             .spawn(move || {
-                let answer = match sandbox.agent.wait(sandbox.id(), &id) {
-                    Ok(response) => Answer::Exited {
-                        status: response.exit_status.min(255),
-                        stdout_bytes: response.stdout_bytes,
-                        stderr_bytes: response.stderr_bytes,
-                    },
-                    Err(error) => Answer::Failed(error.failure()),
-                };
-                ended.store(true, Ordering::Release);
                 // The asker may be gone.
-                let _ = socket.send(&answer, &[]);
+                let _ = socket.send(&answer(&sandbox), &[]);
             })
             .map_err(|error| Failure::new(format!("a thread could not be started: {error}")))?;
         Ok(None)
     }
+}
+
+/// The process at the other end of a connection.
+fn peer(socket: BorrowedFd<'_>) -> Option<i32> {
+    getsockopt(&socket, sockopt::PeerCredentials).ok().map(|credentials| credentials.pid())
 }

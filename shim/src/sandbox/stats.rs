@@ -5,6 +5,10 @@ use serde_json::{Value, json};
 
 /// Entries of `memory.stat` that are passed on.
 const MAX_MEMORY_STAT: usize = 100;
+/// Network interfaces that are passed on.
+const MAX_INTERFACES: usize = 32;
+/// Characters of an interface's name that are.
+const MAX_NAME: usize = 32;
 
 /// The counters as one object.
 pub fn to_json(id: &str, stats: &ContainerStatsResponse) -> Value {
@@ -22,12 +26,18 @@ pub fn to_json(id: &str, stats: &ContainerStatsResponse) -> Value {
             .take(MAX_MEMORY_STAT)
             .flat_map(|device| {
                 let (reads, writes) = read(device);
-                [("read", reads), ("write", writes)].map(|(op, value)| {
+                [("Read", reads), ("Write", writes)].map(|(op, value)| {
                     json!({"major": device.major, "minor": device.minor, "op": op, "value": value})
                 })
             })
             .collect()
     };
+    let cache = raw.get("file").cloned().unwrap_or(json!(0));
+    // 0 is runc's word for none.
+    let pids_limit = if stats.pids_max == u64::MAX { 0 } else { stats.pids_max };
+    let total = |ram: u64, swap: u64| ram.saturating_add(swap);
+    // cgroup v2 counts no failures, nor the kernel's memory by itself.
+    let uncounted = json!({"limit": 0, "failcnt": 0});
     json!({
         "type": "stats",
         "id": id,
@@ -45,17 +55,50 @@ pub fn to_json(id: &str, stats: &ContainerStatsResponse) -> Value {
                 },
             },
             "memory": {
-                "usage": {"limit": stats.memory_max, "usage": stats.memory_current, "max": stats.memory_peak},
-                "swap": {"limit": stats.memory_swap_max, "usage": stats.memory_swap_current},
+                "cache": cache,
+                "usage": {
+                    "limit": stats.memory_max,
+                    "usage": stats.memory_current,
+                    "max": stats.memory_peak,
+                    "failcnt": 0,
+                },
+                "swap": {
+                    "limit": total(stats.memory_max, stats.memory_swap_max),
+                    "usage": total(stats.memory_current, stats.memory_swap_current),
+                    "failcnt": 0,
+                },
+                "kernel": uncounted,
+                "kernelTCP": uncounted,
                 "raw": raw,
             },
-            "pids": {"current": stats.pids_current, "limit": stats.pids_max},
+            "pids": {"current": stats.pids_current, "limit": pids_limit},
             "blkio": {
                 "ioServiceBytesRecursive": devices(|device| (device.read_bytes, device.write_bytes)),
                 "ioServicedRecursive": devices(|device| (device.reads, device.writes)),
             },
+            "hugetlb": {},
+            "intel_rdt": {},
+            "network_interfaces": interfaces(stats),
         },
     })
+}
+
+/// The network's counters, under the names that runc's library has for them.
+fn interfaces(stats: &ContainerStatsResponse) -> Value {
+    let each = stats.interfaces.iter().take(MAX_INTERFACES).map(|interface| {
+        json!({
+            "Name": interface.name.chars().take(MAX_NAME).collect::<String>(),
+            "RxBytes": interface.receive_bytes,
+            "RxPackets": interface.receive_packets,
+            "RxErrors": interface.receive_errors,
+            "RxDropped": interface.receive_dropped,
+            "TxBytes": interface.transmit_bytes,
+            "TxPackets": interface.transmit_packets,
+            "TxErrors": interface.transmit_errors,
+            "TxDropped": interface.transmit_dropped,
+        })
+    });
+    each.collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "this is test code, which fails by panicking")]
 
 mod bad_input;
+mod command_line;
+mod events;
 mod exec;
 mod faults;
 mod filesystem;
@@ -16,4 +18,5 @@ mod process;
 mod storage;
 mod streams;
 mod terminal;
+mod update;
 mod workloads;
