@@ -15,22 +15,53 @@ const FOLDERS: [&str; 5] = ["/run", "/tmp", "/dev/shm", "/dev/mqueue", "/var/lib
 /// What changes there by itself: the engines of the testbed live there too.
 const IGNORED: [&str; 5] = ["/run/docker", "/run/containerd", "/run/udev", "/run/testbed", "/run/utmp"];
 
+/// Where engines and runtimes keep what belongs to one container each.
+const CONTAINER_FOLDERS: [&str; 5] = [
+    "/run/pouch-vm",
+    "/run/docker/runtime-runc/moby",
+    "/run/docker/runtime-pouch-vm/moby",
+    "/run/containerd/io.containerd.runtime.v2.task/moby",
+    "/run/netns",
+];
+/// What engines make when they first need it, and keep; and they themselves, which may be started anew.
+const KEPT_BY_ENGINES: [&str; 9] = [
+    "process dockerd",
+    "process containerd",
+    "mount /run/netns",
+    "mount /run/docker/netns/default",
+    "mount /var/lib/containers/storage/overlay",
+    "cgroup /sys/fs/cgroup/docker",
+    "cgroup /sys/fs/cgroup/libpod_parent",
+    "cgroup /sys/fs/cgroup/libpod_parent/conmon",
+    "cgroup /sys/fs/cgroup/podman_probe",
+];
+
 /// A picture of the host. Take one, do something, and then check that nothing is left of it.
 ///
 /// A test that uses this has the host to itself (`.config/nextest.toml`), and `nothing_left` in its name.
 pub struct Leftovers {
     before: BTreeSet<String>,
+    engines: bool,
 }
 
 impl Leftovers {
     /// The host as it is now, when what was ending has ended: the test before this one may have left
     /// a zombie to the testbed's init.
     pub fn picture() -> Self {
+        Self::of(false)
+    }
+
+    /// A picture of what belongs to containers of engines, without the engines' own files.
+    pub fn of_containers() -> Self {
+        Self::of(true)
+    }
+
+    fn of(engines: bool) -> Self {
         let deadline = Instant::now() + HANG / PATIENCE_PART;
         while ending() && Instant::now() < deadline {
             std::thread::sleep(TICK);
         }
-        Leftovers { before: look() }
+        Leftovers { before: look(engines), engines }
     }
 
     /// Checks that nothing was added since, waiting a while for what is about to end.
@@ -41,9 +72,10 @@ impl Leftovers {
     pub fn check(&self) {
         let deadline = Instant::now() + HANG / PATIENCE_PART;
         loop {
-            let now = look();
+            let now = look(self.engines);
             let added: Vec<&String> = now.difference(&self.before).collect();
-            let lost: Vec<&String> = self.before.difference(&now).collect();
+            // An engine may only now have removed what the test before this one left to it.
+            let lost: Vec<&String> = self.before.difference(&now).filter(|_| !self.engines).collect();
             if added.is_empty() && lost.is_empty() {
                 return;
             }
@@ -63,7 +95,39 @@ fn ending() -> bool {
     processes::all().values().any(|process| process.state == 'Z' && !kept_by_test(process))
 }
 
-fn look() -> BTreeSet<String> {
+fn look(engines: bool) -> BTreeSet<String> {
+    let mut found = common();
+    if engines {
+        for folder in CONTAINER_FOLDERS {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            found.extend(entries.map(|entry| format!("file {}", entry.path().display())));
+        }
+        // Processes are listed as `process PID NAME ARGUMENTS`, mounts as `mount PATH of SOURCE`.
+        found.retain(|item| {
+            let words: Vec<&str> = item.split(' ').collect();
+            let subject = words[if words[0] == "process" { 2 } else { 1 }];
+            !KEPT_BY_ENGINES.contains(&format!("{} {subject}", words[0]).as_str())
+        });
+        return found;
+    }
+    for line in lines("/proc/net/unix") {
+        if let Some(path) = line.split_whitespace().nth(7) {
+            found.insert(format!("socket {path}"));
+        }
+    }
+    for folder in FOLDERS {
+        walk(Path::new(folder), &mut |path, _| {
+            found.insert(format!("file {}", path.display()));
+        });
+    }
+    for line in lines("/proc/locks").iter().filter(|line| line.contains("pouch")) {
+        found.insert(format!("lock {line}"));
+    }
+    found
+}
+
+/// What is nobody's but a container's: processes, mounts, cgroups and network interfaces.
+fn common() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (pid, process) in processes::all() {
         if kept_by_test(&process) {
@@ -84,22 +148,9 @@ fn look() -> BTreeSet<String> {
             found.insert(format!("cgroup {}", path.display()));
         }
     });
-    for line in lines("/proc/net/unix") {
-        if let Some(path) = line.split_whitespace().nth(7) {
-            found.insert(format!("socket {path}"));
-        }
-    }
-    for folder in FOLDERS {
-        walk(Path::new(folder), &mut |path, _| {
-            found.insert(format!("file {}", path.display()));
-        });
-    }
     walk(Path::new("/sys/class/net"), &mut |path, _| {
         found.insert(format!("network interface {}", path.display()));
     });
-    for line in lines("/proc/locks").iter().filter(|line| line.contains("pouch")) {
-        found.insert(format!("lock {line}"));
-    }
     found
 }
 

@@ -12,6 +12,8 @@
 
 pub mod bundle;
 pub mod container;
+pub mod differences;
+pub mod engine;
 pub mod invocation;
 pub mod leftovers;
 pub mod processes;
@@ -21,6 +23,8 @@ use std::time::{Duration, Instant};
 
 pub use bundle::Bundle;
 pub use container::Container;
+pub use differences::Difference;
+pub use engine::{Engine, EngineContainer};
 pub use invocation::{Invocation, Output};
 pub use leftovers::Leftovers;
 

@@ -1,0 +1,68 @@
+//! What is not the same under pouch-vm and under runc, each with the reason: the one list of it for the
+//! tests of engines. Everything else that those tests ask must hold under both.
+
+use crate::has_vm;
+
+/// A difference that has a reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// `--network host`.
+    HostNetwork,
+    /// `--network container:NAME`.
+    ContainerNetwork,
+    /// `--pid host`.
+    HostProcesses,
+    /// What `top` lists.
+    Top,
+    /// Killing the VMM.
+    Vmm,
+    /// Mounts that appear after the start.
+    LateMounts,
+    /// A volume's mount point that is shared with the host.
+    SharedPropagation,
+    /// A socket of the host bound into a container.
+    Socket,
+    /// Devices of the host.
+    Devices,
+    /// A network joined by a container that runs.
+    LateNetwork,
+    /// The kernel that `uname` names.
+    Kernel,
+    /// The host's cgroup of a container.
+    HostCgroup,
+}
+
+impl Difference {
+    /// Why it is so.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Difference::HostNetwork => "the VM has a network stack of its own; pouch-vm refuses, and says so",
+            Difference::ContainerNetwork => {
+                "two VMs cannot share one network stack; pouch-vm works or refuses, and says so"
+            }
+            Difference::HostProcesses => "processes of the host are another kernel's; pouch-vm refuses, and says so",
+            Difference::Top => {
+                "the engine asks the host's ps for the processes, which sees those of the VM, not those in it"
+            }
+            Difference::Vmm => "there is no VMM to kill",
+            Difference::LateMounts => {
+                "a mount that the host makes below a volume after the start does not propagate into the VM"
+            }
+            Difference::SharedPropagation => "mounts cannot propagate out of the VM; pouch-vm refuses, and says so",
+            Difference::Socket => "a socket ends in the host's kernel; pouch-vm passes it on or refuses, and says so",
+            Difference::Devices => "devices of the host are not in the VM; pouch-vm refuses, and says so",
+            Difference::LateNetwork => {
+                "an interface that comes after the start is not in the VM; restart the container to have it there"
+            }
+            Difference::Kernel => "the container has a kernel of its own",
+            Difference::HostCgroup => "the host's cgroup holds the VM, not the processes in it",
+        }
+    }
+
+    /// Whether the runtime is the one with a VM; tells why that matters here.
+    pub fn with_vm(self) -> bool {
+        let who = crate::runtime();
+        eprintln!("{self:?} is not the same with {who} and without a VM: {}", self.reason());
+        has_vm()
+    }
+}

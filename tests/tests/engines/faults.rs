@@ -1,0 +1,143 @@
+//! What fails from outside: killed processes, an engine that is started anew.
+
+use std::process::Stdio;
+
+use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests, eventually, processes};
+
+engine_tests! {
+    both: the_containers_process_is_killed, the_vmm_is_killed, the_client_is_killed, the_disk_is_full;
+    docker: the_daemon_is_started_anew;
+    podman: the_monitor_is_killed;
+}
+
+fn the_containers_process_is_killed(engine: Engine) {
+    let bystander = engine.start_idle(&[]);
+    let container = engine.start_idle(&[]);
+    processes::sigkill(container.pid());
+    assert_eq!(container.wait(), 137);
+    container.ok(&["start"]);
+    assert_eq!(container.sh("echo again"), "again");
+    assert_eq!(bystander.sh("echo unharmed"), "unharmed");
+}
+
+fn the_vmm_is_killed(engine: Engine) {
+    if !Difference::Vmm.with_vm() {
+        return;
+    }
+    let bystander = engine.start_idle(&[]);
+    let container = engine.start_idle(&[]);
+    let mut exec = container.exec_invocation(&[], &["sleep", "1000"]).into_command().spawn().unwrap();
+    eventually("the process runs", || container.exec(&[], &["pgrep", "-f", "^sleep 1000"]).text().lines().count() >= 2);
+    for pid in processes::vmm_of(container.pid()) {
+        processes::sigkill(pid);
+    }
+    assert_eq!(container.wait(), 137);
+    assert_ne!(exec.wait().unwrap().code(), Some(0));
+    assert_eq!(bystander.sh("echo unharmed"), "unharmed");
+    container.ok(&["start"]);
+    assert_eq!(container.sh("echo again"), "again");
+}
+
+fn the_client_is_killed(engine: Engine) {
+    let container = engine.start_idle(&[]);
+    let mut client = container.exec_invocation(&["-i"], &["sleep", "987"]).into_command();
+    let mut client = client.stdin(Stdio::piped()).spawn().unwrap();
+    eventually("the process runs", || container.exec(&[], &["pgrep", "-f", "^sleep 987"]).status == 0);
+    client.kill().unwrap();
+    client.wait().unwrap();
+    assert_eq!(container.sh("echo unharmed"), "unharmed");
+    assert_eq!(container.status(), "running");
+}
+
+fn the_disk_is_full(engine: Engine) {
+    let image = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+    image.as_file().set_len(16 << 20).unwrap();
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (image, place) = (image.path().to_str().unwrap(), folder.path().to_str().unwrap());
+    Invocation::of("mkfs.ext4", ["-q", image]).run().ok();
+    Invocation::of("mount", ["-o", "loop", image, place]).run().ok();
+    let script = "head -c 64M /dev/zero >/data/big; echo status $?; rm /data/big; echo fits >/data/small; cat /data/small";
+    let output = engine.sh(&["-v", &format!("{place}:/data")], script);
+    let unmounted = Invocation::of("umount", [place]).run();
+    assert_eq!(output.ok(), "status 1\nfits");
+    assert!(output.errors().contains("No space left"), "{output}");
+    // Nobody holds it any more.
+    unmounted.ok();
+}
+
+/// The daemon's settings as they were, and a daemon that has read them.
+struct Settings(String);
+
+const SETTINGS: &str = "/etc/docker/daemon.json";
+
+impl Settings {
+    fn with_live_restore() -> Self {
+        let text = std::fs::read_to_string(SETTINGS).unwrap();
+        std::fs::write(SETTINGS, text.replacen('{', "{ \"live-restore\": true,", 1)).unwrap();
+        let settings = Settings(text);
+        reload();
+        settings
+    }
+}
+
+fn daemon() -> Option<i32> {
+    let all = processes::all();
+    all.into_iter().find(|(_, process)| process.name == "dockerd" && process.state != 'Z').map(|(pid, _)| pid)
+}
+
+fn reload() {
+    let pid = daemon().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGHUP).unwrap();
+}
+
+/// Starts the daemon if it does not run.
+fn start_daemon() {
+    Invocation::of("/run/testbed/engines", ["start"]).leaves_something_behind().run().ok();
+}
+
+impl Drop for Settings {
+    fn drop(&mut self) {
+        let _ = std::fs::write(SETTINGS, &self.0);
+        start_daemon();
+        reload();
+    }
+}
+
+fn the_daemon_is_started_anew(engine: Engine) {
+    let settings = Settings::with_live_restore();
+    eventually("live restore is on", || {
+        engine.command(&["info", "--format", "{{.LiveRestoreEnabled}}"]).run().text() == "true"
+    });
+    let container = engine.start_sh(&["-i"], "echo ready; until [ -e /go ]; do sleep 0.1; done; echo end; exit 5");
+    let ends = engine.start_sh(&[], "until [ -e /go ]; do sleep 0.1; done; sleep 4; exit 6");
+    ends.sh("touch /go");
+    let pid = container.pid();
+    let old = daemon().unwrap();
+    processes::sigkill(old);
+    eventually("the daemon is gone", || daemon().is_none());
+    assert!(processes::runs(pid), "the container goes on");
+    start_daemon();
+    assert_eq!(container.inspect("{{.State.Status}} {{.State.Pid}}"), format!("running {pid}"));
+    // What ended meanwhile is known.
+    assert_eq!(ends.wait(), 6);
+    container.sh("touch /go");
+    assert_eq!(container.wait(), 5);
+    assert_eq!(container.logs(), "ready\nend");
+    remove(&[container, ends]);
+    drop(settings);
+}
+
+/// While the daemon is the one that they were made for.
+fn remove(containers: &[EngineContainer]) {
+    for container in containers {
+        container.ok(&["rm", "--force"]);
+    }
+}
+
+fn the_monitor_is_killed(engine: Engine) {
+    let container = engine.start_idle(&[]);
+    let monitor: i32 = container.inspect("{{.State.ConmonPid}}").parse().unwrap();
+    processes::sigkill(monitor);
+    // Nobody can say how it ended, but it can be removed.
+    container.ok(&["rm", "--force", "--time", "0"]);
+}

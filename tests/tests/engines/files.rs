@@ -1,0 +1,161 @@
+//! What file systems must do: on the root file system and on a volume.
+
+use pouch_tests::{Engine, Output, engine_tests};
+
+engine_tests! {
+    both: owners_modes_and_attributes, links_and_times, sparse_files_and_space, direct_input_and_output, mappings_and_locks,
+        many_small_files, renames_and_open_files, special_files;
+}
+
+/// Runs a script in each of two folders: one of the root file system, one of a volume.
+fn on_both(engine: Engine, image: &str, arguments: &[&str]) -> Output {
+    let volume = engine.volume();
+    let option = format!("{}:/volume", volume.name);
+    let mut all = vec!["sh", "-c", "set -e; for d in /srv /volume; do cd $d; \"$@\"; done", "sh"];
+    all.extend(arguments);
+    engine.run(&["-v", &option], image, &all)
+}
+
+#[track_caller]
+fn shell(engine: Engine, script: &str, expected: &str) {
+    let output = on_both(engine, "debian", &["sh", "-c", script]);
+    assert_eq!(output.ok(), format!("{expected}\n{expected}"), "{output}");
+}
+
+#[track_caller]
+fn python(engine: Engine, script: &str, expected: &str) {
+    let output = on_both(engine, "python", &["python3", "-c", script]);
+    assert_eq!(output.ok(), format!("{expected}\n{expected}"), "{output}");
+}
+
+fn owners_modes_and_attributes(engine: Engine) {
+    let script = "
+        echo x >f; chown 1234:5678 f; chmod 640 f; stat -c '%u:%g %a' f
+        cp /bin/true s; chmod 4755 s; stat -c %a s; chown 7:8 s; stat -c %a s
+        mkdir d; chmod 2775 d; chgrp 99 d; touch d/in; stat -c '%a %g' d d/in
+        setfattr -n user.name -v value f; getfattr --only-values -n user.name f; echo; setfattr -x user.name f
+        cp /bin/true c; setcap cap_net_raw+ep c; getcap c; echo y >>c; getcap c
+        touch t; chmod 1777 .; su -s /bin/sh nobody -c 'rm t 2>/dev/null || echo sticky; echo mine >n; stat -c %U n'; chmod 755 .";
+    let expected = "1234:5678 640\n4755\n755\n2775 99\n644 99\nvalue\nc cap_net_raw=ep\nsticky\nnobody";
+    shell(engine, script, expected);
+}
+
+fn links_and_times(engine: Engine) {
+    let script = "
+        echo x >f; ln f g; stat -c '%h' f; [ f -ef g ] && echo same; rm f; stat -c %h g; cat g
+        ln -s g l; readlink l; cat l; ln -s /no/where broken; [ -e broken ] || echo broken
+        touch -d '2001-02-03 04:05:06.789 UTC' g; stat -c %.3Y g; touch -h -d @5 l; stat -c %Y l
+        mkdir a; mv a b; ls -d b; mkdir b/c; rmdir b 2>/dev/null || echo full; rm -r b; ls";
+    shell(engine, script, "2\nsame\n1\nx\ng\nx\nbroken\n981173106.789\n5\nb\nfull\nbroken\ng\nl");
+}
+
+fn sparse_files_and_space(engine: Engine) {
+    let script = "
+        truncate -s 1G s; stat -c %s s; [ $(stat -c %b s) -lt 100 ] && echo sparse
+        printf end | dd of=s bs=1 seek=1000000000 conv=notrunc 2>/dev/null; stat -c %s s; [ $(stat -c %b s) -lt 100 ] && echo sparse
+        fallocate -l 8M a; [ $(stat -c %b a) -ge 16000 ] && echo allocated
+        fallocate --punch-hole -o 0 -l 7M a; [ $(stat -c %b a) -lt 5000 ] && echo punched; stat -c %s a
+        [ $(df -k --output=avail . | tail -1) -gt 100000 ] && echo space; rm s a";
+    let expected =
+        "1073741824\nsparse\n1073741824\nsparse\nallocated\npunched\n8388608\nspace";
+    shell(engine, script, expected);
+}
+
+fn direct_input_and_output(engine: Engine) {
+    let script = "
+        dd if=/dev/zero of=f bs=4096 count=64 oflag=direct status=none; stat -c %s f
+        printf 0123456789abcdef | dd of=f bs=16 seek=3 conv=notrunc status=none
+        dd if=f bs=4096 count=1 iflag=direct status=none | tail -c +49 | head -c 16; echo
+        dd if=/dev/zero of=f bs=4096 count=1 oflag=append,sync conv=notrunc status=none; stat -c %s f; sync f";
+    shell(engine, script, "262144\n0123456789abcdef\n266240");
+}
+
+fn mappings_and_locks(engine: Engine) {
+    let script = r#"
+import fcntl, mmap, os
+with open("m", "w+b") as f:
+    f.truncate(8192)
+    m = mmap.mmap(f.fileno(), 8192)
+    m[4096:4101] = b"hello"
+    m.flush()
+    os.pwrite(f.fileno(), b"J", 4096)
+    print(m[4096:4101].decode(), os.pread(f.fileno(), 5, 4096).decode())
+    m.close()
+f = open("l", "w")
+fcntl.flock(f, fcntl.LOCK_EX)
+fcntl.lockf(f, fcntl.LOCK_EX, 10, 5)
+pid = os.fork()
+if pid == 0:
+    g = open("l", "r+")
+    try:
+        fcntl.flock(g, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os._exit(1)
+    except BlockingIOError:
+        pass
+    fcntl.lockf(g, fcntl.LOCK_EX | fcntl.LOCK_NB, 5, 0)
+    try:
+        fcntl.lockf(g, fcntl.LOCK_EX | fcntl.LOCK_NB, 5, 8)
+        os._exit(2)
+    except BlockingIOError:
+        os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+f.close()
+g = open("l", "r+")
+fcntl.flock(g, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("free")"#;
+    python(engine, script, "Jello Jello\n0\nfree");
+}
+
+fn renames_and_open_files(engine: Engine) {
+    let script = r#"
+import os
+f = open("f", "w+")
+f.write("kept"); f.flush()
+os.unlink("f")
+f.seek(0)
+print(f.read(), os.fstat(f.fileno()).st_nlink)
+open("a", "w").write("a"); open("b", "w").write("b")
+os.rename("a", "b")
+print(open("b").read(), os.path.exists("a"))
+os.mkdir("d")
+d = os.open("d", os.O_DIRECTORY)
+os.close(os.open("in", os.O_CREAT | os.O_EXCL | os.O_WRONLY, dir_fd=d))
+try:
+    os.open("d/in", os.O_CREAT | os.O_EXCL)
+except FileExistsError:
+    print("exists")
+t = os.open(".", os.O_TMPFILE | os.O_RDWR) if hasattr(os, "O_TMPFILE") else -1
+os.write(t, b"tmp"); print(os.fstat(t).st_size)
+a = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+b = os.open("log", os.O_WRONLY | os.O_APPEND)
+os.write(a, b"one "); os.write(b, b"two "); os.write(a, b"three")
+print(open("log").read())
+print("".join(sorted(os.listdir("."))))"#;
+    python(engine, script, "kept 0\na False\nexists\n3\none two three\nbdlog");
+}
+
+fn special_files(engine: Engine) {
+    let script = "
+        mkfifo p; (echo through >p &); cat p; stat -c %F p
+        mknod n c 1 3; stat -c '%F %t:%T' n; rm n
+        perl -MIO::Socket::UNIX -e '
+            $l = IO::Socket::UNIX->new(Local => \"s\", Listen => 1) or die \"listen: $!\";
+            if (fork) { $c = $l->accept; print <$c>; wait }
+            else { $c = IO::Socket::UNIX->new(Peer => \"s\") or die \"connect: $!\"; print $c \"by socket\\n\" }'";
+    shell(engine, script, "through\nfifo\ncharacter special file 1:3\nby socket");
+}
+
+/// The issue has 100,000; that many take too long in an emulator to be in each run.
+fn many_small_files(engine: Engine) {
+    let script = r#"
+import os, shutil
+for d in range(20):
+    os.makedirs(f"t/{d}")
+    for n in range(100):
+        with open(f"t/{d}/{n}", "w") as f: f.write(f"{d} {n}")
+found = [(root, name) for root, _, names in os.walk("t") for name in names]
+print(len(found), all(open(os.path.join(r, n)).read() == f"{os.path.basename(r)} {n}" for r, n in found))
+shutil.rmtree("t")
+print(os.path.exists("t"))"#;
+    python(engine, script, "2000 True\nFalse");
+}

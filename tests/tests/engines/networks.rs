@@ -1,0 +1,188 @@
+//! Networks that users define: names, aliases, several at once, IPv6.
+
+use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests, eventually};
+
+engine_tests! {
+    both: names_and_aliases, resolver_by_udp_and_tcp, traffic_between_containers, two_networks, connected_before_the_start,
+        connected_while_running, internet_protocol_6, size_of_packets, an_internal_network, multicast, names_follow_a_restart;
+}
+
+fn resolved(container: &EngineContainer, name: &str) -> String {
+    let output = container.exec(&[], &["getent", "hosts", name]);
+    output.text().split_whitespace().next().unwrap_or_default().to_owned()
+}
+
+fn names_and_aliases(engine: Engine) {
+    let network = engine.network(&[]);
+    let one = engine.start_idle(&["--network", &network.name, "--network-alias", "first"]);
+    let two = engine.start_idle(&["--network", &network.name]);
+    let (a, b) = (one.address(&network.name), two.address(&network.name));
+    assert!(!a.is_empty() && a != b, "{a} {b}");
+    assert_eq!(resolved(&two, &one.name), a);
+    assert_eq!(resolved(&two, "first"), a);
+    assert_eq!(resolved(&one, &two.name), b);
+    assert_eq!(resolved(&one, &one.name), a);
+    assert_eq!(two.exec(&[], &["getent", "hosts", "nobody-of-this-name"]).status, 2);
+    two.sh("ping -c 2 -W 60 first >/dev/null");
+    let configured = two.sh("cat /etc/resolv.conf");
+    let resolver = if engine.is_docker() {
+        "nameserver 127.0.0.11".to_owned()
+    } else {
+        let gateway = two.inspect(&format!("{{{{(index .NetworkSettings.Networks \"{}\").Gateway}}}}", network.name));
+        format!("nameserver {gateway}")
+    };
+    assert!(configured.contains(&resolver), "{configured}");
+}
+
+/// Asks the first name server of /etc/resolv.conf for a name, by UDP and by TCP.
+const ASK: &str = r"
+import socket, struct, sys
+server = next(l.split()[1] for l in open('/etc/resolv.conf') if l.startswith('nameserver'))
+name = b''.join(bytes([len(p)]) + p.encode() for p in sys.argv[1].split('.')) + b'\0'
+query = struct.pack('>6H', 7, 0x100, 1, 0, 0, 0) + name + struct.pack('>2H', 1, 1)
+def address(answer):
+    assert struct.unpack('>H', answer[:2])[0] == 7 and struct.unpack('>H', answer[6:8])[0] >= 1, answer
+    return socket.inet_ntoa(answer[-4:]) if len(answer) < 12 + len(name) + 4 + 16 + 1 else socket.inet_ntoa(answer[12 + len(name) + 4 + 12:][:4])
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.settimeout(60)
+u.sendto(query, (server, 53)); print(address(u.recv(4096)))
+t = socket.create_connection((server, 53), timeout=60)
+t.sendall(struct.pack('>H', len(query)) + query)
+def read(n):
+    data = b''
+    while len(data) < n:
+        more = t.recv(n - len(data)); assert more, data
+        data += more
+    return data
+print(address(read(struct.unpack('>H', read(2))[0])))";
+
+fn resolver_by_udp_and_tcp(engine: Engine) {
+    let network = engine.network(&[]);
+    let one = engine.start_idle(&["--network", &network.name, "--network-alias", "first"]);
+    let address = one.address(&network.name);
+    let output = engine.run(&["--network", &network.name], "python", &["python3", "-c", ASK, "first"]);
+    let mut lines: Vec<String> = output.ok().lines().map(str::to_owned).collect();
+    lines.dedup();
+    assert_eq!(lines, [address], "{output}");
+}
+
+fn traffic_between_containers(engine: Engine) {
+    let network = engine.network(&[]);
+    let serve = "import socket\ns = socket.create_server(('', 5000))\nprint('ready', flush=True)\n\
+        c = s.accept()[0]\nn = 0\nwhile b := c.recv(65536): n += len(b)\nc.sendall(str(n).encode())\nc.close()";
+    let server = engine.start(&["--network", &network.name], "python", &["python3", "-c", serve]);
+    server.await_logs("ready");
+    let send = "import socket, sys\nc = socket.create_connection((sys.argv[1], 5000))\nfor _ in range(100): c.sendall(b'x' * 100000)\n\
+        c.shutdown(socket.SHUT_WR)\nprint(c.recv(100).decode())";
+    let output = engine.run(&["--network", &network.name], "python", &["python3", "-c", send, &server.name]);
+    assert_eq!(output.ok(), "10000000");
+    assert_eq!(server.wait(), 0);
+}
+
+fn interfaces(container: &EngineContainer) -> String {
+    container.sh("ip -o -4 addr | awk '{print $2, $4}'")
+}
+
+fn two_networks(engine: Engine) {
+    let (front, back) = (engine.network(&[]), engine.network(&[]));
+    let (at_front, at_back) =
+        (engine.start_idle(&["--network", &front.name]), engine.start_idle(&["--network", &back.name]));
+    let both = engine.start_idle(&["--network", &front.name, "--network", &back.name]);
+    let text = interfaces(&both);
+    for network in [&front, &back] {
+        assert!(text.contains(&both.address(&network.name)), "{text}");
+    }
+    assert_eq!(text.lines().count(), 3, "{text}");
+    for name in [&at_front.name, &at_back.name] {
+        both.sh(&format!("ping -c 1 -W 60 {name} >/dev/null"));
+    }
+    // Each of the others sees its own network only.
+    assert_eq!(resolved(&at_front, &at_back.name), "");
+    assert_eq!(resolved(&at_front, &both.name), both.address(&front.name));
+}
+
+fn connected_before_the_start(engine: Engine) {
+    let (one, two) = (engine.network(&[]), engine.network(&[]));
+    let container = engine.create(&["--network", &one.name], "debian", &["sleep", "1000"]);
+    engine.command(&["network", "connect", "--alias", "late", &two.name, &container.name]).run().ok();
+    container.ok(&["start"]);
+    let text = interfaces(&container);
+    assert!(text.contains(&container.address(&one.name)) && text.contains(&container.address(&two.name)), "{text}");
+    container.ok(&["kill"]);
+    container.await_inspect("{{.State.Status}}", "exited");
+    engine.command(&["network", "disconnect", &one.name, &container.name]).run().ok();
+    container.ok(&["start"]);
+    let text = interfaces(&container);
+    assert!(text.contains(&container.address(&two.name)) && text.lines().count() == 2, "{text}");
+}
+
+fn connected_while_running(engine: Engine) {
+    let (one, two) = (engine.network(&[]), engine.network(&[]));
+    let container = engine.start_idle(&["--network", &one.name]);
+    engine.command(&["network", "connect", &two.name, &container.name]).run().ok();
+    let address = container.address(&two.name);
+    assert_ne!(address, "");
+    if Difference::LateNetwork.with_vm() && !interfaces(&container).contains(&address) {
+        container.ok(&["restart", "--time", "1"]);
+        eventually("it runs again", || container.status() == "running");
+    }
+    let text = interfaces(&container);
+    assert!(text.contains(&container.address(&two.name)), "{text}");
+    engine.command(&["network", "disconnect", &two.name, &container.name]).run().ok();
+}
+
+fn internet_protocol_6(engine: Engine) {
+    let network = engine.network(&["--ipv6", "--subnet", "fd00:77::/64", "--subnet", "10.77.0.0/24"]);
+    let format = format!("{{{{(index .NetworkSettings.Networks \"{}\").GlobalIPv6Address}}}}", network.name);
+    let (one, two) =
+        (engine.start_idle(&["--network", &network.name, "--network-alias", "first"]), engine.start_idle(&["--network", &network.name]));
+    let address = one.inspect(&format);
+    assert!(address.starts_with("fd00:77::"), "{address}");
+    assert!(one.sh("ip -o -6 addr show dev eth0").contains(&format!("{address}/64")));
+    assert!(one.sh("ip -6 route").contains("default via fd00:77::1"));
+    two.sh(&format!("ping -c 1 -W 60 fd00:77::1 >/dev/null; ping -c 1 -W 60 {address} >/dev/null"));
+    assert!(two.sh("getent ahostsv6 first").contains(&address));
+    assert!(one.sh("ip -o -4 addr show dev eth0").contains("10.77.0."));
+    Invocation::of("ping", ["-c", "1", "-W", "60", &address]).run().ok();
+}
+
+fn size_of_packets(engine: Engine) {
+    let option = if engine.is_docker() { "com.docker.network.driver.mtu=1400" } else { "mtu=1400" };
+    let network = engine.network(&["--opt", option, "--subnet", "10.78.0.0/24"]);
+    let container = engine.start_idle(&["--network", &network.name, "--ip", "10.78.0.99"]);
+    assert_eq!(container.sh("cat /sys/class/net/eth0/mtu"), "1400");
+    assert!(interfaces(&container).contains("10.78.0.99/24"));
+    container.sh("ping -c 1 -W 60 -M do -s 1372 10.78.0.1 >/dev/null");
+    container.exec(&[], &["ping", "-c", "1", "-W", "1", "-M", "do", "-s", "1400", "10.78.0.1"]).fails(1);
+}
+
+fn an_internal_network(engine: Engine) {
+    let network = engine.network(&["--internal"]);
+    let one = engine.start_idle(&["--network", &network.name, "--network-alias", "first"]);
+    let two = engine.start_idle(&["--network", &network.name]);
+    two.sh("ping -c 1 -W 60 first >/dev/null");
+    assert!(!one.sh("ip route").contains("default"));
+}
+
+fn multicast(engine: Engine) {
+    let network = engine.network(&["--subnet", "10.79.0.0/24"]);
+    let listen = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.bind(('', 5007))\n\
+        s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton('239.1.2.3') + socket.inet_aton('0.0.0.0'))\n\
+        print('ready', flush=True)\nprint(s.recv(100).decode(), flush=True)";
+    let listener = engine.start(&["--network", &network.name], "python", &["python3", "-c", listen]);
+    listener.await_logs("ready");
+    let send = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.sendto(b'to all', ('239.1.2.3', 5007))";
+    eventually("the datagram arrives", || {
+        engine.run(&["--network", &network.name], "python", &["python3", "-c", send]).ok();
+        listener.logs().contains("to all")
+    });
+}
+
+fn names_follow_a_restart(engine: Engine) {
+    let network = engine.network(&[]);
+    let one = engine.start_idle(&["--network", &network.name, "--network-alias", "first"]);
+    let two = engine.start_idle(&["--network", &network.name]);
+    one.ok(&["restart", "--time", "1"]);
+    eventually("it runs again", || one.status() == "running");
+    assert_eq!(resolved(&two, "first"), one.address(&network.name));
+    two.sh("ping -c 1 -W 60 first >/dev/null");
+}

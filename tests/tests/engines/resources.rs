@@ -1,0 +1,134 @@
+//! Limits, as the container sees them and as they hold.
+
+use std::path::PathBuf;
+
+use pouch_tests::{Difference, Engine, EngineContainer, engine_tests};
+
+engine_tests! {
+    both: memory_and_processors, ulimits, number_of_processes, memory_runs_out, tmpfs_and_shm_sizes, update_while_running,
+        update_refused, score, in_the_cgroup;
+    podman: disk_throughput;
+}
+
+fn memory_and_processors(engine: Engine) {
+    let script = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max cpuset.cpus.effective; nproc; \
+        awk '/MemTotal/ {print $2}' /proc/meminfo";
+    let options = ["--memory", "256m", "--cpus", "0.5", "--pids-limit", "77", "--cpuset-cpus", "0"];
+    let output = engine.sh(&options, script).ok();
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines[..5], ["268435456", "50000 100000", "77", "0", "1"], "{output}");
+    let total: u64 = lines[5].parse().unwrap();
+    if pouch_tests::has_vm() {
+        // All of the limit can be used, and the VM is not much larger.
+        assert!((256 * 1024..336 * 1024).contains(&total), "{total} KiB");
+    }
+    let text = engine.sh(&["--cpu-shares", "512", "--memory-reservation", "64m"], "cd /sys/fs/cgroup; cat cpu.weight memory.low").ok();
+    assert_eq!(text, "20\n67108864");
+}
+
+fn ulimits(engine: Engine) {
+    let options = ["--ulimit", "nofile=1000:2000", "--ulimit", "core=0", "--ulimit", "nproc=555"];
+    let output = engine.run(&options, "debian", &["bash", "-c", "ulimit -n; ulimit -Hn; ulimit -c; ulimit -u"]);
+    assert_eq!(output.ok(), "1000\n2000\n0\n555");
+}
+
+fn number_of_processes(engine: Engine) {
+    let script = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); sleep 1000 & done; echo all";
+    let output = engine.run(&["--pids-limit", "20"], "debian", &["sh", "-c", script]);
+    assert!(output.errors().contains("Cannot fork") || output.errors().contains("Resource temporarily"), "{output}");
+    assert!(!output.text().contains("all"), "{output}");
+}
+
+fn memory_runs_out(engine: Engine) {
+    let bystander = engine.start_idle(&[]);
+    let script = "import time\nblocks = []\nwhile True:\n    blocks.append(bytearray(b'x' * 1000000))\n";
+    let container = engine.start(&["--memory", "64m"], "python", &["python3", "-c", script]);
+    assert_eq!(container.wait(), 137);
+    assert_eq!(container.inspect("{{.State.OOMKilled}} {{.State.ExitCode}}"), "true 137");
+    assert_eq!(bystander.sh("echo unharmed"), "unharmed");
+    // A process that is killed is not the container.
+    let script = "tail -c 200M /dev/zero; echo status $?; exit 3";
+    let output = engine.sh(&["--memory", "64m"], script);
+    output.fails(3);
+    assert_eq!(output.text(), "status 137");
+}
+
+fn tmpfs_and_shm_sizes(engine: Engine) {
+    let options = ["--shm-size", "32m", "--tmpfs", "/scratch:size=2m,mode=1750,noexec"];
+    let script = "df -k --output=size /dev/shm /scratch | tail -2; stat -c %a /scratch; cp /bin/true /scratch; \
+        /scratch/true; head -c 3M /dev/zero >/scratch/file; stat -c %s /scratch/file; echo x >/dev/shm/x && cat /dev/shm/x";
+    let output = engine.sh(&options, script);
+    let (text, errors) = (output.ok(), output.errors());
+    let words: Vec<&str> = text.split_whitespace().collect();
+    assert_eq!(words[..3], ["32768", "2048", "1750"], "{output}");
+    assert!(words[3].parse::<u32>().unwrap() < 2_097_153 && words[4] == "x", "{output}");
+    assert!(errors.contains("Permission denied") && errors.contains("No space left"), "{output}");
+}
+
+fn update_while_running(engine: Engine) {
+    let container = engine.start_idle(&["--memory", "256m", "--cpus", "1", "--pids-limit", "100"]);
+    let limits = || container.sh("cd /sys/fs/cgroup; cat memory.max cpu.max pids.max");
+    assert_eq!(limits(), "268435456\n100000 100000\n100");
+    let swap = if engine.is_docker() { &["--memory-swap", "256m"][..] } else { &[] };
+    container.ok(&[&["update", "--memory", "128m"], swap].concat());
+    container.ok(&["update", "--cpus", "0.25"]);
+    container.ok(&["update", "--pids-limit", "50"]);
+    assert_eq!(limits(), "134217728\n25000 100000\n50");
+    // And back, within what it began with.
+    container.ok(&[&["update", "--memory", "256m"], swap].concat());
+    container.ok(&["update", "--cpus", "1"]);
+    assert_eq!(limits(), "268435456\n100000 100000\n50");
+    assert_eq!(container.inspect("{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}"), "268435456 50");
+}
+
+fn update_refused(engine: Engine) {
+    let container = engine.start_idle(&["--memory", "256m"]);
+    container.command(&["update", "--cpuset-cpus", "63"]).run().fails_naming(&["63"]);
+    container.command(&["update", "--memory", "1k"]).run().fails_naming(&["memory"]);
+    assert_eq!(container.sh("cat /sys/fs/cgroup/memory.max"), "268435456");
+}
+
+fn score(engine: Engine) {
+    let output = engine.sh(&["--oom-score-adj", "321"], "cat /proc/self/oom_score_adj");
+    assert_eq!(output.ok(), "321");
+}
+
+/// The host's cgroup of a container's process.
+fn cgroup(container: &EngineContainer) -> PathBuf {
+    let text = std::fs::read_to_string(format!("/proc/{}/cgroup", container.pid())).unwrap();
+    let path = text.trim().strip_prefix("0::").unwrap();
+    PathBuf::from(format!("/sys/fs/cgroup{path}"))
+}
+
+fn in_the_cgroup(engine: Engine) {
+    let container = engine.start_idle(&["--memory", "256m", "--cpus", "0.5", "--pids-limit", "77"]);
+    let folder = cgroup(&container);
+    let id = container.inspect("{{.Id}}");
+    assert!(folder.to_string_lossy().contains(&id), "{} is not the container's", folder.display());
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let members: Vec<i32> = read("cgroup.procs").lines().map(|line| line.parse().unwrap()).collect();
+    let pid = container.pid();
+    assert!(members.contains(&pid), "{members:?}");
+    assert_eq!(read("cpu.max").trim(), "50000 100000");
+    let limit: u64 = read("memory.max").trim().parse().unwrap();
+    if Difference::HostCgroup.with_vm() {
+        // All processes of the VM, with what the VM needs beyond the limit, and not much more.
+        let vmm = processes_of_vmm(pid);
+        assert!(!vmm.is_empty() && vmm.iter().all(|pid| members.contains(pid)), "{vmm:?} of {members:?}");
+        assert!((256 << 20..400 << 20).contains(&limit), "{limit}");
+    } else {
+        assert_eq!(limit, 256 << 20);
+        assert_eq!(read("pids.max").trim(), "77");
+    }
+}
+
+fn processes_of_vmm(pid: i32) -> Vec<i32> {
+    pouch_tests::processes::vmm_of(pid)
+}
+
+/// Docker leaves this limit out on a host without io.cost.
+fn disk_throughput(engine: Engine) {
+    let container = engine.start_idle(&["--device-write-bps", "/dev/vda:1mb"]);
+    let text = std::fs::read_to_string(cgroup(&container).join("io.max")).unwrap();
+    assert!(text.contains("wbps=1048576"), "{text:?}");
+}

@@ -1,0 +1,93 @@
+//! Looking at containers: `ps`, `inspect`, `top`, `stats`, events and health checks.
+
+use std::os::unix::fs::MetadataExt;
+
+use pouch_tests::{Difference, Engine, engine_tests, eventually, processes};
+use serde_json::Value;
+
+engine_tests! {
+    both: ps_and_inspect, top, stats, events, health;
+}
+
+fn ps_and_inspect(engine: Engine) {
+    let container = engine.start_idle(&["--label", "kind=test"]);
+    let format = "{{.Names}} {{.Image}} {{.State}}";
+    let listed = engine.command(&["ps", "--filter", "label=kind=test", "--format", format]).run().ok();
+    assert!(listed.starts_with(&container.name) && listed.ends_with("running"), "{listed}");
+    let pid = container.pid();
+    assert!(processes::runs(pid), "the pid {pid} is a process of the host");
+    // Tools enter the container's network by its pid.
+    let namespace = |pid: &str| std::fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().ino();
+    assert_ne!(namespace(&pid.to_string()), namespace("self"));
+    let runtime = container.inspect(if engine.is_docker() { "{{.HostConfig.Runtime}}" } else { "{{.OCIRuntime}}" });
+    assert_eq!(runtime, pouch_tests::runtime());
+    container.ok(&["kill"]);
+    container.await_inspect("{{.State.Running}} {{.State.ExitCode}} {{.State.Pid}}", "false 137 0");
+    assert!(!processes::runs(pid));
+    let listed = engine.command(&["ps", "--all", "--filter", "status=exited", "--format", "{{.Names}}"]).run();
+    assert_eq!(listed.ok(), container.name);
+}
+
+fn top(engine: Engine) {
+    let container = engine.start(&[], "debian", &["sleep", "4321"]);
+    let output = container.command(&["top"]).run();
+    let text = output.ok();
+    assert!(text.contains("PID") && text.lines().count() >= 2, "{output}");
+    if !Difference::Top.with_vm() {
+        assert!(text.contains("sleep 4321"), "{output}");
+    }
+    // This one always works.
+    assert!(container.exec(&[], &["ps", "-ef"]).ok().contains("sleep 4321"));
+}
+
+fn stats(engine: Engine) {
+    let script = "dd if=/dev/zero of=/dev/shm/file bs=1M count=40 2>/dev/null; echo ready; while :; do :; done";
+    let container = engine.start_sh(&["--memory", "200m"], script);
+    container.await_logs("ready");
+    // The first look has nothing to compare with.
+    eventually("the processor's use is seen", || {
+        let format = "{{json .}}";
+        let text = container.ok(&["stats", "--no-stream", "--format", format]);
+        let stats: Value = serde_json::from_str(&text).unwrap();
+        let field = |names: [&str; 2]| names.iter().find_map(|name| Some(stats.get(*name)?.to_string())).unwrap();
+        assert!(field(["MemUsage", "MemUsage"]).contains("MiB") || field(["MemUsage", "MemUsage"]).contains("MB"), "{text}");
+        let number = |text: String| {
+            text.trim_matches('"').trim_end_matches('%').parse::<f64>().unwrap_or_else(|_| panic!("{text}"))
+        };
+        let memory = number(field(["MemPerc", "MemPerc"]));
+        assert!((20.0..=100.0).contains(&memory), "40 of 200 MiB are 20 %: {text}");
+        assert!(number(field(["PIDs", "PIDS"])) >= 1.0, "{text}");
+        number(field(["CPUPerc", "CPU"])) > 10.0
+    });
+}
+
+fn events(engine: Engine) {
+    let now = || pouch_tests::Invocation::of("date", ["+%s.%N"]).run().ok();
+    let since = now();
+    let container = engine.start_sh(&[], "exit 6");
+    container.wait();
+    let name = format!("container={}", container.name);
+    let arguments = ["events", "--since", &since, "--until", "0s", "--filter", &name, "--format", "{{json .}}"];
+    eventually("the death is told", || {
+        let text = engine.command(&arguments).run().text();
+        text.contains("die") && text.contains("start") && text.contains("create") && text.contains('6')
+    });
+}
+
+fn health(engine: Engine) {
+    // Podman leaves the timer to systemd, which the testbed has not; the check itself is the same.
+    let interval = if engine.is_docker() { "1s" } else { "disable" };
+    let options =
+        ["--health-cmd", "test -e /healthy || { echo not yet; false; }", "--health-interval", interval, "--health-retries", "1"];
+    let container = engine.start_idle(&options);
+    let check = || {
+        if !engine.is_docker() {
+            container.command(&["healthcheck", "run"]).run();
+        }
+        container.inspect("{{.State.Health.Status}}")
+    };
+    eventually("it is unhealthy", || check() == "unhealthy");
+    assert!(container.inspect("{{json .State.Health.Log}}").contains("not yet"));
+    container.sh("touch /healthy");
+    eventually("it is healthy", || check() == "healthy");
+}
