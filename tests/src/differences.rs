@@ -40,7 +40,9 @@ impl Difference {
             Difference::ContainerNetwork => {
                 "two VMs cannot share one network stack; pouch-vm works or refuses, and says so"
             }
-            Difference::HostProcesses => "processes of the host are another kernel's; pouch-vm refuses, and says so",
+            Difference::HostProcesses => {
+                "processes of the host are another kernel's; pouch-vm refuses, and says so"
+            }
             Difference::Top => {
                 "the engine asks the host's ps for the processes, which sees those of the VM, not those in it"
             }
@@ -48,8 +50,12 @@ impl Difference {
             Difference::LateMounts => {
                 "a mount that the host makes below a volume after the start does not propagate into the VM"
             }
-            Difference::SharedPropagation => "mounts cannot propagate out of the VM; pouch-vm refuses, and says so",
-            Difference::Socket => "a socket ends in the host's kernel; pouch-vm passes it on or refuses, and says so",
+            Difference::SharedPropagation => {
+                "mounts cannot propagate out of the VM; pouch-vm refuses, and says so"
+            }
+            Difference::Socket => {
+                "a socket ends in the host's kernel; pouch-vm passes it on or refuses, and says so"
+            }
             Difference::Devices => "devices of the host are not in the VM; pouch-vm refuses, and says so",
             Difference::LateNetwork => {
                 "an interface that comes after the start is not in the VM; restart the container to have it there"

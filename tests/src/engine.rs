@@ -4,10 +4,22 @@
 //! makes a test of it for each engine that can do what it is about.
 
 use std::process::Child;
+use std::time::Duration;
 
 use crate::bundle::unique_id;
 use crate::terminal::Terminal;
-use crate::{Invocation, Leftovers, Output, eventually, runtime};
+use crate::{Invocation, Leftovers, Output, eventually_every, runtime};
+
+/// The pause of [`eventually`].
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Waits until `condition` holds, which asks an engine: each look starts a large program.
+///
+/// # Panics
+/// As [`crate::eventually`].
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    eventually_every(PAUSE, what, condition);
+}
 
 /// A container engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +135,12 @@ impl Engine {
     }
 
     /// Starts `run` with a terminal of this size, on which one can type.
-    pub fn run_on_terminal(self, options: &[&str], arguments: &[&str], size: (u16, u16)) -> (Terminal, Child) {
+    pub fn run_on_terminal(
+        self,
+        options: &[&str],
+        arguments: &[&str],
+        size: (u16, u16),
+    ) -> (Terminal, Child) {
         let all = [&["--rm", "--interactive", "--tty"], options].concat();
         let command = self.with_runtime("run", &all, "debian", arguments).into_command();
         Terminal::spawn(command, size.0, size.1)
@@ -252,7 +269,9 @@ impl Drop for EngineContainer {
             let state = self.command(&["inspect", "--format", "{{json .State}}"]).run();
             eprintln!("--- {}: {}\n--- its logs:\n{}", self.name, state.text(), self.logs());
         }
-        let _ = self.command(&["rm", "--force", "--volumes"]).run();
+        // Podman would ask it to end first, and wait for that.
+        let now: &[&str] = if self.engine.is_docker() { &[] } else { &["--time", "0"] };
+        let _ = self.command(&[&["rm", "--force", "--volumes"], now].concat()).run();
     }
 }
 

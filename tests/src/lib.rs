@@ -48,11 +48,19 @@ pub fn has_vm() -> bool {
 ///
 /// # Panics
 /// After [`HANG`], with `what` was awaited.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    eventually_every(TICK, what, condition);
+}
+
+/// As [`eventually`], with a longer pause: for a condition that takes the processor's time to look at.
+///
+/// # Panics
+/// After [`HANG`], with `what` was awaited.
+pub fn eventually_every(pause: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + HANG;
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
-        std::thread::sleep(TICK);
+        std::thread::sleep(pause);
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::process::Stdio;
 
-use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests, eventually, processes};
+use pouch_tests::engine::eventually;
+use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests, processes};
 
 engine_tests! {
     both: the_containers_process_is_killed, the_vmm_is_killed, the_client_is_killed, the_disk_is_full;
@@ -27,7 +28,9 @@ fn the_vmm_is_killed(engine: Engine) {
     let bystander = engine.start_idle(&[]);
     let container = engine.start_idle(&[]);
     let mut exec = container.exec_invocation(&[], &["sleep", "1000"]).into_command().spawn().unwrap();
-    eventually("the process runs", || container.exec(&[], &["pgrep", "-f", "^sleep 1000"]).text().lines().count() >= 2);
+    eventually("the process runs", || {
+        container.exec(&[], &["pgrep", "-f", "^sleep 1000"]).text().lines().count() >= 2
+    });
     for pid in processes::vmm_of(container.pid()) {
         processes::sigkill(pid);
     }
@@ -108,7 +111,8 @@ fn the_daemon_is_started_anew(engine: Engine) {
     eventually("live restore is on", || {
         engine.command(&["info", "--format", "{{.LiveRestoreEnabled}}"]).run().text() == "true"
     });
-    let container = engine.start_sh(&["-i"], "echo ready; until [ -e /go ]; do sleep 0.1; done; echo end; exit 5");
+    let container =
+        engine.start_sh(&["-i"], "echo ready; until [ -e /go ]; do sleep 0.1; done; echo end; exit 5");
     let ends = engine.start_sh(&[], "until [ -e /go ]; do sleep 0.1; done; sleep 4; exit 6");
     ends.sh("touch /go");
     let pid = container.pid();
@@ -138,6 +142,9 @@ fn the_monitor_is_killed(engine: Engine) {
     let container = engine.start_idle(&[]);
     let monitor: i32 = container.inspect("{{.State.ConmonPid}}").parse().unwrap();
     processes::sigkill(monitor);
-    // Nobody can say how it ended, but it can be removed.
-    container.ok(&["rm", "--force", "--time", "0"]);
+    // Nobody can say how it ended, of which Podman complains once, but it can be removed.
+    eventually("it is removed", || {
+        container.command(&["rm", "--force", "--time", "0"]).run();
+        container.command(&["container", "exists"]).run().status == 1
+    });
 }

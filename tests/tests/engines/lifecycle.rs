@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pouch_tests::{Engine, engine_tests, eventually};
+use pouch_tests::engine::eventually;
+use pouch_tests::{Engine, engine_tests};
 
 engine_tests! {
     both: created_then_started, stop, stop_signal_of_the_image, stop_that_is_not_heeded, kill_with_signals, restart,
@@ -14,7 +15,8 @@ const HEEDS: &str = "trap 'echo term; exit 3' TERM; trap 'echo usr1' USR1; trap 
     while :; do sleep 0.1; done";
 
 fn created_then_started(engine: Engine) {
-    let container = engine.create(&["-e", "A=b"], "debian", &["sh", "-c", "echo $A >>/kept; cat /kept; exit 5"]);
+    let container =
+        engine.create(&["-e", "A=b"], "debian", &["sh", "-c", "echo $A >>/kept; cat /kept; exit 5"]);
     assert_eq!(container.inspect("{{.State.Status}} {{.State.Pid}}"), "created 0");
     let output = container.command(&["start", "--attach"]).run();
     output.fails(5);
@@ -36,7 +38,11 @@ fn stop(engine: Engine) {
 }
 
 fn stop_signal_of_the_image(engine: Engine) {
-    let container = engine.start(&["--stop-signal", "HUP"], "debian", &["sh", "-c", "trap 'exit 9' HUP; echo ready; while :; do sleep 0.1; done"]);
+    let container = engine.start(
+        &["--stop-signal", "HUP"],
+        "debian",
+        &["sh", "-c", "trap 'exit 9' HUP; echo ready; while :; do sleep 0.1; done"],
+    );
     container.await_logs("ready");
     container.ok(&["stop"]);
     assert_eq!(container.inspect("{{.State.ExitCode}}"), "9");
@@ -46,7 +52,10 @@ fn stop_that_is_not_heeded(engine: Engine) {
     let container = engine.start_sh(&[], "trap '' TERM; echo ready; while :; do sleep 1; done");
     container.await_logs("ready");
     container.ok(&["stop", "--time", "1"]);
-    assert_eq!(container.inspect("{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}"), "exited 137 false");
+    assert_eq!(
+        container.inspect("{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}"),
+        "exited 137 false"
+    );
 }
 
 fn kill_with_signals(engine: Engine) {
@@ -80,7 +89,8 @@ fn restart(engine: Engine) {
 fn pause_and_unpause(engine: Engine) {
     let script = "i=0; while :; do i=$((i+1)); echo $i >/count; sleep 0.1; done";
     let volume = engine.volume();
-    let container = engine.start_sh(&["-v", &format!("{}:/data", volume.name)], &script.replace("/count", "/data/count"));
+    let container =
+        engine.start_sh(&["-v", &format!("{}:/data", volume.name)], &script.replace("/count", "/data/count"));
     let file = volume.inspect("{{.Mountpoint}}") + "/count";
     let count = || std::fs::read_to_string(&file).unwrap_or_default().trim().parse::<u32>().unwrap_or(0);
     eventually("it counts", || count() > 3);
@@ -143,10 +153,11 @@ fn restart_on_failure(engine: Engine) {
 
 fn restart_always(engine: Engine) {
     // A success ends on-failure, and stop ends always.
-    let container = engine.start_sh(&["--restart", "always"], "echo start >>/starts; [ $(wc -l </starts) -lt 2 ] || exec sleep 1000");
-    eventually("it was started twice", || {
-        container.exec(&[], &["cat", "/starts"]).text() == "start\nstart"
-    });
+    let container = engine.start_sh(
+        &["--restart", "always"],
+        "echo start >>/starts; [ $(wc -l </starts) -lt 2 ] || exec sleep 1000",
+    );
+    eventually("it was started twice", || container.exec(&[], &["cat", "/starts"]).text() == "start\nstart");
     container.ok(&["stop", "--time", "0"]);
     assert_eq!(container.inspect("{{.State.Status}} {{.RestartCount}}"), "exited 1");
 }

@@ -3,7 +3,8 @@
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 
-use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests, eventually};
+use pouch_tests::engine::eventually;
+use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests};
 
 engine_tests! {
     both: addresses_and_routes, published_ports, outward, none, host, of_another_container, addresses_by_hand,
@@ -37,9 +38,14 @@ fn addresses_and_routes(engine: Engine) {
     container.sh(&format!("ping -c 2 -W 60 {gateway} >/dev/null"));
     // And from the host.
     Invocation::of("ping", ["-c", "1", "-W", "60", &address]).run().ok();
-    assert_eq!(container.sh("getent hosts localhost >/dev/null; ping -c 1 -W 60 127.0.0.1 >/dev/null; echo fine"), "fine");
+    assert_eq!(
+        container.sh("getent hosts localhost >/dev/null; ping -c 1 -W 60 127.0.0.1 >/dev/null; echo fine"),
+        "fine"
+    );
     // Packets of the full size, and larger ones that must be cut.
-    container.sh(&format!("ping -c 1 -W 60 -M do -s 1472 {gateway} >/dev/null; ping -c 1 -W 60 -s 5000 {gateway} >/dev/null"));
+    container.sh(&format!(
+        "ping -c 1 -W 60 -M do -s 1472 {gateway} >/dev/null; ping -c 1 -W 60 -s 5000 {gateway} >/dev/null"
+    ));
 }
 
 const SERVER: &str = "
@@ -80,7 +86,10 @@ fn echo(address: &str, bytes: usize) {
 fn published_ports(engine: Engine) {
     let container = server(engine, &["-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "8082:80/udp"]);
     let listed = container.ok(&["port"]);
-    assert!(listed.contains("8080") && listed.contains("127.0.0.1:8081") && listed.contains("80/udp"), "{listed}");
+    assert!(
+        listed.contains("8080") && listed.contains("127.0.0.1:8081") && listed.contains("80/udp"),
+        "{listed}"
+    );
     echo("127.0.0.1:8080", 2_000_000);
     echo("127.0.0.1:8081", 8);
     echo("10.0.2.15:8080", 8);
@@ -129,7 +138,11 @@ fn host(engine: Engine) {
 fn of_another_container(engine: Engine) {
     let one = server(engine, &[]);
     let network = format!("container:{}", one.name);
-    let output = engine.run(&["--network", &network], "debian", &["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/80; echo hello >&3; read -r x <&3; echo $x"]);
+    let output = engine.run(
+        &["--network", &network],
+        "debian",
+        &["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/80; echo hello >&3; read -r x <&3; echo $x"],
+    );
     if Difference::ContainerNetwork.with_vm() && output.status != 0 {
         output.fails_naming(&["network", "container"]);
     } else {

@@ -1,6 +1,7 @@
 //! Networks that users define: names, aliases, several at once, IPv6.
 
-use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests, eventually};
+use pouch_tests::engine::eventually;
+use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests};
 
 engine_tests! {
     both: names_and_aliases, resolver_by_udp_and_tcp, traffic_between_containers, two_networks, connected_before_the_start,
@@ -28,7 +29,8 @@ fn names_and_aliases(engine: Engine) {
     let resolver = if engine.is_docker() {
         "nameserver 127.0.0.11".to_owned()
     } else {
-        let gateway = two.inspect(&format!("{{{{(index .NetworkSettings.Networks \"{}\").Gateway}}}}", network.name));
+        let gateway =
+            two.inspect(&format!("{{{{(index .NetworkSettings.Networks \"{}\").Gateway}}}}", network.name));
         format!("nameserver {gateway}")
     };
     assert!(configured.contains(&resolver), "{configured}");
@@ -106,7 +108,10 @@ fn connected_before_the_start(engine: Engine) {
     engine.command(&["network", "connect", "--alias", "late", &two.name, &container.name]).run().ok();
     container.ok(&["start"]);
     let text = interfaces(&container);
-    assert!(text.contains(&container.address(&one.name)) && text.contains(&container.address(&two.name)), "{text}");
+    assert!(
+        text.contains(&container.address(&one.name)) && text.contains(&container.address(&two.name)),
+        "{text}"
+    );
     container.ok(&["kill"]);
     container.await_inspect("{{.State.Status}}", "exited");
     engine.command(&["network", "disconnect", &one.name, &container.name]).run().ok();
@@ -133,8 +138,10 @@ fn connected_while_running(engine: Engine) {
 fn internet_protocol_6(engine: Engine) {
     let network = engine.network(&["--ipv6", "--subnet", "fd00:77::/64", "--subnet", "10.77.0.0/24"]);
     let format = format!("{{{{(index .NetworkSettings.Networks \"{}\").GlobalIPv6Address}}}}", network.name);
-    let (one, two) =
-        (engine.start_idle(&["--network", &network.name, "--network-alias", "first"]), engine.start_idle(&["--network", &network.name]));
+    let (one, two) = (
+        engine.start_idle(&["--network", &network.name, "--network-alias", "first"]),
+        engine.start_idle(&["--network", &network.name]),
+    );
     let address = one.inspect(&format);
     assert!(address.starts_with("fd00:77::"), "{address}");
     assert!(one.sh("ip -o -6 addr show dev eth0").contains(&format!("{address}/64")));

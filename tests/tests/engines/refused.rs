@@ -30,7 +30,9 @@ fn values_that_make_no_sense(engine: Engine) {
 fn files_that_are_not_there(engine: Engine) {
     let mount = "type=bind,source=/no/such/source,target=/data";
     engine.run(&["--mount", mount], "debian", &["true"]).fails_naming(&["/no/such/source"]);
-    engine.run(&["--device", "/dev/no-such-device"], "debian", &["true"]).fails_naming(&["/dev/no-such-device"]);
+    engine
+        .run(&["--device", "/dev/no-such-device"], "debian", &["true"])
+        .fails_naming(&["/dev/no-such-device"]);
     // A file cannot be mounted over a folder, nor a folder over a file.
     let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
     let option = format!("{}:/etc", file.path().display());

@@ -22,20 +22,29 @@ fn memory_and_processors(engine: Engine) {
         // All of the limit can be used, and the VM is not much larger.
         assert!((256 * 1024..336 * 1024).contains(&total), "{total} KiB");
     }
-    let text = engine.sh(&["--cpu-shares", "512", "--memory-reservation", "64m"], "cd /sys/fs/cgroup; cat cpu.weight memory.low").ok();
+    let text = engine
+        .sh(
+            &["--cpu-shares", "512", "--memory-reservation", "64m"],
+            "cd /sys/fs/cgroup; cat cpu.weight memory.low",
+        )
+        .ok();
     assert_eq!(text, "20\n67108864");
 }
 
 fn ulimits(engine: Engine) {
     let options = ["--ulimit", "nofile=1000:2000", "--ulimit", "core=0", "--ulimit", "nproc=555"];
-    let output = engine.run(&options, "debian", &["bash", "-c", "ulimit -n; ulimit -Hn; ulimit -c; ulimit -u"]);
+    let output =
+        engine.run(&options, "debian", &["bash", "-c", "ulimit -n; ulimit -Hn; ulimit -c; ulimit -u"]);
     assert_eq!(output.ok(), "1000\n2000\n0\n555");
 }
 
 fn number_of_processes(engine: Engine) {
     let script = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); sleep 1000 & done; echo all";
     let output = engine.run(&["--pids-limit", "20"], "debian", &["sh", "-c", script]);
-    assert!(output.errors().contains("Cannot fork") || output.errors().contains("Resource temporarily"), "{output}");
+    assert!(
+        output.errors().contains("Cannot fork") || output.errors().contains("Resource temporarily"),
+        "{output}"
+    );
     assert!(!output.text().contains("all"), "{output}");
 }
 

@@ -30,7 +30,10 @@ fn detached(engine: Engine) {
     let container = engine.start_sh(&[], "echo begun; sleep 1; echo done; exit 9");
     assert_eq!(container.wait(), 9);
     assert_eq!(container.logs(), "begun\ndone");
-    assert_eq!(container.inspect("{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}"), "exited 9 false");
+    assert_eq!(
+        container.inspect("{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}"),
+        "exited 9 false"
+    );
     assert_eq!(container.ok(&["rm"]), container.name);
 }
 
@@ -48,7 +51,8 @@ fn not_found_and_not_executable(engine: Engine) {
 
 fn identity(engine: Engine) {
     let script = "id -u; id -g; id -G; pwd; echo $GREETING; hostname; cat /etc/hostname; umask";
-    let options = ["-u", "nobody:daemon", "--group-add", "1234", "-w", "/var/tmp", "-e", "GREETING=a b", "-h", "box"];
+    let options =
+        ["-u", "nobody:daemon", "--group-add", "1234", "-w", "/var/tmp", "-e", "GREETING=a b", "-h", "box"];
     let output = engine.sh(&options, script);
     assert_eq!(output.ok(), "65534\n1\n1 1234\n/var/tmp\na b\nbox\nbox\n0022");
     // The working directory is made; a user by number needs no entry.
@@ -58,8 +62,10 @@ fn identity(engine: Engine) {
 }
 
 fn names_and_addresses(engine: Engine) {
-    let options = ["--add-host", "far:10.9.8.7", "--dns", "10.1.2.3", "--dns-search", "example.org", "-h", "box"];
-    let script = "getent hosts far; cat /etc/resolv.conf; getent hosts box | wc -l; findmnt -n -o TARGET /etc/hosts";
+    let options =
+        ["--add-host", "far:10.9.8.7", "--dns", "10.1.2.3", "--dns-search", "example.org", "-h", "box"];
+    let script =
+        "getent hosts far; cat /etc/resolv.conf; getent hosts box | wc -l; findmnt -n -o TARGET /etc/hosts";
     let text = engine.sh(&options, script).ok();
     assert!(text.contains("10.9.8.7"), "{text}");
     assert!(text.contains("nameserver 10.1.2.3") && text.contains("search example.org"), "{text}");
@@ -67,8 +73,10 @@ fn names_and_addresses(engine: Engine) {
 }
 
 fn privileges(engine: Engine) {
-    let script = "grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status; chown 1:1 /root 2>/dev/null; echo $?";
-    let options = ["--cap-drop", "ALL", "--cap-add", "NET_BIND_SERVICE", "--security-opt", "no-new-privileges"];
+    let script =
+        "grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status; chown 1:1 /root 2>/dev/null; echo $?";
+    let options =
+        ["--cap-drop", "ALL", "--cap-add", "NET_BIND_SERVICE", "--security-opt", "no-new-privileges"];
     let text = engine.sh(&options, script).ok();
     assert_eq!(text, "CapEff:\t0000000000000400\nNoNewPrivs:\t1\nSeccomp:\t2\n1");
     // The engines' own profile lets nobody mount; a privileged container has every capability.

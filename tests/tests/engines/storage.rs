@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use pouch_tests::{Difference, Engine, Invocation, engine_tests, eventually};
+use pouch_tests::engine::eventually;
+use pouch_tests::{Difference, Engine, Invocation, engine_tests};
 
 engine_tests! {
     both: named_volumes, a_volume_of_two_containers, binds, read_only_binds, a_read_only_root, copy, changes_are_seen,
@@ -32,7 +33,10 @@ fn named_volumes(engine: Engine) {
     assert_eq!(engine.sh(&["-v", &option], script).ok(), "0 755\n/var/lib/dpkg");
     let file = Path::new(&volume.inspect("{{.Mountpoint}}")).join("new");
     let metadata = fs::metadata(&file).unwrap();
-    assert_eq!((fs::read_to_string(&file).unwrap().as_str(), metadata.uid(), metadata.gid()), ("kept\n", 5, 6));
+    assert_eq!(
+        (fs::read_to_string(&file).unwrap().as_str(), metadata.uid(), metadata.gid()),
+        ("kept\n", 5, 6)
+    );
     let option = format!("{}:/data", volume.name);
     assert_eq!(engine.sh(&["-v", &option], "cat /data/new; ls /data/status").ok(), "kept\n/data/status");
     let mount = format!("type=volume,source={},target=/data,readonly", volume.name);
@@ -70,7 +74,8 @@ fn volumes_from_another(engine: Engine) {
 fn binds(engine: Engine) {
     let folder = folder();
     let file = folder.path().join("file");
-    let options = [option(folder.path(), "/data"), option(&file, "/etc/motd"), option(&file, "/new/place/of-it")];
+    let options =
+        [option(folder.path(), "/data"), option(&file, "/etc/motd"), option(&file, "/new/place/of-it")];
     let script = "cat /data/file /etc/motd; echo more >>/etc/motd; mkdir /data/sub; ls /data; cat /new/place/of-it; \
         until [ -e /data/late ]; do sleep 0.1; done; cat /data/late; rm /data/late";
     let container = engine.start_sh(&["-v", &options[0], "-v", &options[1], "-v", &options[2]], script);

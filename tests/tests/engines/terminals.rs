@@ -67,7 +67,8 @@ fn attach_to_a_terminal(engine: Engine) {
 }
 
 fn attach_to_streams(engine: Engine) {
-    let script = "echo ready; while read -r line; do echo \"got $line\"; [ \"$line\" = end ] && exit 3; done; exit 4";
+    let script =
+        "echo ready; while read -r line; do echo \"got $line\"; [ \"$line\" = end ] && exit 3; done; exit 4";
     let container = engine.start(&["-i"], "debian", &["sh", "-c", script]);
     let mut command = container.command(&["attach"]).into_command();
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();

@@ -2,7 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use pouch_tests::{Difference, Engine, engine_tests, eventually, processes};
+use pouch_tests::engine::eventually;
+use pouch_tests::{Difference, Engine, engine_tests, processes};
 use serde_json::Value;
 
 engine_tests! {
@@ -19,12 +20,14 @@ fn ps_and_inspect(engine: Engine) {
     // Tools enter the container's network by its pid.
     let namespace = |pid: &str| std::fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().ino();
     assert_ne!(namespace(&pid.to_string()), namespace("self"));
-    let runtime = container.inspect(if engine.is_docker() { "{{.HostConfig.Runtime}}" } else { "{{.OCIRuntime}}" });
+    let runtime =
+        container.inspect(if engine.is_docker() { "{{.HostConfig.Runtime}}" } else { "{{.OCIRuntime}}" });
     assert_eq!(runtime, pouch_tests::runtime());
     container.ok(&["kill"]);
     container.await_inspect("{{.State.Running}} {{.State.ExitCode}} {{.State.Pid}}", "false 137 0");
     assert!(!processes::runs(pid));
-    let listed = engine.command(&["ps", "--all", "--filter", "status=exited", "--format", "{{.Names}}"]).run();
+    let listed =
+        engine.command(&["ps", "--all", "--filter", "status=exited", "--format", "{{.Names}}"]).run();
     assert_eq!(listed.ok(), container.name);
 }
 
@@ -41,7 +44,8 @@ fn top(engine: Engine) {
 }
 
 fn stats(engine: Engine) {
-    let script = "dd if=/dev/zero of=/dev/shm/file bs=1M count=40 2>/dev/null; echo ready; while :; do :; done";
+    let script =
+        "dd if=/dev/zero of=/dev/shm/file bs=1M count=40 2>/dev/null; echo ready; while :; do :; done";
     let container = engine.start_sh(&["--memory", "200m"], script);
     container.await_logs("ready");
     // The first look has nothing to compare with.
@@ -49,8 +53,12 @@ fn stats(engine: Engine) {
         let format = "{{json .}}";
         let text = container.ok(&["stats", "--no-stream", "--format", format]);
         let stats: Value = serde_json::from_str(&text).unwrap();
-        let field = |names: [&str; 2]| names.iter().find_map(|name| Some(stats.get(*name)?.to_string())).unwrap();
-        assert!(field(["MemUsage", "MemUsage"]).contains("MiB") || field(["MemUsage", "MemUsage"]).contains("MB"), "{text}");
+        let field =
+            |names: [&str; 2]| names.iter().find_map(|name| Some(stats.get(*name)?.to_string())).unwrap();
+        assert!(
+            field(["MemUsage", "MemUsage"]).contains("MiB") || field(["MemUsage", "MemUsage"]).contains("MB"),
+            "{text}"
+        );
         let number = |text: String| {
             text.trim_matches('"').trim_end_matches('%').parse::<f64>().unwrap_or_else(|_| panic!("{text}"))
         };
@@ -67,7 +75,8 @@ fn events(engine: Engine) {
     let container = engine.start_sh(&[], "exit 6");
     container.wait();
     let name = format!("container={}", container.name);
-    let arguments = ["events", "--since", &since, "--until", "0s", "--filter", &name, "--format", "{{json .}}"];
+    let arguments =
+        ["events", "--since", &since, "--until", "0s", "--filter", &name, "--format", "{{json .}}"];
     eventually("the death is told", || {
         let text = engine.command(&arguments).run().text();
         text.contains("die") && text.contains("start") && text.contains("create") && text.contains('6')
@@ -77,8 +86,14 @@ fn events(engine: Engine) {
 fn health(engine: Engine) {
     // Podman leaves the timer to systemd, which the testbed has not; the check itself is the same.
     let interval = if engine.is_docker() { "1s" } else { "disable" };
-    let options =
-        ["--health-cmd", "test -e /healthy || { echo not yet; false; }", "--health-interval", interval, "--health-retries", "1"];
+    let options = [
+        "--health-cmd",
+        "test -e /healthy || { echo not yet; false; }",
+        "--health-interval",
+        interval,
+        "--health-retries",
+        "1",
+    ];
     let container = engine.start_idle(&options);
     let check = || {
         if !engine.is_docker() {
