@@ -44,7 +44,9 @@ name = b''.join(bytes([len(p)]) + p.encode() for p in sys.argv[1].split('.')) + 
 query = struct.pack('>6H', 7, 0x100, 1, 0, 0, 0) + name + struct.pack('>2H', 1, 1)
 def address(answer):
     assert struct.unpack('>H', answer[:2])[0] == 7 and struct.unpack('>H', answer[6:8])[0] >= 1, answer
-    return socket.inet_ntoa(answer[-4:]) if len(answer) < 12 + len(name) + 4 + 16 + 1 else socket.inet_ntoa(answer[12 + len(name) + 4 + 12:][:4])
+    at = 12 + len(name) + 4
+    at += 10 + (2 if answer[at] >= 0xc0 else len(name))
+    return socket.inet_ntoa(answer[at:at + 4])
 u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.settimeout(60)
 u.sendto(query, (server, 53)); print(address(u.recv(4096)))
 t = socket.create_connection((server, 53), timeout=60)
