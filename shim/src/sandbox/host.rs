@@ -24,7 +24,7 @@ use super::client::HostListener;
 use super::exec::{Sandbox, Streams, Tokens};
 use super::protocol::{Failure, Launch};
 use super::vm::{Disk, Vm, VmDescription, VmError};
-use super::{server, share, vm};
+use super::{mount_points, server, share, vm};
 use crate::cgroup::{Birth, Cgroup};
 use crate::container::guest_spec::{self, GuestSpec, ROOTFS, RootSource};
 use crate::container::hooks;
@@ -117,6 +117,9 @@ impl Host {
         let birth = cgroup.make().map_err(failure)?;
         namespace::enter(guest.network_namespace.as_deref()).map_err(failure)?;
         share::enter_namespace().map_err(failure)?;
+        if guest.root == RootSource::Directory && bundle.root().readonly().unwrap_or(false) {
+            mount_points::make(&bundle.root_path(), &guest.spec, &guest.shared).map_err(failure)?;
+        }
         let tree = dir.path().join("share");
         share::build(&tree, &guest.shared).map_err(failure)?;
 

@@ -5,6 +5,7 @@ pub mod client;
 pub mod exec;
 pub mod host;
 pub mod launch;
+pub mod mount_points;
 pub mod protocol;
 pub mod server;
 pub mod share;
