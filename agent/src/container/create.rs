@@ -80,8 +80,9 @@ impl Coded for CreateError {
 pub async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Result<i32, CreateError> {
     let id = request.container_id.as_str();
     check_id("container_id", id)?;
-    let spec = spec::parse(&request.spec)?;
+    let mut spec = spec::parse(&request.spec)?;
     spec::check(&spec)?;
+    spec::settle_devices(&mut spec)?;
     let reservation = agent.containers.reserve(id)?;
     let paths = Paths::of(id);
     let cgroup = Cgroup::of(&paths.name);

@@ -217,7 +217,10 @@ fn check_mount(field: &str, mount: &Mount) -> Result {
         return refuse(format!("{field}.source"), "is missing");
     }
     for option in options {
-        let refused = |reason: &str| refuse(format!("{field}.options"), format!("{option}: {reason}"));
+        // An engine's user knows the destination, not the index.
+        let place = mount.destination().display();
+        let refused =
+            |reason: &str| refuse(format!("{field}.options"), format!("{option} of {place}: {reason}"));
         match option.as_str() {
             "shared" | "rshared" => {
                 return refused("not available in the guest: mounts made in it cannot appear on the host");

@@ -3,6 +3,7 @@
 
 mod adapt;
 mod check;
+mod devices;
 pub mod rich;
 
 use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
@@ -11,6 +12,7 @@ use crate::error::RequestError;
 
 pub use adapt::{Adapted, adapt, adapt_process, normalise};
 pub use check::{check, check_process};
+pub use devices::settle as settle_devices;
 
 /// More than any engine makes; a configuration of Kubernetes has some tens of kilobytes.
 pub const SPEC_MAX: usize = 2 * 1024 * 1024;

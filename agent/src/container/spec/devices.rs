@@ -1,0 +1,109 @@
+//! Devices that a specification asks for. Its numbers are the host's; the guest's kernel has devices of its
+//! own, and a node with a number that it does not know, or knows for something else, would be a trap.
+
+use std::path::Path;
+
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
+
+use crate::error::RequestError;
+
+/// Where the kernel lists its character devices by their numbers.
+const CHARACTER_DEVICES: &str = "/sys/dev/char";
+
+/// Refuses what the guest has not. A container that may use every device is given all of the host's by its
+/// engine, unasked; of these it gets those that there are.
+pub fn settle(spec: &mut Spec) -> Result<(), RequestError> {
+    settle_with(spec, |major, minor| Path::new(CHARACTER_DEVICES).join(format!("{major}:{minor}")).exists())
+}
+
+fn settle_with(spec: &mut Spec, has: impl Fn(i64, i64) -> bool) -> Result<(), RequestError> {
+    let Some(linux) = spec.linux_mut() else { return Ok(()) };
+    let Some(mut devices) = linux.devices().clone() else { return Ok(()) };
+    if allows_all(linux) {
+        devices.retain(|device| problem(device, &has).is_none());
+        linux.set_devices(Some(devices));
+        return Ok(());
+    }
+    match devices.iter().enumerate().find_map(|(index, device)| Some((index, problem(device, &has)?))) {
+        None => Ok(()),
+        Some((index, problem)) => Err(RequestError::new(format!("linux.devices[{index}]"), problem)),
+    }
+}
+
+/// Whether every device may be used, as in what engines call a privileged container.
+fn allows_all(linux: &Linux) -> bool {
+    let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_ref());
+    rules.and_then(|rules| rules.last()).is_some_and(|rule| {
+        let every = |number: Option<i64>| number.is_none_or(|number| number < 0);
+        rule.allow()
+            && matches!(rule.typ(), None | Some(LinuxDeviceType::A))
+            && every(rule.major())
+            && every(rule.minor())
+    })
+}
+
+fn problem(device: &LinuxDevice, has: impl Fn(i64, i64) -> bool) -> Option<String> {
+    let (path, major, minor) = (device.path().display(), device.major(), device.minor());
+    let what = match device.typ() {
+        LinuxDeviceType::B => "block device",
+        LinuxDeviceType::C | LinuxDeviceType::U if !has(major, minor) => "character device",
+        _ => return None,
+    };
+    Some(format!("{path} is {what} {major}:{minor} of the host, which is not in the guest"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec(kind: &str, major: i64, minor: i64, rules: serde_json::Value) -> Spec {
+        serde_json::from_value(json!({
+            "ociVersion": "1.2.0",
+            "linux": {
+                "devices": [
+                    {"path": "/dev/nought", "type": "c", "major": 1, "minor": 5},
+                    {"path": "/dev/mine", "type": kind, "major": major, "minor": minor},
+                ],
+                "resources": {"devices": rules},
+            },
+        }))
+        .unwrap()
+    }
+
+    fn left(spec: &Spec) -> usize {
+        spec.linux().as_ref().unwrap().devices().as_ref().unwrap().len()
+    }
+
+    fn has(major: i64, _: i64) -> bool {
+        major == 1
+    }
+
+    #[test]
+    fn what_the_guest_has_is_kept() {
+        let mut spec = spec("c", 1, 3, json!([{"allow": false, "access": "rwm"}]));
+        settle_with(&mut spec, has).unwrap();
+        assert_eq!(left(&spec), 2);
+    }
+
+    #[test]
+    fn what_it_has_not_is_named() {
+        let deny = json!([{"allow": false, "access": "rwm"}, {"allow": true, "type": "b", "major": 254, "minor": 0}]);
+        for (kind, major) in [("b", 254), ("b", 1), ("c", 77), ("u", 77)] {
+            let error = settle_with(&mut spec(kind, major, 0, deny.clone()), has).unwrap_err().to_string();
+            assert!(error.contains("linux.devices[1]") && error.contains("/dev/mine"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_privileged_container_gets_what_there_is() {
+        for rules in [
+            json!([{"allow": true, "access": "rwm"}]),
+            json!([{"allow": true, "type": "a", "access": "rwm"}]),
+        ] {
+            let mut spec = spec("b", 254, 0, rules);
+            settle_with(&mut spec, has).unwrap();
+            assert_eq!(left(&spec), 1);
+        }
+    }
+}
