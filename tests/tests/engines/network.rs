@@ -49,7 +49,8 @@ fn addresses_and_routes(engine: Engine) {
 }
 
 const SERVER: &str = "
-import socket, threading
+import os, signal, socket, threading
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 t = socket.create_server(('', 80)); u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('', 80))
 def udp():
     while True:
@@ -64,7 +65,7 @@ while True: threading.Thread(target=serve, args=[t.accept()[0]], daemon=True).st
 
 /// A container that sends everything back in capitals.
 fn server(engine: Engine, options: &[&str]) -> EngineContainer {
-    let container = engine.start(&[&["--init"], options].concat(), "python", &["python3", "-c", SERVER]);
+    let container = engine.start(options, "python", &["python3", "-c", SERVER]);
     container.await_logs("ready");
     container
 }
