@@ -37,7 +37,7 @@ fn files_that_are_not_there(engine: Engine) {
     let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
     let option = format!("{}:/etc", file.path().display());
     engine.run(&["-v", &option], "debian", &["true"]).fails_naming(&["/etc"]);
-    engine.run(&["-v", "/var/tmp:/etc/passwd"], "debian", &["true"]).fails_naming(&["/etc/passwd"]);
+    engine.run(&["-v", "/var/tmp:/etc/motd"], "debian", &["true"]).fails_naming(&["/etc/motd"]);
 }
 
 fn the_hosts_processes(engine: Engine) {
