@@ -1,6 +1,6 @@
 //! How large a container's VM is.
 
-use oci_spec::runtime::{LinuxCpu, LinuxResources, Spec};
+use oci_spec::runtime::{LinuxCpu, Spec};
 use pouch_vmm::config::{MAX_MEMORY_MIB, MAX_VCPUS};
 
 use crate::config::Config;
@@ -22,28 +22,6 @@ pub struct VmSize {
     pub memory_mib: u32,
 }
 
-impl VmSize {
-    /// Checks limits that are to be set while the VM runs: it cannot grow then.
-    ///
-    /// # Errors
-    /// [`SizeError`] names the field.
-    pub fn check_update(self, resources: &LinuxResources) -> Result<(), SizeError> {
-        let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
-        if let Some(limit) = memory.filter(|limit| *limit > 0)
-            && memory_for(limit)? > self.memory_mib
-        {
-            return Err(SizeError::MemoryGrows { limit, mib: self.memory_mib });
-        }
-        let cpus = resources.cpu().as_ref().and_then(quota_cpus);
-        match cpus {
-            Some(cpus) if cpus > u64::from(self.vcpus) => {
-                Err(SizeError::CpusGrow { cpus, vcpus: self.vcpus })
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 /// How many CPUs a quota is for.
 fn quota_cpus(cpu: &LinuxCpu) -> Option<u64> {
     let quota = u64::try_from(cpu.quota()?).ok().filter(|quota| *quota > 0)?;
@@ -62,28 +40,6 @@ pub enum SizeError {
     /// Too much memory.
     #[error("linux.resources.memory.limit is {0} bytes, but a VM has at most {MAX_MEMORY_MIB} MiB")]
     MemoryTooLarge(i64),
-    /// More memory than the VM was made with.
-    #[error(
-        "linux.resources.memory.limit is {limit} bytes, but the VM was made with {mib} MiB and cannot grow while \
-         it runs; create the container with a larger limit"
-    )]
-    MemoryGrows {
-        /// The limit.
-        limit: i64,
-        /// The VM's memory.
-        mib: u32,
-    },
-    /// More CPUs than the VM was made with.
-    #[error(
-        "linux.resources.cpu.quota asks for {cpus} CPUs, but the VM was made with {vcpus} and cannot grow while it \
-         runs; create the container with a larger quota"
-    )]
-    CpusGrow {
-        /// The CPUs.
-        cpus: u64,
-        /// The VM's.
-        vcpus: u8,
-    },
     /// The list of CPUs makes no sense.
     #[error("linux.resources.cpu.cpus {0:?} is no list of CPUs")]
     Cpus(String),

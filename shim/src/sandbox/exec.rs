@@ -200,7 +200,6 @@ impl Sandbox {
         let failure = |error: &(dyn std::error::Error + 'static)| Failure::new(crate::errors::chain(error));
         let resources: LinuxResources = serde_json::from_value(resources)
             .map_err(|error| Failure::new(format!("linux.resources cannot be read: {error}")))?;
-        self.size.check_update(&resources).map_err(|error| failure(&error))?;
         let split = resources::split(&resources, self.size);
         let guest = serde_json::to_vec(&split.guest).map_err(|error| failure(&error))?;
         self.agent.update(self.id(), guest)?;
