@@ -13,6 +13,7 @@ mod hooks;
 mod host_faults;
 mod lifecycle;
 mod many;
+mod network;
 mod operations;
 mod process;
 mod storage;

@@ -1,0 +1,231 @@
+//! The container's network: what is in the namespace on the host reaches the container.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use pouch_tests::bundle::unique_id;
+use pouch_tests::{Bundle, Container, Invocation, Leftovers, eventually, vm_only};
+use serde_json::{Value, json};
+
+/// A network namespace with a name, as engines and CNI make them.
+struct Namespace(String);
+
+fn ip(arguments: &str) -> String {
+    Invocation::of("ip", arguments.split(' ')).run().ok()
+}
+
+impl Namespace {
+    fn new() -> Self {
+        let name = unique_id();
+        ip(&format!("netns add {name}"));
+        Namespace(name)
+    }
+
+    fn path(&self) -> String {
+        format!("/run/netns/{}", self.0)
+    }
+
+    /// ip(8) in the namespace.
+    fn ip(&self, arguments: &str) -> String {
+        ip(&format!("-n {} {arguments}", self.0))
+    }
+
+    /// An interface whose other end is the host's, with an IPv4 address at both ends.
+    fn veth(&self, name: &str, subnet: u8) {
+        let peer = format!("{name}-{}", std::process::id());
+        ip(&format!("link add {peer} type veth peer name {name} netns {}", self.0));
+        ip(&format!("addr add 10.77.{subnet}.1/24 dev {peer}"));
+        ip(&format!("link set {peer} up"));
+        self.ip(&format!("addr add 10.77.{subnet}.2/24 dev {name}"));
+        self.ip(&format!("link set {name} up"));
+    }
+
+    fn bundle(&self, bundle: Bundle) -> Bundle {
+        let mut namespaces = bundle.spec["linux"]["namespaces"].clone();
+        let own = |namespace: &Value| namespace["type"] == "network";
+        namespaces.as_array_mut().unwrap().retain(|namespace| !own(namespace));
+        let bundle = bundle.set("/linux/namespaces", namespaces);
+        bundle.push("/linux/namespaces", json!({"type": "network", "path": self.path()}))
+    }
+
+    fn idle(&self) -> Container {
+        self.bundle(Bundle::busybox().args(["sleep", "100000"])).start()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // With it go its ends of veths, and with those the others.
+        ip(&format!("netns del {}", self.0));
+    }
+}
+
+/// The columns of `ip -o` that a test looks at.
+fn lines(container: &Container, script: &str) -> Vec<String> {
+    let text = container.sh(script);
+    text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+#[test]
+fn everything_of_the_namespace_is_in_the_container() {
+    let namespace = Namespace::new();
+    namespace.veth("eth0", 1);
+    namespace.veth("net-one", 2);
+    namespace.ip("link set eth0 address 02:42:0a:4d:01:02 mtu 1400");
+    namespace.ip("addr add fd77::2/64 dev eth0 nodad");
+    namespace.ip("addr add 10.77.1.9/32 dev eth0");
+    namespace.ip("link set net-one addrgenmode none");
+    namespace.ip("route add default via 10.77.1.1");
+    namespace.ip("route add 10.99.0.0/16 via 10.77.2.1 dev net-one metric 50");
+    namespace.ip("-6 route add default via fd77::1");
+    namespace.ip("neigh add 10.77.2.77 lladdr 02:00:00:00:00:77 dev net-one nud permanent");
+    let container = namespace.idle();
+    let addresses = lines(&container, "ip -o addr");
+    for expected in [
+        "eth0 inet 10.77.1.2/24 brd 10.77.1.255 scope global eth0",
+        "eth0 inet 10.77.1.9/32 scope global eth0",
+        "eth0 inet6 fd77::2/64 scope global",
+        "net-one inet 10.77.2.2/24 brd 10.77.2.255 scope global net-one",
+    ] {
+        // runc leaves the broadcast address to whoever sets the address.
+        let plain = expected.split(" brd ").next().unwrap();
+        assert!(addresses.iter().any(|line| line.contains(plain)), "{expected} in {addresses:#?}");
+    }
+    assert!(!addresses.iter().any(|line| line.contains("net-one inet6")), "{addresses:#?}");
+    let routes = lines(&container, "ip route; ip -6 route");
+    for expected in [
+        "default via 10.77.1.1 dev eth0",
+        "10.99.0.0/16 via 10.77.2.1 dev net-one metric 50",
+        "default via fd77::1 dev eth0",
+    ] {
+        assert!(routes.iter().any(|line| line.starts_with(expected)), "{expected} in {routes:#?}");
+    }
+    let of_eth0 = container.sh("cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu");
+    assert_eq!(of_eth0, "02:42:0a:4d:01:02\n1400");
+    let neighbours = lines(&container, "cat /proc/net/arp");
+    assert!(
+        neighbours.iter().any(|line| line.contains("10.77.2.77 0x1 0x6 02:00:00:00:00:77")),
+        "{neighbours:#?}"
+    );
+    assert_eq!(container.sh("ls /sys/class/net"), "eth0\nlo\nnet-one");
+}
+
+#[test]
+fn packets_go_both_ways() {
+    let namespace = Namespace::new();
+    namespace.veth("eth0", 3);
+    let container = namespace.bundle(Bundle::busybox().sh("nc -lk -p 7 -e cat")).start();
+    container.sh("ping -c 2 -W 60 10.77.3.1");
+    ping("10.77.3.2");
+    // A bridge's MTU and much more than a queue takes.
+    let sent: Vec<u8> = (0..4u32 << 20).map(|index| (index % 251) as u8).collect();
+    let mut stream = None;
+    eventually("the server listens", || {
+        stream = TcpStream::connect("10.77.3.2:7").ok();
+        stream.is_some()
+    });
+    let mut stream = stream.unwrap();
+    let (mut writer, bytes) = (stream.try_clone().unwrap(), sent.clone());
+    let writing = std::thread::spawn(move || {
+        writer.write_all(&bytes).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    writing.join().unwrap();
+    assert!(received == sent, "{} of {} bytes came back", received.len(), sent.len());
+}
+
+fn ping(address: &str) {
+    Invocation::of("ping", ["-c", "2", "-W", "60", address]).run().ok();
+}
+
+#[test]
+fn what_changes_later_reaches_the_container() {
+    let namespace = Namespace::new();
+    namespace.veth("eth0", 4);
+    let container = namespace.idle();
+    let has = |name: &str| container.exec(&["test", "-e", &format!("/sys/class/net/{name}")]).status == 0;
+    for round in 0..2 {
+        namespace.veth("later", 5 + round);
+        eventually("the new interface is there", || has("later"));
+        let address = format!("10.77.{}.2", 5 + round);
+        eventually("it has its address", || container.sh("ip -o addr show dev later").contains(&address));
+        ping(&address);
+        namespace.ip("link del later");
+        eventually("it is gone", || !has("later"));
+        ping("10.77.4.2");
+    }
+}
+
+#[test]
+fn a_namespace_of_its_own_has_loopback_only() {
+    let bundle = Bundle::busybox().sh("ls /sys/class/net; ping -c 1 -W 60 127.0.0.1 >/dev/null && echo up");
+    let text = bundle.run().ok();
+    // The test host's kernel puts the fall-back devices of tunnels into each namespace.
+    assert!(text.contains("lo\n") && text.ends_with("up") && !text.contains("eth"), "{text}");
+}
+
+#[test]
+fn nothing_left_of_a_container_with_a_network() {
+    let namespace = Namespace::new();
+    namespace.veth("eth0", 8);
+    let before_in_namespace = namespace.ip("-br link");
+    Invocation::new(["list"]).run();
+    let before = Leftovers::picture();
+    let container = namespace.idle();
+    container.kill("KILL");
+    container.await_status("stopped");
+    container.delete();
+    drop(container);
+    before.check();
+    eventually("no tap device is left", || namespace.ip("-br link") == before_in_namespace);
+    // The next container takes over what the first did to the interface.
+    let container = namespace.idle();
+    container.sh("ping -c 1 -W 60 10.77.8.1");
+}
+
+#[test]
+fn an_interface_that_no_vm_can_have_is_named() {
+    vm_only!();
+    let namespace = Namespace::new();
+    namespace.veth("eth0", 9);
+    namespace.ip("tuntap add dev tunnel9 mode tun");
+    namespace.ip("addr add 10.78.0.1/24 dev tunnel9");
+    let container = namespace.bundle(Bundle::busybox().args(["true"])).create();
+    Invocation::new(["start", &container.id]).run().fails_naming(&["tunnel9", "Ethernet"]);
+    assert_eq!(container.status(), "created");
+    namespace.ip("link del tunnel9");
+    Invocation::new(["start", &container.id]).run().ok();
+}
+
+#[test]
+fn a_tap_device_that_cannot_be_made_is_an_error() {
+    vm_only!();
+    const TUN: &str = "/dev/net/tun";
+    let namespace = Namespace::new();
+    namespace.veth("eth0", 10);
+    let none: Option<&str> = None;
+    mount(Some("/dev/null"), TUN, none, MsFlags::MS_BIND, none).unwrap();
+    let container = namespace.bundle(Bundle::busybox().args(["true"])).create();
+    let output = Invocation::new(["start", &container.id]).run();
+    umount2(TUN, MntFlags::MNT_DETACH).unwrap();
+    output.fails_naming(&[TUN, "eth0"]);
+    assert_eq!(container.status(), "created");
+}
+
+#[test]
+fn a_namespace_that_is_not_there_is_named() {
+    let gone = "/run/netns/there-is-none-such";
+    assert!(!Path::new(gone).exists());
+    let bundle = Bundle::busybox().args(["true"]);
+    let bundle = bundle.set(
+        "/linux/namespaces",
+        json!([
+            {"type": "pid"}, {"type": "mount"}, {"type": "network", "path": gone},
+        ]),
+    );
+    bundle.run().fails_naming(&[gone]);
+}
