@@ -13,7 +13,7 @@ use libcgroups::common::{
     AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
 };
 use libcgroups_nix::unistd::Pid;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxCpu, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 /// Where the hierarchy is.
@@ -47,7 +47,15 @@ pub enum CgroupError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The library that makes cgroups or sets limits failed.
+    /// A limit was refused.
+    #[error("linux.resources.{field} could not be set in the container's cgroup on the host")]
+    Limit {
+        /// The field.
+        field: &'static str,
+        /// What the library that sets it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The library that makes cgroups failed.
     #[error("the cgroup {path} could not be {action}")]
     Manager {
         /// The cgroup.
@@ -179,14 +187,23 @@ impl Cgroup {
     /// Sets limits; what they leave out stays as it is.
     ///
     /// # Errors
-    /// [`CgroupError`] names the cgroup and the limit.
+    /// [`CgroupError::Limit`] names the field.
     pub fn limit(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         if *resources == LinuxResources::default() {
             return Ok(());
         }
-        let options =
-            ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
-        self.manager()?.apply(&options).map_err(self.manager_error("limited"))
+        let manager = self.manager()?;
+        // One after the other, so that an error is that of a field.
+        for (field, resources) in by_field(resources) {
+            let options = ControllerOpt {
+                resources: &resources,
+                disable_oom_killer: false,
+                oom_score_adj: None,
+                freezer_state: None,
+            };
+            manager.apply(&options).map_err(|error| CgroupError::Limit { field, source: Box::new(error) })?;
+        }
+        Ok(())
     }
 
     /// Kills what is left in the cgroup and removes it; its parents too as far as they are ours.
@@ -212,6 +229,54 @@ impl Cgroup {
             let _ = fs::remove_dir(Path::new(HIERARCHY).join(DEFAULT_PARENT));
         }
     }
+}
+
+/// Resources with one field each.
+fn by_field(resources: &LinuxResources) -> Vec<(&'static str, LinuxResources)> {
+    let part = |set: &dyn Fn(&mut LinuxResources)| {
+        let mut part = LinuxResources::default();
+        set(&mut part);
+        part
+    };
+    let cpu = resources.cpu().clone().unwrap_or_default();
+    let (mut numbers, mut time) = (LinuxCpu::default(), cpu.clone());
+    numbers.set_cpus(cpu.cpus().clone()).set_mems(cpu.mems().clone());
+    time.set_cpus(None).set_mems(None);
+    let some = |cpu: LinuxCpu| Some(cpu).filter(|cpu| *cpu != LinuxCpu::default());
+    let mut parts = vec![
+        (
+            "memory",
+            part(&|part| {
+                part.set_memory(*resources.memory());
+            }),
+        ),
+        (
+            "cpu",
+            part(&|part| {
+                part.set_cpu(some(time.clone()));
+            }),
+        ),
+        (
+            "cpu.cpus or cpu.mems",
+            part(&|part| {
+                part.set_cpu(some(numbers.clone()));
+            }),
+        ),
+        (
+            "blockIO",
+            part(&|part| {
+                part.set_block_io(resources.block_io().clone());
+            }),
+        ),
+        (
+            "unified",
+            part(&|part| {
+                part.set_unified(resources.unified().clone());
+            }),
+        ),
+    ];
+    parts.retain(|(_, part)| *part != LinuxResources::default());
+    parts
 }
 
 /// Has every directory above the cgroup hand controllers down to it. Where one does not, the limit

@@ -76,7 +76,8 @@ fn everything_of_the_namespace_is_in_the_container() {
     namespace.ip("link set eth0 address 02:42:0a:4d:01:02 mtu 1400");
     namespace.ip("addr add fd77::2/64 dev eth0 nodad");
     namespace.ip("addr add 10.77.1.9/32 dev eth0");
-    namespace.ip("link set net-one addrgenmode none");
+    let off = "netns exec NAME sysctl -q -w net.ipv6.conf.net-one.disable_ipv6=1";
+    ip(&off.replace("NAME", &namespace.0));
     namespace.ip("route add default via 10.77.1.1");
     namespace.ip("route add 10.99.0.0/16 via 10.77.2.1 dev net-one metric 50");
     namespace.ip("-6 route add default via fd77::1");
@@ -116,7 +117,7 @@ fn everything_of_the_namespace_is_in_the_container() {
 fn packets_go_both_ways() {
     let namespace = Namespace::new();
     namespace.veth("eth0", 3);
-    let container = namespace.bundle(Bundle::busybox().sh("nc -lk -p 7 -e cat")).start();
+    let container = namespace.bundle(Bundle::busybox().sh("nc -ll -p 7 -e cat")).start();
     container.sh("ping -c 2 -W 60 10.77.3.1");
     ping("10.77.3.2");
     // A bridge's MTU and much more than a queue takes.
