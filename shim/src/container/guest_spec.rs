@@ -30,6 +30,8 @@ pub struct SharedPath {
     pub read_only: bool,
     /// A directory, rather than a file.
     pub directory: bool,
+    /// With what is mounted below it.
+    pub recursive: bool,
 }
 
 /// How the guest gets the root file system.
@@ -116,6 +118,7 @@ pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
                 target: ROOTFS.into(),
                 read_only: bundle.root().readonly().unwrap_or(false),
                 directory: true,
+                recursive: true,
             });
             Path::new(SHARE_MOUNT_POINT).join(ROOTFS)
         }
@@ -126,6 +129,9 @@ pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
     spec.set_root(Some(new_root));
     if let Some(mounts) = spec.mounts_mut() {
         for (index, mount) in mounts.iter_mut().enumerate() {
+            // A relative destination is old, and means one below the root (config.md, "Mounts").
+            let destination = Path::new("/").join(mount.destination());
+            mount.set_destination(destination);
             if is_bind(mount) {
                 shared.extend(bind_source(&bundle.path, index, mount)?);
             }
@@ -159,6 +165,9 @@ fn translate_linux(spec: &mut Spec) -> Result<Option<PathBuf>, TranslateError> {
     for namespace in namespaces {
         let kind = namespace.typ();
         if kind == LinuxNamespaceType::Network {
+            if namespace.path().as_ref().is_some_and(|path| !path.is_absolute()) {
+                return Err(unsupported("linux.namespaces network", "its path must be absolute"));
+            }
             network = Some(namespace.path().clone());
         } else if namespace.path().is_some() {
             return Err(unsupported(
@@ -240,7 +249,8 @@ fn bind_source(bundle: &Path, index: usize, mount: &mut Mount) -> Result<Option<
     let target = Path::new(MOUNTS).join(index.to_string());
     mount.set_source(Some(Path::new(SHARE_MOUNT_POINT).join(&target)));
     let read_only = mount.options().iter().flatten().any(|option| option == "ro" || option == "rro");
-    Ok(Some(SharedPath { source: path, target, read_only, directory: metadata.is_dir() }))
+    let recursive = mount.options().iter().flatten().any(|option| option == "rbind");
+    Ok(Some(SharedPath { source: path, target, read_only, directory: metadata.is_dir(), recursive }))
 }
 
 /// The size of the tmpfs that a path is on, in bytes.

@@ -116,3 +116,28 @@ fn labels_of_the_host_have_no_effect_and_that_is_said() {
     assert!(guest.spec.process().as_ref().unwrap().apparmor_profile().is_none());
     assert!(guest.warnings[0].contains("apparmorProfile"));
 }
+
+#[test]
+fn a_network_namespace_has_an_absolute_path() {
+    let error = translate_with(|spec, _| {
+        for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
+            if namespace["type"] == "network" {
+                namespace["path"] = json!("run/netns/x");
+            }
+        }
+    });
+    assert!(error.unwrap_err().contains("linux.namespaces network: its path must be absolute"));
+}
+
+#[test]
+fn a_relative_destination_is_below_the_root() {
+    let guest = translate_with(|spec, _| {
+        spec["mounts"] = json!([
+            {"destination": "a/b", "type": "tmpfs", "source": "x"},
+            {"destination": "/c", "type": "tmpfs", "source": "x"},
+        ]);
+    });
+    let spec = guest.unwrap().spec;
+    let destinations: Vec<_> = spec.mounts().iter().flatten().map(|mount| mount.destination()).collect();
+    assert_eq!(destinations, [Path::new("/a/b"), Path::new("/c")]);
+}

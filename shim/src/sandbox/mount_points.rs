@@ -88,7 +88,13 @@ mod tests {
     }
 
     fn shared(target: &str, directory: bool) -> SharedPath {
-        SharedPath { source: "/source".into(), target: target.into(), read_only: false, directory }
+        SharedPath {
+            source: "/source".into(),
+            target: target.into(),
+            read_only: false,
+            directory,
+            recursive: false,
+        }
     }
 
     #[test]

@@ -82,7 +82,8 @@ fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
         create_directory(target.parent().unwrap_or(tree))?;
         File::create(&target).map_err(|source| ShareError::Create { path: target.clone(), source })?;
     }
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    let recursive = if entry.recursive { MsFlags::MS_REC } else { MsFlags::empty() };
+    let flags = MsFlags::MS_BIND | recursive;
     mount(Some(&entry.source), &target, None::<&str>, flags, None::<&str>)
         .map_err(mount_error(&entry.source, "bound into the share tree"))?;
     if entry.read_only {
