@@ -14,7 +14,6 @@ const MOUNT_OPTIONS: &[&str] = &[
     "defaults",
     "dev",
     "diratime",
-    "dirsync",
     "exec",
     "iversion",
     "lazytime",
@@ -42,7 +41,6 @@ const MOUNT_OPTIONS: &[&str] = &[
     "strictatime",
     "suid",
     "symfollow",
-    "sync",
 ];
 
 /// Those of Linux 6.12, as libcontainer knows them.
