@@ -146,6 +146,7 @@ fn special_options() {
     for entry in SPECIAL {
         let unmet: &[_] = match entry.1[0] {
             "defaults" => &[not_runc("runc 1.1.15 hands it to the file system, which refuses it")],
+            "sync" | "dirsync" => &[not_pouch("refused by name: libcontainer would leave it out")],
             "shared" | "rshared" => {
                 &[not_pouch("refused by name: what is mounted in a guest cannot appear on the host")]
             }
