@@ -63,9 +63,8 @@ fn document() {
             bundle = match option {
                 "bind" | "rbind" => bundle.mount(&place, "none", folder.path(), &[option]),
                 "defaults" if !has_vm() => bundle,
-                // It changes one that is there.
-                "remount" => bundle.mount("/m0", "tmpfs", "tmpfs", &[option]),
-                "idmap" | "ridmap" | "acl" | "noacl" | "mand" => bundle,
+                // They need more than a mount of their own; config_mounts.rs has them.
+                "remount" | "idmap" | "ridmap" | "acl" | "noacl" | "mand" => bundle,
                 _ => bundle.mount(&place, "tmpfs", "tmpfs", &[option]),
             };
         }
