@@ -28,7 +28,8 @@ fn memory_and_processors(engine: Engine) {
             "cd /sys/fs/cgroup; cat cpu.weight memory.low",
         )
         .ok();
-    assert_eq!(text, "20\n67108864");
+    // Shares become a weight by one of two formulas: that of older runc, and that of newer runc and crun.
+    assert!(["20\n67108864", "59\n67108864"].contains(&text.as_str()), "{text}");
 }
 
 fn ulimits(engine: Engine) {
@@ -56,7 +57,7 @@ fn memory_runs_out(engine: Engine) {
     assert_eq!(container.inspect("{{.State.OOMKilled}} {{.State.ExitCode}}"), "true 137");
     assert_eq!(bystander.sh("echo unharmed"), "unharmed");
     // A process that is killed is not the container.
-    let script = "perl -e '$x = \"x\" x 200000000'; echo status $?; exit 3";
+    let script = "perl -e 'push @x, \"x\" x 1000000 while 1'; echo status $?; exit 3";
     let output = engine.sh(&["--memory", "64m"], script);
     output.fails(3);
     assert_eq!(output.text(), "status 137");
