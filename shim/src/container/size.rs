@@ -1,5 +1,7 @@
 //! How large a container's VM is.
 
+use std::collections::BTreeSet;
+
 use oci_spec::runtime::{LinuxCpu, Spec};
 use pouch_vmm::config::{MAX_MEMORY_MIB, MAX_VCPUS};
 
@@ -43,6 +45,14 @@ pub enum SizeError {
     /// The list of CPUs makes no sense.
     #[error("linux.resources.cpu.cpus {0:?} is no list of CPUs")]
     Cpus(String),
+    /// The host has not all of the CPUs.
+    #[error("linux.resources.cpu.cpus {list:?} names CPUs that the host does not have, which has {online}")]
+    HostCpus {
+        /// The list.
+        list: String,
+        /// Those of the host.
+        online: String,
+    },
 }
 
 /// The size that the specification's limits ask for; where it has none, the configuration's.
@@ -87,9 +97,30 @@ fn memory_for(limit: i64) -> Result<u32, SizeError> {
     u32::try_from(total).ok().filter(|mib| *mib <= MAX_MEMORY_MIB).ok_or(SizeError::MemoryTooLarge(limit))
 }
 
+/// Checks a list of the host's CPUs, which the kernel would refuse without a word of the field.
+///
+/// # Errors
+/// [`SizeError`] names the field.
+pub fn check_host_cpus(list: &str) -> Result<(), SizeError> {
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let online = online.trim();
+    let listed = cpu_set(list).ok_or_else(|| SizeError::Cpus(list.to_owned()))?;
+    // What cannot be found out is the kernel's to say.
+    match cpu_set(online) {
+        Some(host) if !listed.is_subset(&host) => {
+            Err(SizeError::HostCpus { list: list.to_owned(), online: online.to_owned() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How many CPUs a list such as "0-2,5" names.
 fn count_cpus(list: &str) -> Option<u64> {
-    let mut cpus = std::collections::BTreeSet::new();
+    cpu_set(list).map(|cpus| cpus.len() as u64)
+}
+
+fn cpu_set(list: &str) -> Option<BTreeSet<u16>> {
+    let mut cpus = BTreeSet::new();
     for part in list.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last) = (first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?);
@@ -98,12 +129,20 @@ fn count_cpus(list: &str) -> Option<u64> {
         }
         cpus.extend(first..=last);
     }
-    Some(cpus.len() as u64)
+    Some(cpus)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cpus_that_the_host_does_not_have_are_named() {
+        assert_eq!(check_host_cpus("0"), Ok(()));
+        let error = check_host_cpus("0,65000").unwrap_err().to_string();
+        assert!(error.starts_with("linux.resources.cpu.cpus \"0,65000\" names CPUs"), "{error}");
+        assert_eq!(check_host_cpus("many"), Err(SizeError::Cpus("many".to_owned())));
+    }
 
     fn size(resources: &str) -> Result<VmSize, SizeError> {
         let text = format!(r#"{{"ociVersion":"1.0.2","linux":{{"resources":{resources}}}}}"#);

@@ -15,7 +15,7 @@ use super::agent::{Agent, AgentError, random_bytes};
 use super::protocol::{ExecRequest, Failure};
 use super::vm::{Vm, VmError};
 use crate::container::size::VmSize;
-use crate::container::{ContainerDir, State, StateError, Status, resources};
+use crate::container::{ContainerDir, State, StateError, Status, resources, size};
 
 /// How long the agent may take to accept a stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
@@ -200,6 +200,10 @@ impl Sandbox {
         let failure = |error: &(dyn std::error::Error + 'static)| Failure::new(crate::errors::chain(error));
         let resources: LinuxResources = serde_json::from_value(resources)
             .map_err(|error| Failure::new(format!("linux.resources cannot be read: {error}")))?;
+        let cpus = resources.cpu().as_ref().and_then(|cpu| cpu.cpus().as_deref());
+        if let Some(list) = cpus.filter(|list| !list.is_empty()) {
+            size::check_host_cpus(list).map_err(|error| failure(&error))?;
+        }
         let split = resources::split(&resources, self.size);
         let guest = serde_json::to_vec(&split.guest).map_err(|error| failure(&error))?;
         self.agent.update(self.id(), guest)?;
