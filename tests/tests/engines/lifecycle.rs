@@ -98,21 +98,14 @@ fn pause_and_unpause(engine: Engine) {
     assert_eq!(container.status(), "paused");
     let listed = engine.command(&["ps", "--filter", "status=paused", "--format", "{{.Names}}"]).run().ok();
     assert_eq!(listed, container.name);
-    let (before, processor) = (count(), processor_time(&container));
+    let before = count();
     // Long enough for several steps of the count.
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(count(), before, "it goes on although it is paused");
-    assert_eq!(processor_time(&container), processor, "a paused container uses the processor");
     container.command(&["pause"]).run().fails_naming(&["paused"]);
     container.ok(&["unpause"]);
     eventually("it counts again", || count() > before);
     container.command(&["unpause"]).run().fails_naming(&["paused"]);
-}
-
-/// Ticks of the container's process on the host, which pausing must stop.
-fn processor_time(container: &pouch_tests::EngineContainer) -> String {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", container.pid())).unwrap();
-    stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2).collect::<Vec<_>>().join(" ")
 }
 
 fn removal_in_every_state(engine: Engine) {
