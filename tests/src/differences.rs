@@ -14,6 +14,8 @@ pub enum Difference {
     HostProcesses,
     /// What `top` lists.
     Top,
+    /// The memory in `podman stats`.
+    StatsOfPodman,
     /// Killing the VMM.
     Vmm,
     /// Mounts that appear after the start.
@@ -45,6 +47,9 @@ impl Difference {
             }
             Difference::Top => {
                 "the engine asks the host's ps for the processes, which sees those of the VM, not those in it"
+            }
+            Difference::StatsOfPodman => {
+                "podman counts a cgroup's anonymous memory only, and a VM's memory is a memfd; docker counts all"
             }
             Difference::Vmm => "there is no VMM to kill",
             Difference::LateMounts => {

@@ -44,9 +44,8 @@ fn top(engine: Engine) {
 }
 
 fn stats(engine: Engine) {
-    let script =
-        "dd if=/dev/zero of=/dev/shm/file bs=1M count=40 2>/dev/null; echo ready; while :; do :; done";
-    let container = engine.start_sh(&["--memory", "200m"], script);
+    let script = "$x = 'x' x 60000000; $| = 1; print \"ready\\n\"; 1 while 1";
+    let container = engine.start(&["--memory", "200m"], "debian", &["perl", "-e", script]);
     container.await_logs("ready");
     // The first look has nothing to compare with.
     eventually("the processor's use is seen", || {
@@ -59,7 +58,10 @@ fn stats(engine: Engine) {
             text.trim_matches('"').trim_end_matches('%').parse::<f64>().unwrap_or_else(|_| panic!("{text}"))
         };
         let memory = number(field("MemPerc"));
-        assert!((20.0..=100.0).contains(&memory), "40 of 200 MiB are 20 %: {text}");
+        // 60 MB of 200 MiB, or of what the VM may take with them.
+        if engine.is_docker() || !Difference::StatsOfPodman.with_vm() {
+            assert!((15.0..=100.0).contains(&memory), "{text}");
+        }
         assert!(number(field("PIDs")) >= 1.0, "{text}");
         number(field(if engine.is_docker() { "CPUPerc" } else { "CPU" })) > 10.0
     });
