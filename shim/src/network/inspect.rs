@@ -46,6 +46,8 @@ pub struct Found {
     pub routes: Vec<Route>,
     /// Neighbours that were set by hand.
     pub neighbors: Vec<Neighbor>,
+    /// There are tap devices of a VM.
+    pub taps: bool,
 }
 
 impl Found {
@@ -63,6 +65,10 @@ pub fn inspect(netlink: &mut Netlink) -> Result<Found, WireError> {
     let mut found = Found::default();
     let links = netlink.list("list interfaces", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
     let links: Vec<LinkMessage> = links.into_iter().filter_map(link).collect();
+    let all = links.len();
+    let links: Vec<LinkMessage> =
+        links.into_iter().filter(|link| !name(link).starts_with(tap::PREFIX)).collect();
+    found.taps = links.len() < all;
     if links.is_empty() {
         return Ok(found);
     }
@@ -95,11 +101,10 @@ pub fn inspect(netlink: &mut Netlink) -> Result<Found, WireError> {
     Ok(found)
 }
 
-/// The interfaces that may be the engine's.
+/// All interfaces but the loopback one.
 fn link(message: RouteNetlinkMessage) -> Option<LinkMessage> {
     let RouteNetlinkMessage::NewLink(link) = message else { return None };
-    let ours = name(&link).starts_with(tap::PREFIX);
-    (link.header.link_layer_type != LinkLayerType::Loopback && !ours).then_some(link)
+    (link.header.link_layer_type != LinkLayerType::Loopback).then_some(link)
 }
 
 fn name(link: &LinkMessage) -> &str {

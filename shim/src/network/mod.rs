@@ -38,6 +38,12 @@ pub enum WireError {
         /// Why it cannot be.
         problem: &'static str,
     },
+    /// It is another container's.
+    #[error(
+        "linux.namespaces network: the namespace is that of another container in a VM of its own, which cannot be \
+         shared; put both on one network instead"
+    )]
+    Taken,
     /// There are too many interfaces.
     #[error(
         "there is no room for the interface {0}: a VM can have {MAX_NETWORK_SLOTS} in its life, with those that \

@@ -46,6 +46,9 @@ impl Wiring {
     pub fn update(&mut self, vm: &Vm, agent: &Agent) -> Result<(), WireError> {
         let mut netlink = Netlink::open()?;
         let mut found = inspect::inspect(&mut netlink)?;
+        if found.taps && self.used == 0 {
+            return Err(WireError::Taken);
+        }
         let mut request = SetNetworkRequest::new();
         self.wires.retain(|index, wire| {
             let stays = found.interfaces.iter().any(|interface| interface.index == *index);
