@@ -4,6 +4,7 @@ Time is virtual: one nanosecond an instruction, so a figure repeats to about 1 %
 for a disk does not repeat, so everything is in memory: caches are warmed, and files lie in a tmpfs.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -271,7 +272,152 @@ def stream_mib_per_second(words, folder):
     return received / MIB / seconds
 
 
-PARTS = {"boot": boot, "run": run, "memory": memory, "disk": disk, "stream": stream}
+# --- docker -------------------------------------------------------------------------------------------------------
+
+def docker():
+    """`docker run --rm` of busybox that does nothing, under each runtime."""
+    say("starting dockerd")
+    paths = {name: {"path": shutil.which(name)} for name in ("pouch-vm", "crun", "runsc")}
+    paths["runsc"]["runtimeArgs"] = RUNTIMES["runsc"][2:]
+    pathlib.Path("/etc/docker/daemon.json").write_text(json.dumps({"storage-driver": "overlay2", "runtimes": paths}))
+    subprocess.run(["/run/testbed/engines", "start"], check=True, stdout=sys.stderr)
+
+    def one(runtime):
+        say(f"docker run --rm under {runtime}")
+        command = ["docker", "run", "--rm", "--runtime", runtime, "pouch-test/busybox", "true"]
+        return median(lambda: elapsed_ms(command), 3)
+
+    ours = one("pouch-vm")
+    return [figure(f"docker-run-true beside {peer}", ours, "ms", peer, one(peer)) for peer in RUNTIMES]
+
+
+# --- network ------------------------------------------------------------------------------------------------------
+
+NETWORK_MIB = 32
+ROUND_TRIPS = 200
+# A server that counts what it gets, or sends each byte back; and the client that measures it.
+TCP = """
+import socket, sys, time
+def serve():
+    server = socket.create_server(("", 7))
+    print("ready", flush=True)
+    while True:
+        connection, _ = server.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.recv(1) == b"E":
+            while byte := connection.recv(1): connection.sendall(byte)
+        else:
+            while connection.recv(1 << 18): pass
+            connection.sendall(b".")
+def measure(address, mib, trips):
+    with socket.create_connection((address, 7)) as s:
+        block, start = bytes(1 << 18), time.monotonic_ns()
+        s.sendall(b"T")
+        for _ in range(mib * 4): s.sendall(block)
+        s.shutdown(socket.SHUT_WR); s.recv(1)
+        rate = mib / (time.monotonic_ns() - start) * 1e9
+    with socket.create_connection((address, 7)) as s:
+        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        s.sendall(b"E")
+        start = time.monotonic_ns()
+        for _ in range(trips): s.sendall(b"."); s.recv(1)
+        return rate, (time.monotonic_ns() - start) / trips / 1000
+"""
+
+
+def network():
+    """TCP between the host and a container, and between two containers, beside runc."""
+    words = ["ip", "link", "add", "bench0", "type", "bridge"]
+    subprocess.run(words, check=True)
+    subprocess.run(["ip", "addr", "add", "10.79.0.1/24", "dev", "bench0"], check=True)
+    subprocess.run(["ip", "link", "set", "bench0", "up"], check=True)
+    results = {runtime: tcp_figures(runtime) for runtime in ("pouch-vm", "runc")}
+    figures = []
+    for index, (name, unit) in enumerate((("throughput", "MiB/s"), ("round trip of a byte", "us"))):
+        for way in ("host to container", "container to container"):
+            ours, theirs = (results[runtime][way][index] for runtime in ("pouch-vm", "runc"))
+            figures.append(figure(f"TCP {name}: {way}", ours, unit, "runc", theirs))
+    return figures
+
+
+def tcp_figures(runtime):
+    """Throughput and round trip by the way that the bytes go."""
+    say(f"TCP under {runtime}")
+    scope = {}
+    exec(TCP, scope)  # pylint: disable=exec-used
+    arguments = (NETWORK_MIB, ROUND_TRIPS)
+    with container_on_network(runtime, 2, TCP + "serve()") as server:
+        server.stdout.readline()
+        outside = scope["measure"]("10.79.0.2", *arguments)
+        client = TCP + f"print(*measure('10.79.0.2', {arguments[0]}, {arguments[1]}), flush=True)"
+        with container_on_network(runtime, 3, client) as process:
+            inside = tuple(float(word) for word in process.stdout.readline().split())
+            process.wait()
+    return {"host to container": outside, "container to container": inside}
+
+
+@contextlib.contextmanager
+def container_on_network(runtime, number, program):
+    """A container that runs a Python program at 10.79.0.`number`."""
+    name = f"bench{number}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    veth = ["ip", "link", "add", f"v{name}", "master", "bench0", "type", "veth", "peer", "name", "eth0", "netns", name]
+    subprocess.run(veth, check=True)
+    subprocess.run(["ip", "link", "set", f"v{name}", "up"], check=True)
+    subprocess.run(["ip", "-n", name, "addr", "add", f"10.79.0.{number}/24", "dev", "eth0"], check=True)
+    subprocess.run(["ip", "-n", name, "link", "set", "eth0", "up"], check=True)
+    folder = bundle(name, ["python3", "-c", program], image="python")
+    change(folder, lambda spec: spec["linux"].update(namespaces=[
+        {"type": kind} if kind != "network" else {"type": kind, "path": f"/run/netns/{name}"}
+        for kind in ("pid", "mount", "ipc", "uts", "cgroup", "network")]))
+    command = [runtime, "run", "--bundle", folder, name]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        subprocess.run([runtime, "delete", "--force", name], check=False)
+        process.wait()
+        # The kernel takes its time over a namespace; the next container wants the interface's name at once.
+        subprocess.run(["ip", "link", "del", f"v{name}"], check=True)
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+UNTAR = "tar -C /tree -xf /tree.tar"
+BUILD = "python3 -m compileall -q -f /tree"
+
+
+def files():
+    """Many small files on the root file system: an untar, and then a compilation of them all."""
+    say("making a tree of files")
+    folder = bundle("files", ["true"], image="python")
+    root = folder / "rootfs"
+    library = next(path for path in (root / "usr/lib").glob("python3.*") if (path / "asyncio").exists())
+    subprocess.run(["tar", "-C", library, "-cf", root / "tree.tar", "asyncio", "email", "json", "http", "xml"], check=True)
+    (root / "tree").mkdir()
+    figures = []
+    for name, script in (("untar", UNTAR), ("build", BUILD)):
+        change(folder, lambda spec, s=script: (
+            spec["process"].update(args=["sh", "-c", inner_clock(s)]), spec["root"].update(readonly=False)))
+        values = {}
+        for runtime, words in {"pouch-vm": ["pouch-vm"], "runc": ["runc"], "runsc": RUNTIMES["runsc"]}.items():
+            say(f"{name} under {runtime}")
+            command = [*words, "run", "--bundle", folder, "bench"]
+            values[runtime] = median(lambda c=command: float(output_of(c).split()[-1]), 3)
+        for peer in ("runc", "runsc"):
+            figures.append(figure(f"{name} of a tree beside {peer}", values["pouch-vm"], "ms", peer, values[peer]))
+    return figures
+
+
+def inner_clock(script):
+    """The script, followed by the milliseconds that it took by the clock of where it ran."""
+    stamp = "python3 -c 'import time; print(time.monotonic_ns())'"
+    return f"a=$({stamp}); {script}; sync; b=$({stamp}); echo $(((b - a) / 1000000))"
+
+
+PARTS = {"boot": boot, "run": run, "memory": memory, "disk": disk, "stream": stream, "docker": docker, "network": network,
+         "files": files}
 
 
 def main(names):
