@@ -26,8 +26,6 @@ pub enum Difference {
     Socket,
     /// Devices of the host.
     Devices,
-    /// A network joined by a container that runs.
-    LateNetwork,
     /// The kernel that `uname` names.
     Kernel,
     /// The host's cgroup of a container.
@@ -62,9 +60,6 @@ impl Difference {
                 "a socket ends in the host's kernel; pouch-vm passes it on or refuses, and says so"
             }
             Difference::Devices => "devices of the host are not in the VM; pouch-vm refuses, and says so",
-            Difference::LateNetwork => {
-                "an interface that comes after the start is not in the VM; restart the container to have it there"
-            }
             Difference::Kernel => "the container has a kernel of its own",
             Difference::HostCgroup => "the host's cgroup holds the VM, not the processes in it",
         }
