@@ -129,7 +129,6 @@ fn nothing_left_of_a_folder_or_mount_that_is_missing() {
 fn nothing_left_of_what_cannot_be_done() {
     vm_only!();
     for (pointer, value, words) in [
-        ("/process/capabilities/bounding", json!(["CAP_NO_SUCH"]), &["CAP_NO_SUCH"][..]),
         ("/process/rlimits", json!([{"type": "RLIMIT_NO_SUCH", "soft": 1, "hard": 1}]), &["RLIMIT_NO_SUCH"]),
         ("/linux/namespaces", json!([{"type": "no-such"}]), &["no-such"]),
         ("/linux/sysctl", json!({"kernel.no_such": "1"}), &["no_such"]),
