@@ -26,6 +26,10 @@ pub enum Difference {
     Socket,
     /// Devices of the host.
     Devices,
+    /// Files without a name (O_TMPFILE) on the root file system or a volume.
+    UnnamedFiles,
+    /// Device nodes on the root file system or a volume.
+    DeviceNodes,
     /// The kernel that `uname` names.
     Kernel,
     /// The host's cgroup of a container.
@@ -60,6 +64,12 @@ impl Difference {
                 "a socket ends in the host's kernel; pouch-vm passes it on or refuses, and says so"
             }
             Difference::Devices => "devices of the host are not in the VM; pouch-vm refuses, and says so",
+            Difference::UnnamedFiles => {
+                "the library that serves virtio-fs cannot make a file without a name; programs use one with a name"
+            }
+            Difference::DeviceNodes => {
+                "the VMM has no right to make device nodes on the host; a tmpfs of the guest takes them"
+            }
             Difference::Kernel => "the container has a kernel of its own",
             Difference::HostCgroup => "the host's cgroup holds the VM, not the processes in it",
         }

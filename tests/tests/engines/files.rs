@@ -1,6 +1,6 @@
 //! What file systems must do: on the root file system and on a volume.
 
-use pouch_tests::{Engine, Output, engine_tests};
+use pouch_tests::{Difference, Engine, Output, engine_tests};
 
 engine_tests! {
     both: owners_modes_and_attributes, links_and_times, sparse_files_and_space, direct_input_and_output, mappings_and_locks,
@@ -125,25 +125,30 @@ try:
     os.open("d/in", os.O_CREAT | os.O_EXCL)
 except FileExistsError:
     print("exists")
-t = os.open(".", os.O_TMPFILE | os.O_RDWR) if hasattr(os, "O_TMPFILE") else -1
-os.write(t, b"tmp"); print(os.fstat(t).st_size)
+try:
+    t = os.open(".", os.O_TMPFILE | os.O_RDWR)
+    os.write(t, b"tmp"); print(os.fstat(t).st_size)
+except OSError as error:
+    print(error.strerror)
 a = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 b = os.open("log", os.O_WRONLY | os.O_APPEND)
 os.write(a, b"one "); os.write(b, b"two "); os.write(a, b"three")
 print(open("log").read())
 print("".join(sorted(os.listdir("."))))"#;
-    python(engine, script, "kept 0\na False\nexists\n3\none two three\nbdlog");
+    let unnamed = if Difference::UnnamedFiles.with_vm() { "Operation not supported" } else { "3" };
+    python(engine, script, &format!("kept 0\na False\nexists\n{unnamed}\none two three\nbdlog"));
 }
 
 fn special_files(engine: Engine) {
     let script = "
         mkfifo p; (echo through >p &); cat p; stat -c %F p
-        mknod n c 1 3; stat -c '%F %t:%T' n; rm n
+        mknod n c 1 3 2>/dev/null && stat -c '%F %t:%T' n && rm n || echo refused
         perl -MIO::Socket::UNIX -e '
             $l = IO::Socket::UNIX->new(Local => \"s\", Listen => 1) or die \"listen: $!\";
             if (fork) { $c = $l->accept; print <$c>; wait }
             else { $c = IO::Socket::UNIX->new(Peer => \"s\") or die \"connect: $!\"; print $c \"by socket\\n\" }'";
-    shell(engine, script, "through\nfifo\ncharacter special file 1:3\nby socket");
+    let node = if Difference::DeviceNodes.with_vm() { "refused" } else { "character special file 1:3" };
+    shell(engine, script, &format!("through\nfifo\n{node}\nby socket"));
 }
 
 /// The issue has 100,000; that many take too long in an emulator to be in each run.
