@@ -45,7 +45,10 @@ fn run_on_a_terminal(engine: Engine) {
 fn exec_on_a_terminal(engine: Engine) {
     let container = engine.start_idle(&[]);
     let command = container.exec_invocation(&["-it"], &["perl", "-e", SIZES]).into_command();
-    let (mut terminal, mut child) = Terminal::spawn(command, 33, 111);
+    let (mut terminal, mut child) = Terminal::spawn(command, 20, 70);
+    // Docker's client tells the first size for half a second only, which an emulator may take to start it.
+    terminal.await_text("size ");
+    terminal.resize(33, 111);
     converse(&mut terminal);
     terminal.type_in("end\r");
     assert_eq!(code(wait(&mut child, "exec", HANG)), 6);
