@@ -16,6 +16,25 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::eventually;
 
+/// A Perl program that says its terminal's name and size, each change of the size and what is typed; it ends
+/// with status 6 at `end`, with 5 at the end of its input. A shell or a plain read would now and then take the
+/// signal just before it waits for input, and only see to it after that: so it waits for input for a tenth of
+/// a second at a time.
+pub const SIZES: &str = r#"
+    $| = 1;
+    sub size { print "size ", `stty size` }
+    $SIG{WINCH} = \&size;
+    system "tty";
+    size;
+    vec(my $input, fileno(STDIN), 1) = 1;
+    for (;;) {
+        next unless select(my $ready = $input, undef, undef, 0.1) > 0;
+        last unless sysread(STDIN, my $line, 1000);
+        print "got <", $line =~ s/\n//r, ">\n";
+        exit 6 if $line eq "end\n";
+    }
+    exit 5"#;
+
 /// The end of a terminal at which a person would sit.
 pub struct Terminal {
     master: File,

@@ -24,7 +24,7 @@ use crate::sandbox::client::HostClient;
 use crate::sandbox::launch::inherit_only;
 use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
 use crate::stdio::terminal::{self, RawTerminal};
-use crate::stdio::{signals, start_relays};
+use crate::stdio::{self, signals, start_relays};
 
 #[derive(Args)]
 pub struct Exec {
@@ -149,8 +149,13 @@ pub fn exec_host(report_fd: RawFd, text: &str) -> Outcome {
         _ => Ok(()),
     };
     let host: ExecHost = serde_json::from_str(text).map_err(other)?;
-    // Where nobody listens any more, nobody would know of the process either.
-    let result = run_here(host, || tell(&Report::Created).map_err(other));
+    let log = host.socket.with_file_name("host.log");
+    let result = run_here(host, || {
+        // An engine takes the operation for over when nobody holds its output any more.
+        stdio::let_go(&log).map_err(other)?;
+        // Where nobody listens any more, nobody would know of the process either.
+        tell(&Report::Created).map_err(other)
+    });
     if let Err(error) = &result {
         let status = error.status();
         // As above; there is nothing left to end.

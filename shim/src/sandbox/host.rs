@@ -5,7 +5,7 @@
 //! learns that status. It ends when the container's process has ended and its output was passed
 //! on, when the VM ends, or when it is told to.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -33,7 +33,7 @@ use crate::container::{Bundle, ContainerDir, State, Status, resources, size};
 use crate::errors::chain;
 use crate::logging::{Log, rfc3339};
 use crate::network::namespace;
-use crate::stdio::{OutputRelay, signals, start_relays, terminal};
+use crate::stdio::{self, OutputRelay, signals, start_relays, terminal};
 
 /// The status of a container whose VM ended under it: as if it had been killed.
 const KILLED: i32 = 137;
@@ -181,7 +181,7 @@ impl Host {
     ) -> Result<Vec<OutputRelay>, Failure> {
         let console = terminal.as_ref().map(File::try_clone).transpose().map_err(failure)?;
         let outputs = start_relays(streams, terminal).map_err(failure)?;
-        detach_stdio(sandbox.dir.path()).map_err(failure)?;
+        stdio::let_go(&sandbox.dir.path().join("host.log")).map_err(failure)?;
         watch_exit(sandbox.clone(), sender.clone()).map_err(failure)?;
         forward_signals(sandbox.clone(), console).map_err(failure)?;
         let listener = HostListener::bind(&sandbox.dir.socket()).map_err(failure)?;
@@ -350,18 +350,6 @@ fn host_terminal(bundle: &Bundle, launch: &Launch) -> Result<Option<File>, Failu
             stdin.as_fd().try_clone_to_owned().map(|fd| Some(File::from(fd))).map_err(failure)
         }
     }
-}
-
-/// Lets go of the standard streams, which the relays hold now: a pipe must end when its relay
-/// does. What this process has to say itself goes to a file.
-fn detach_stdio(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(directory.join("host.log"))?;
-    nix::unistd::dup2_stdin(&null)?;
-    nix::unistd::dup2_stdout(&null)?;
-    nix::unistd::dup2_stderr(&log)?;
-    Ok(())
 }
 
 /// Tells when the container's process ends.

@@ -3,35 +3,17 @@
 use std::time::Duration;
 
 use pouch_tests::invocation::{code, wait};
-use pouch_tests::terminal::{ConsoleSocket, Terminal};
+use pouch_tests::terminal::{ConsoleSocket, SIZES, Terminal};
 use pouch_tests::{Bundle, Container, HANG, Invocation, eventually};
 use serde_json::json;
 
-/// Says its size now and after each change; ends at the end of its input. A shell or a plain read
-/// would now and then take the signal just before it waits for input, and only see to it after that:
-/// so it waits for input for a tenth of a second at a time.
-const SIZES: &str = r#"perl -e '
-    $| = 1;
-    sub size { print "size ", `stty size` }
-    $SIG{WINCH} = \&size;
-    system "tty";
-    size;
-    vec(my $input, fileno(STDIN), 1) = 1;
-    for (;;) {
-        next unless select(my $ready = $input, undef, undef, 0.1) > 0;
-        last unless sysread(STDIN, my $line, 1000);
-        print "got <", $line =~ s/\n//r, ">\n";
-        exit 6 if $line eq "end\n";
-    }
-    exit 5'"#;
-
-fn with_terminal(script: &str) -> Bundle {
-    Bundle::debian().args(["bash", "-c", script]).set("/process/terminal", json!(true))
+fn with_terminal(arguments: &[&str]) -> Bundle {
+    Bundle::debian().args(arguments).set("/process/terminal", json!(true))
 }
 
 #[test]
 fn run_uses_the_terminal_that_it_is_on() {
-    let bundle = with_terminal(SIZES);
+    let bundle = with_terminal(&["perl", "-e", SIZES]);
     let (mut terminal, mut child) = Terminal::spawn(bundle.run_invocation(&[]).into_command(), 33, 111);
     terminal.await_text("size 33 111");
     assert!(terminal.screen().contains("/dev/pts/0") || terminal.screen().contains("/dev/console"));
@@ -45,8 +27,11 @@ fn run_uses_the_terminal_that_it_is_on() {
 
 #[test]
 fn keys_are_the_containers() {
-    let bundle =
-        with_terminal("trap 'echo interrupted' INT; echo ready; cat; echo after; sleep 1000 || exit 12");
+    let bundle = with_terminal(&[
+        "bash",
+        "-c",
+        "trap 'echo interrupted' INT; echo ready; cat; echo after; sleep 1000 || exit 12",
+    ]);
     let (mut terminal, mut child) = Terminal::spawn(bundle.run_invocation(&[]).into_command(), 24, 80);
     terminal.await_text("ready");
     terminal.type_in("line\r\x04");
@@ -64,7 +49,7 @@ fn keys_are_the_containers() {
 
 #[test]
 fn standard_error_is_on_the_terminal_too() {
-    let bundle = with_terminal("test -t 0 && test -t 1 && test -t 2 && echo all >&2");
+    let bundle = with_terminal(&["bash", "-c", "test -t 0 && test -t 1 && test -t 2 && echo all >&2"]);
     let (terminal, mut child) = Terminal::spawn(bundle.run_invocation(&[]).into_command(), 24, 80);
     assert_eq!(code(wait(&mut child, "run", HANG)), 0);
     terminal.await_text("all");
@@ -72,7 +57,7 @@ fn standard_error_is_on_the_terminal_too() {
 
 #[test]
 fn a_terminal_is_sent_to_the_console_socket() {
-    let bundle = with_terminal(SIZES);
+    let bundle = with_terminal(&["perl", "-e", SIZES]);
     let path = bundle.path().join("console");
     let socket = ConsoleSocket::bind(&path);
     let (container, mut terminal) = std::thread::scope(|scope| {
@@ -93,7 +78,7 @@ fn a_terminal_is_sent_to_the_console_socket() {
 #[test]
 fn exec_can_have_a_terminal() {
     let container = Bundle::debian().args(["sleep", "1000"]).start();
-    let command = container.exec_invocation(&["--tty"], &["bash", "-c", SIZES]).into_command();
+    let command = container.exec_invocation(&["--tty"], &["perl", "-e", SIZES]).into_command();
     let (mut terminal, mut child) = Terminal::spawn(command, 21, 71);
     terminal.await_text("size 21 71");
     terminal.resize(22, 72);
@@ -116,7 +101,8 @@ fn exec_sends_its_terminal_to_a_console_socket() {
         "--pid-file",
         pid_file.to_str().unwrap(),
     ];
-    let invocation = container.exec_invocation(&options, &["bash", "-c", SIZES]).leaves_something_behind();
+    let invocation = container.exec_invocation(&options, &["perl", "-e", SIZES]);
+    // Whoever started it waits for the end of its output, which must not be that of the process.
     let mut terminal = std::thread::scope(|scope| {
         let receiver = scope.spawn(|| socket.receive());
         invocation.run().ok();
@@ -131,7 +117,7 @@ fn exec_sends_its_terminal_to_a_console_socket() {
 
 #[test]
 fn a_terminal_that_is_not_there_is_an_error() {
-    let bundle = with_terminal("true");
+    let bundle = with_terminal(&["bash", "-c", "true"]);
     bundle.run().fails_naming(&["t"]);
     bundle.write();
     let arguments = ["run", "--detach", "--bundle", bundle.path().to_str().unwrap(), "no-terminal"];

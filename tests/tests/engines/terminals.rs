@@ -4,28 +4,12 @@ use std::io::Write;
 use std::process::Stdio;
 
 use pouch_tests::invocation::{code, wait};
-use pouch_tests::terminal::Terminal;
+use pouch_tests::terminal::{SIZES, Terminal};
 use pouch_tests::{Engine, HANG, engine_tests, eventually};
 
 engine_tests! {
     both: run_on_a_terminal, exec_on_a_terminal, attach_to_a_terminal, attach_to_streams, logs_are_followed;
 }
-
-/// Says its size now and after each change, and what is typed; ends with status 6 at `end`. It looks for
-/// input for a tenth of a second at a time, so that no signal is missed.
-const SIZES: &str = r#"
-    $| = 1;
-    sub size { print "size ", `stty size` }
-    $SIG{WINCH} = \&size;
-    size;
-    vec(my $input, fileno(STDIN), 1) = 1;
-    for (;;) {
-        next unless select(my $ready = $input, undef, undef, 0.1) > 0;
-        last unless sysread(STDIN, my $line, 1000);
-        print "got <", $line =~ s/\n//r, ">\n";
-        exit 6 if $line eq "end\n";
-    }
-    exit 5"#;
 
 fn converse(terminal: &mut Terminal) {
     terminal.await_text("size 33 111");
@@ -45,10 +29,7 @@ fn run_on_a_terminal(engine: Engine) {
 fn exec_on_a_terminal(engine: Engine) {
     let container = engine.start_idle(&[]);
     let command = container.exec_invocation(&["-it"], &["perl", "-e", SIZES]).into_command();
-    let (mut terminal, mut child) = Terminal::spawn(command, 20, 70);
-    // Docker's client tells the first size for half a second only, which an emulator may take to start it.
-    terminal.await_text("size ");
-    terminal.resize(33, 111);
+    let (mut terminal, mut child) = Terminal::spawn(command, 33, 111);
     converse(&mut terminal);
     terminal.type_in("end\r");
     assert_eq!(code(wait(&mut child, "exec", HANG)), 6);
