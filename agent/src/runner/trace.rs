@@ -3,6 +3,7 @@
 
 use std::fmt::{Debug, Write};
 
+use nix::errno::Errno;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -52,7 +53,32 @@ impl Visit for Text {
         // Writing to a string does not fail.
         let _ = match field.name() {
             "message" => write!(self.message, "{value:?}"),
-            name => write!(self.fields, ", {name}: {value:?}"),
+            name => write!(self.fields, ", {name}: {}", described(format!("{value:?}"))),
         };
+    }
+}
+
+/// libcontainer shows an error number by its name. Engines look for the words, in small letters, by which they tell a
+/// missing file from other failures.
+fn described(value: String) -> String {
+    if !value.starts_with('E') {
+        return value;
+    }
+    let mut all = (1..=libc::EHWPOISON).map(Errno::from_raw);
+    let found = all.find(|errno| format!("{errno:?}") == value);
+    found.map_or(value, |errno| errno.desc().to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::described;
+
+    #[test]
+    fn error_numbers_are_told_in_words() {
+        assert_eq!(described("ENOENT".to_owned()), "no such file or directory");
+        assert_eq!(described("ENOTDIR".to_owned()), "not a directory");
+        for other in ["EUNHEARDOF", "\"ENOENT\"", "Exhausted", ""] {
+            assert_eq!(described(other.to_owned()), other);
+        }
     }
 }
