@@ -8,31 +8,22 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use pouch_protocol::agent::{Storage, WaitProcessResponse};
-use pouch_protocol::{AGENT_PORT, GUEST_RUN_DIR, SHARE_MOUNT_POINT, SHARE_TAG};
+use pouch_protocol::agent::WaitProcessResponse;
 use pouch_vmm::exit::ExitReason;
 
-use super::agent::Agent;
 use super::client::HostListener;
-use super::exec::{Sandbox, Streams, Tokens};
+use super::exec::{Sandbox, Streams};
 use super::protocol::{Failure, Launch};
-use super::vm::{Disk, Vm, VmDescription, VmError};
-use super::{mount_points, server, share, vm};
-use crate::cgroup::{Birth, Cgroup};
-use crate::container::guest_spec::{self, GuestSpec, ROOTFS, RootSource};
-use crate::container::hooks;
-use crate::container::state::HostProcess;
-use crate::container::{Bundle, ContainerDir, State, Status, resources, size};
+use super::{creation, server};
+use crate::container::Status;
 use crate::errors::chain;
-use crate::logging::{Log, rfc3339};
-use crate::network::namespace;
+use crate::logging::Log;
 use crate::stdio::{self, OutputRelay, signals, start_relays, terminal};
 
 /// The status of a container whose VM ended under it: as if it had been killed.
@@ -74,12 +65,6 @@ fn failure(error: impl std::error::Error + 'static) -> Failure {
     Failure::new(chain(&error))
 }
 
-/// Waits for this process to be in its cgroup.
-fn joined(joining: Option<JoinHandle<Result<(), Failure>>>) -> Result<(), Failure> {
-    let result = joining.map_or(Ok(Ok(())), JoinHandle::join);
-    result.unwrap_or_else(|_| Err(Failure::new("the thread that joins the cgroup panicked".to_owned())))
-}
-
 impl Host {
     /// Creates the container that `launch` describes.
     ///
@@ -92,77 +77,11 @@ impl Host {
         let _ = nix::unistd::setsid();
         signals::block();
         let log = Log { file: launch.log.clone(), format: launch.log_format() };
-        let bundle = Bundle::load(&launch.bundle).map_err(failure)?;
-        let mut guest = guest_spec::translate(&bundle).map_err(failure)?;
-        for warning in &guest.warnings {
-            log.warning(warning);
-        }
-        let host_cpus =
-            thread::available_parallelism().map_or(1, |n| u8::try_from(n.get()).unwrap_or(u8::MAX));
-        let size = size::vm_size(&bundle.spec, &launch.config, host_cpus).map_err(failure)?;
-        let id = launch.id.parse().map_err(failure)?;
-        let dir = ContainerDir::new(&launch.root, &id);
-        let specified = bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
-        let cgroup = Cgroup::new(specified, id.as_str(), launch.systemd_cgroup).map_err(failure)?;
-        let limits = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        let limits = limits.map(|limits| resources::split(limits, size)).unwrap_or_default();
-        if let Some(linux) = guest.spec.linux_mut() {
-            linux.set_resources(Some(limits.guest));
-        }
-        let mut state = initial_state(launch, &bundle, cgroup.clone());
-        dir.save(&state).map_err(failure)?;
-        vm::preflight(&launch.config, dir.path()).map_err(failure)?;
-
-        set_oom_score(&bundle)?;
-        let birth = cgroup.make().map_err(failure)?;
-        namespace::enter(guest.network_namespace.as_deref()).map_err(failure)?;
-        share::enter_namespace().map_err(failure)?;
-        if guest.root == RootSource::Directory && bundle.root().readonly().unwrap_or(false) {
-            mount_points::make(&bundle.root_path(), &guest.spec, &guest.shared).map_err(failure)?;
-        }
-        let tree = dir.path().join("share");
-        share::build(&tree, &guest.shared).map_err(failure)?;
-
         let (sender, events) = mpsc::channel();
         let ended = sender.clone();
-        let description = VmDescription {
-            config: &launch.config,
-            size,
-            share: Some(&tree),
-            disks: disks(&guest),
-            directory: dir.path(),
-            cgroup: match &birth {
-                Birth::In(directory) => Some(directory),
-                Birth::Inherited => None,
-            },
-        };
-        let vm = Vm::start(&description, move |reason| drop(ended.send(Event::VmEnded(reason))))
-            .map_err(failure)?;
-        state.vmm = HostProcess::find(vm.pid());
-        // The VMM was born in the cgroup; this process joins it while the guest boots.
-        let joining = matches!(birth, Birth::In(_)).then(|| {
-            let cgroup = cgroup.clone();
-            thread::spawn(move || cgroup.enter().map_err(failure))
-        });
-        let created = connect(&vm, launch).and_then(|agent| {
-            create_container(&vm, &agent, &bundle, &guest, size.vcpus, launch).map(|io| (agent, io))
-        });
-        // A boot is not the container's doing: its limits begin here.
-        let limited = joined(joining).and_then(|()| cgroup.limit(&limits.host).map_err(failure));
-        let created = created.and_then(|created| limited.map(|()| created));
-        let (agent, (streams, terminal)) = match created {
-            Ok(created) => created,
-            Err(failure) => {
-                vm.end();
-                return Err(failure);
-            }
-        };
-        // With hooks it is `create` that says so, when they have done their work.
-        if !hooks::awaited(state.hooks.as_ref()) {
-            state.status = Status::Created;
-        }
-        let sandbox = Arc::new(Sandbox::new(dir, vm, agent, state, size));
-        let result = Self::attach(&sandbox, streams, terminal, &sender);
+        let created = creation::create(launch, &log, move |reason| drop(ended.send(Event::VmEnded(reason))))?;
+        let sandbox = Arc::new(created.sandbox);
+        let result = Self::attach(&sandbox, created.streams, created.terminal, &sender);
         match result {
             Ok(outputs) => Ok(Host { sandbox, events, outputs, log }),
             Err(failure) => {
@@ -243,112 +162,10 @@ impl Host {
     }
 }
 
-/// Has the host's kernel choose this process and the VMM, which inherits it, as it would the
-/// container's.
-fn set_oom_score(bundle: &Bundle) -> Result<(), Failure> {
-    let Some(score) = bundle.process().oom_score_adj() else { return Ok(()) };
-    std::fs::write("/proc/self/oom_score_adj", score.to_string())
-        .map_err(|error| Failure::new(format!("process.oomScoreAdj {score} could not be set: {error}")))
-}
-
 fn describe_end(reason: Option<ExitReason>) -> String {
     match reason {
         Some(reason) => reason.to_string(),
         None => "the VMM was killed, or failed without a word".to_owned(),
-    }
-}
-
-fn initial_state(launch: &Launch, bundle: &Bundle, cgroup: Cgroup) -> State {
-    State {
-        id: launch.id.clone(),
-        status: Status::Creating,
-        host: i32::try_from(std::process::id()).ok().and_then(HostProcess::find),
-        vmm: None,
-        bundle: bundle.path.clone(),
-        rootfs: bundle.root_path(),
-        created: rfc3339(SystemTime::now()),
-        owner: nix::unistd::User::from_uid(nix::unistd::getuid())
-            .ok()
-            .flatten()
-            .map_or_else(|| nix::unistd::getuid().to_string(), |user| user.name),
-        annotations: guest_spec::annotations(&bundle.spec),
-        cgroup: Some(cgroup),
-        exit_status: None,
-        vm_end: None,
-        hooks: bundle.spec.hooks().clone(),
-    }
-}
-
-fn disks(guest: &GuestSpec) -> Vec<Disk> {
-    match &guest.root {
-        RootSource::Directory => Vec::new(),
-        RootSource::Disk { path, read_only, .. } => {
-            vec![Disk { path: path.clone(), serial: ROOTFS.to_owned(), read_only: *read_only }]
-        }
-    }
-}
-
-/// Waits for the agent.
-fn connect(vm: &Vm, launch: &Launch) -> Result<Agent, Failure> {
-    let timeout = Duration::from_secs(launch.config.boot_timeout_seconds.into());
-    let stream = vm.connect(AGENT_PORT, timeout).map_err(|error| match error {
-        VmError::Refused(text) => Failure::new(format!("the guest did not start: {text}")),
-        other => failure(other),
-    })?;
-    Agent::new(stream).map_err(failure)
-}
-
-/// Sets the guest up, creates the container in it, and connects its streams; also returns the
-/// terminal of the host, if the container has one.
-fn create_container(
-    vm: &Vm,
-    agent: &Agent,
-    bundle: &Bundle,
-    guest: &GuestSpec,
-    cpus: u8,
-    launch: &Launch,
-) -> Result<(Streams, Option<File>), Failure> {
-    let terminal = host_terminal(bundle, launch)?;
-    let size = terminal.as_ref().and_then(|file| terminal::size(file.as_fd())).unwrap_or((0, 0));
-    let hostname = guest.spec.hostname().clone().unwrap_or_default();
-    let mut shared = Storage::new();
-    shared.driver = "virtiofs".to_owned();
-    shared.source = SHARE_TAG.to_owned();
-    shared.mount_point = SHARE_MOUNT_POINT.to_owned();
-    agent.setup(&hostname, cpus, vec![shared]).map_err(|error| error.failure())?;
-    let mut storages = Vec::new();
-    if let RootSource::Disk { filesystem, read_only, .. } = &guest.root {
-        let mut root = Storage::new();
-        root.driver = "block".to_owned();
-        root.source = ROOTFS.to_owned();
-        root.mount_point = Path::new(GUEST_RUN_DIR).join(ROOTFS).display().to_string();
-        root.filesystem = (*filesystem).to_owned();
-        root.options = if *read_only { vec!["ro".to_owned()] } else { Vec::new() };
-        storages.push(root);
-    }
-    let tokens = Tokens::new(terminal.is_some(), size).map_err(|error| error.failure())?;
-    let spec = serde_json::to_vec(&guest.spec).map_err(failure)?;
-    agent.create(&launch.id, spec, tokens.stdio(), storages).map_err(|error| error.failure())?;
-    let streams = tokens.connect(vm).map_err(|error| error.failure())?;
-    Ok((streams, terminal))
-}
-
-/// The terminal for a container that asks for one: the engine's, or the caller's own.
-fn host_terminal(bundle: &Bundle, launch: &Launch) -> Result<Option<File>, Failure> {
-    let wanted = bundle.process().terminal().unwrap_or(false);
-    match (&launch.console_socket, wanted) {
-        (Some(_), false) => {
-            Err(Failure::new("--console-socket is given, but process.terminal does not ask for a terminal"))
-        }
-        (None, false) => Ok(None),
-        (Some(path), true) => terminal::send_console(path).map(Some).map_err(failure),
-        (None, true) => {
-            let stdin = io::stdin();
-            if !nix::unistd::isatty(stdin.as_fd()).unwrap_or(false) {
-                return Err(failure(terminal::TerminalError::NoTerminal));
-            }
-            stdin.as_fd().try_clone_to_owned().map(|fd| Some(File::from(fd))).map_err(failure)
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod creation;
 pub mod exec;
 pub mod host;
 pub mod launch;
