@@ -1,5 +1,6 @@
 """The base disk: a Debian trixie test host as one ext4 file system in a qcow2 image, with its kernel and initrd beside it."""
 
+import pathlib
 import subprocess
 import tarfile
 
@@ -16,6 +17,7 @@ _SMALL_INITRD = ("mkdir -p $1/etc/initramfs-tools/conf.d && "
                  "printf 'MODULES=list\\nCOMPRESS=gzip\\nFSTYPE=ext4\\n' >$1/etc/initramfs-tools/conf.d/testbed && "
                  "cp {modules} $1/etc/initramfs-tools/modules")
 _WITHOUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
+_DOCKER_PROGRAMS = ("usr/sbin/dockerd", "usr/bin/docker", "usr/sbin/docker-proxy")
 
 
 def base_root():
@@ -38,19 +40,43 @@ def _build_root(folder, packages, modules):
                         (folder / name).write_bytes(archive.extractfile(member).read())
 
 
+def newer_docker():
+    """The artifact that holds Docker's programs of Debian forky."""
+    packages = paths.read_list(paths.RECIPE / "docker-28")
+    key = artifacts.key_of("docker-28 1", *packages, *_DOCKER_PROGRAMS)
+    return artifacts.ensure("docker-28", key, lambda folder: _extract_docker(folder, packages))
+
+
+def _extract_docker(folder, packages):
+    with Step("fetching the next Docker from Debian forky (once)"):
+        # A mirror that is a snapshot has an index older than the week for which a suite in development is valid.
+        make_root(folder / "root.tar", "forky", packages, log=folder / "mmdebstrap.log", variant="extract",
+                  options=['--aptopt=Acquire::Check-Valid-Until "false"'])
+        with tarfile.open(folder / "root.tar") as archive:
+            for name in _DOCKER_PROGRAMS:
+                (folder / pathlib.Path(name).name).write_bytes(archive.extractfile(f"./{name}").read())
+        (folder / "root.tar").unlink()
+
+
 def base_disk(tools):
     """The artifact that holds disk.qcow2 (with the test images as files), vmlinuz and initrd."""
-    root, images = base_root(), build_images(tools)
-    key = artifacts.key_of("disk 2", DISK_SIZE, root.name, images.name, tools.key, paths.RECIPE / "testbed-init")
-    return artifacts.ensure("disk", key, lambda folder: _build_disk(folder, tools, root, images))
+    root, images, docker = base_root(), build_images(tools), newer_docker()
+    key = artifacts.key_of("disk 3", DISK_SIZE, root.name, images.name, docker.name, tools.key,
+                           paths.RECIPE / "testbed-init")
+    return artifacts.ensure("disk", key, lambda folder: _build_disk(folder, tools, root, images, docker))
 
 
-def _build_disk(folder, tools, root, images):
+def _build_disk(folder, tools, root, images, docker):
     with Step("making the test host's disk"):
         merged = folder / "disk.tar"
         with tarfile.open(merged, "w", format=tarfile.PAX_FORMAT) as archive:
             _append(archive, root / "root.tar")
             _add_file(archive, "./usr/sbin/testbed-init", paths.RECIPE / "testbed-init", 0o755)
+            for part in ("./opt/docker-28", "./opt/docker-28/bin"):
+                _add_folder(archive, part)
+            for name in _DOCKER_PROGRAMS:
+                program = pathlib.Path(name).name
+                _add_file(archive, f"./opt/docker-28/bin/{program}", docker / program, 0o755)
             _add_images(archive, images)
         raw = folder / "disk.ext4"
         subprocess.run(["truncate", "-s", DISK_SIZE, raw], check=True)
