@@ -26,14 +26,28 @@ pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
 pub enum Engine {
     /// Docker: a daemon, which starts containers through containerd and its runc shim.
     Docker,
+    /// The next Docker, whose daemon attaches networks itself, between create and start. It has a network
+    /// namespace of its own, which is the test's too.
+    Docker28,
     /// Podman: no daemon; conmon watches a container.
     Podman,
 }
 
+/// The program of the testbed that starts and stops daemons.
+pub const DAEMONS: &str = "/run/testbed/engines";
+
 /// Makes tests of functions that take an [`Engine`]. A test's name is the engine's and the function's.
 #[macro_export]
 macro_rules! engine_tests {
-    ($(both: $($both:ident),+;)? $(docker: $($docker:ident),+;)? $(podman: $($podman:ident),+;)?) => {
+    (
+        $(both: $($both:ident),+;)? $(docker: $($docker:ident),+;)? $(podman: $($podman:ident),+;)?
+        $(docker_28: $($next:ident),+;)?
+    ) => {
+        $(mod docker_28 {
+            $(#[test] fn $next() {
+                $crate::engine::check($crate::Engine::Docker28, super::$next);
+            })+
+        })?
         mod docker {
             $($(#[test] fn $both() {
                 $crate::engine::check($crate::Engine::Docker, super::$both);
@@ -56,6 +70,7 @@ macro_rules! engine_tests {
 /// Runs a test of an engine; whatever it is about, nothing of its containers may be left behind.
 #[track_caller]
 pub fn check(engine: Engine, test: impl FnOnce(Engine)) {
+    engine.prepare();
     let picture = Leftovers::of_containers();
     test(engine);
     picture.check();
@@ -66,31 +81,45 @@ impl Engine {
     pub fn program(self) -> &'static str {
         match self {
             Engine::Docker => "docker",
+            Engine::Docker28 => "/opt/docker-28/bin/docker",
             Engine::Podman => "podman",
         }
     }
 
     /// The engine with these arguments.
     pub fn command(self, arguments: &[&str]) -> Invocation {
-        Invocation::of(self.program(), arguments)
+        let invocation = Invocation::of(self.program(), arguments);
+        match self {
+            Engine::Docker28 => invocation.env("DOCKER_HOST", "unix:///run/docker-28/docker.sock"),
+            Engine::Docker | Engine::Podman => invocation,
+        }
     }
 
     /// Whether this is Docker.
     pub fn is_docker(self) -> bool {
-        self == Engine::Docker
+        self != Engine::Podman
+    }
+
+    /// Sees to it that the engine can be used by this thread and those that it starts.
+    fn prepare(self) {
+        if self == Engine::Docker28 {
+            Invocation::of(DAEMONS, ["start-28"]).leaves_something_behind().run().ok();
+            let namespace = std::fs::File::open("/run/netns/docker-28").unwrap();
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        }
     }
 
     /// `run` or `create` with the runtime that is tested.
     pub fn with_runtime(self, verb: &str, options: &[&str], image: &str, arguments: &[&str]) -> Invocation {
         let (runtime, image) = (runtime(), format!("pouch-test/{image}"));
         let mut all = match self {
-            Engine::Docker => vec![verb, "--runtime", &runtime],
+            Engine::Docker | Engine::Docker28 => vec![verb, "--runtime", &runtime],
             Engine::Podman => vec!["--runtime", &runtime, verb],
         };
         all.extend(options);
         all.push(&image);
         all.extend(arguments);
-        Invocation::of(self.program(), &all)
+        self.command(&all)
     }
 
     /// Runs a container to its end, and lets the engine remove it.

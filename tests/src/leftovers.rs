@@ -13,22 +13,27 @@ const PATIENCE_PART: u32 = 5;
 /// Folders whose files are compared. Bundles are not in them; the tests look after those.
 const FOLDERS: [&str; 5] = ["/run", "/tmp", "/dev/shm", "/dev/mqueue", "/var/lib/pouch-vm"];
 /// What changes there by itself: the engines of the testbed live there too.
-const IGNORED: [&str; 5] = ["/run/docker", "/run/containerd", "/run/udev", "/run/testbed", "/run/utmp"];
+const IGNORED: [&str; 6] =
+    ["/run/docker", "/run/docker-28", "/run/containerd", "/run/udev", "/run/testbed", "/run/utmp"];
 
 /// Where engines and runtimes keep what belongs to one container each.
-const CONTAINER_FOLDERS: [&str; 5] = [
+const CONTAINER_FOLDERS: [&str; 8] = [
     "/run/pouch-vm",
     "/run/docker/runtime-runc/moby",
     "/run/docker/runtime-pouch-vm/moby",
     "/run/containerd/io.containerd.runtime.v2.task/moby",
+    "/run/docker-28/runtime-runc/moby",
+    "/run/docker-28/runtime-pouch-vm/moby",
+    "/run/docker-28/containerd/daemon/io.containerd.runtime.v2.task/moby",
     "/run/netns",
 ];
 /// What engines make when they first need it, and keep; and they themselves, which may be started anew.
-const KEPT_BY_ENGINES: [&str; 9] = [
+const KEPT_BY_ENGINES: [&str; 10] = [
     "process dockerd",
     "process containerd",
     "mount /run/netns",
     "mount /run/docker/netns/default",
+    "mount /run/docker-28/netns/default",
     "mount /var/lib/containers/storage/overlay",
     "cgroup /sys/fs/cgroup/docker",
     "cgroup /sys/fs/cgroup/libpod_parent",
@@ -148,9 +153,10 @@ fn common() -> BTreeSet<String> {
             found.insert(format!("cgroup {}", path.display()));
         }
     });
-    walk(Path::new("/sys/class/net"), &mut |path, _| {
-        found.insert(format!("network interface {}", path.display()));
-    });
+    // Two lines of headings come first. The file is of this thread's network, /sys of the one it was mounted in.
+    for line in lines("/proc/thread-self/net/dev").iter().skip(2) {
+        found.insert(format!("network interface {}", line.split(':').next().unwrap_or("?").trim()));
+    }
     found
 }
 

@@ -84,8 +84,8 @@ impl Settings {
 }
 
 fn daemon() -> Option<i32> {
-    let all = processes::all();
-    all.into_iter().find(|(_, process)| process.name == "dockerd" && process.state != 'Z').map(|(pid, _)| pid)
+    let pid = std::fs::read_to_string("/run/docker.pid").ok()?.trim().parse().ok()?;
+    processes::runs(pid).then_some(pid)
 }
 
 fn reload() {
@@ -95,7 +95,7 @@ fn reload() {
 
 /// Starts the daemon if it does not run.
 fn start_daemon() {
-    Invocation::of("/run/testbed/engines", ["start"]).leaves_something_behind().run().ok();
+    Invocation::of(pouch_tests::engine::DAEMONS, ["start"]).leaves_something_behind().run().ok();
 }
 
 impl Drop for Settings {

@@ -8,6 +8,7 @@ use pouch_tests::{Engine, engine_tests};
 engine_tests! {
     both: created_then_started, stop, stop_signal_of_the_image, stop_that_is_not_heeded, kill_with_signals, restart,
         pause_and_unpause, removal_in_every_state, wait_and_exit_status, restart_on_failure, restart_always, rename;
+    docker_28: created_then_started, stop, stop_that_is_not_heeded, kill_with_signals, restart, removal_in_every_state;
 }
 
 /// Ends with 3 at SIGTERM; tells of SIGUSR1 and SIGHUP.

@@ -9,6 +9,7 @@ use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests}
 engine_tests! {
     both: addresses_and_routes, published_ports, outward, none, host, of_another_container, addresses_by_hand,
         network_after_a_restart;
+    docker_28: addresses_and_routes, published_ports, outward, none, host, of_another_container, network_after_a_restart;
 }
 
 /// The engine's own network.

@@ -6,6 +6,8 @@ use pouch_tests::{Engine, EngineContainer, Invocation, engine_tests};
 engine_tests! {
     both: names_and_aliases, resolver_by_udp_and_tcp, traffic_between_containers, two_networks, connected_before_the_start,
         connected_while_running, internet_protocol_6, size_of_packets, an_internal_network, multicast, names_follow_a_restart;
+    docker_28: names_and_aliases, resolver_by_udp_and_tcp, two_networks, connected_before_the_start, connected_while_running,
+        internet_protocol_6;
 }
 
 fn resolved(container: &EngineContainer, name: &str) -> String {
