@@ -28,6 +28,8 @@ pub struct Config {
     pub vmm: Option<PathBuf>,
     /// The KVM device.
     pub kvm: PathBuf,
+    /// Let the host's kernel move the frames of network interfaces, where it has vhost-net.
+    pub vhost_net: bool,
     /// Words added to the guest kernel's command line.
     pub kernel_arguments: Vec<String>,
     /// Keep the guest's serial console in the file `console.log` of the container's state
@@ -46,6 +48,7 @@ impl Default for Config {
             guest_root: None,
             vmm: None,
             kvm: PathBuf::from("/dev/kvm"),
+            vhost_net: true,
             kernel_arguments: Vec::new(),
             console: false,
             boot_timeout_seconds: 60,

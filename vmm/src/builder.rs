@@ -26,7 +26,7 @@ use crate::root::{self, MappedRoot};
 use crate::vcpu::{Buses, Vcpus};
 use crate::vm::{ExitSignal, Vm};
 pub use devices::DeviceError;
-pub use slots::Slots;
+pub use slots::{Plugged, Slots};
 
 /// A VM could not be built.
 #[derive(Debug, thiserror::Error)]

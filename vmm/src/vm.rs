@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::builder::{DeviceError, Slots};
+use crate::builder::{DeviceError, Plugged, Slots};
 use crate::bus::lock;
 use crate::config::NetworkConfig;
 use crate::devices::virtio::balloon::Balloon;
@@ -70,11 +70,11 @@ pub struct Metrics {
     pub vsock_to_guest_bytes: u64,
     /// Bytes from the guest on vsock.
     pub vsock_from_guest_bytes: u64,
-    /// Frames to the guest on all interfaces.
+    /// Frames to the guest on all interfaces, but for those that the host's kernel moves.
     pub net_received_frames: u64,
     /// Frames to the guest that were lost.
     pub net_receive_dropped_frames: u64,
-    /// Frames from the guest on all interfaces.
+    /// Frames from the guest on all interfaces, but for those that the host's kernel moves.
     pub net_transmitted_frames: u64,
     /// Frames from the guest that were lost.
     pub net_transmit_dropped_frames: u64,
@@ -124,13 +124,21 @@ impl Vm {
         lock(&self.vsock).connect(port, timeout_ms, Box::new(done));
     }
 
-    /// Adds a network interface over `tap`; returns the number of its virtio device.
+    /// Adds a network interface over `tap`, whose frames an open `/dev/vhost-net` moves if there is one; returns
+    /// the number of its virtio device.
     ///
     /// # Errors
     /// [`DeviceError`] if there is no place left, or the tap device is not usable.
-    pub fn plug_network(&self, tap: OwnedFd, config: &NetworkConfig) -> Result<u32, DeviceError> {
-        let (net, number) = lock(&self.slots).plug_net(tap, config)?;
-        lock(&self.nets).push(net);
+    pub fn plug_network(
+        &self,
+        tap: OwnedFd,
+        vhost: Option<OwnedFd>,
+        config: &NetworkConfig,
+    ) -> Result<u32, DeviceError> {
+        let (plugged, number) = lock(&self.slots).plug_net(tap, vhost, config)?;
+        if let Plugged::EventLoop(net) = plugged {
+            lock(&self.nets).push(net);
+        }
         // At most MAX_VIRTIO_DEVICES.
         Ok(number as u32)
     }

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
+use std::{iter, thread};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pouch_protocol::SHARE_TAG;
@@ -26,6 +26,8 @@ use crate::container::size::VmSize;
 const END_GRACE: Duration = Duration::from_secs(5);
 /// How long to wait for the last message of a VMM that is gone.
 const LAST_WORD: Duration = Duration::from_secs(2);
+/// Where the host's kernel takes over the frames of an interface.
+const VHOST_NET: &str = "/dev/vhost-net";
 
 /// A disk for the VM.
 #[derive(Clone, Debug)]
@@ -112,6 +114,7 @@ pub struct Vm {
     shared: Arc<Shared>,
     next_id: AtomicU64,
     log: PathBuf,
+    vhost_net: bool,
 }
 
 impl Vm {
@@ -150,7 +153,14 @@ impl Vm {
             .stack_size(256 * 1024)
             .spawn(move || ended(read_messages(&reader, &reader_shared)))
             .map_err(VmError::Descriptor)?;
-        Ok(Vm { child, socket, shared, next_id: AtomicU64::new(1), log })
+        Ok(Vm {
+            child,
+            socket,
+            shared,
+            next_id: AtomicU64::new(1),
+            log,
+            vhost_net: description.config.vhost_net,
+        })
     }
 
     /// The VMM's process.
@@ -171,7 +181,11 @@ impl Vm {
     /// # Errors
     /// [`VmError`] if the VMM refuses or is gone.
     pub fn plug_network(&self, tap: &File, config: NetworkConfig) -> Result<u32, VmError> {
-        match self.ask_with(Command::PlugNetwork(config), &[tap.as_fd()])? {
+        // Without it the VMM moves the frames, which always works.
+        let open = || OpenOptions::new().read(true).write(true).open(VHOST_NET).ok();
+        let vhost = self.vhost_net.then(open).flatten();
+        let fds: Vec<BorrowedFd<'_>> = iter::once(tap).chain(&vhost).map(AsFd::as_fd).collect();
+        match self.ask_with(Command::PlugNetwork(config), &fds)? {
             (Answer::Plugged { device }, _) => Ok(device),
             (other, _) => Err(VmError::Refused(format!("the VMM answered {other:?}"))),
         }

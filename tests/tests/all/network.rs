@@ -6,7 +6,8 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use pouch_tests::bundle::unique_id;
-use pouch_tests::{Bundle, Container, Invocation, Leftovers, eventually, vm_only};
+use pouch_tests::invocation::wait;
+use pouch_tests::{Bundle, Container, HANG, Invocation, Leftovers, eventually, processes, vm_only};
 use serde_json::{Value, json};
 
 /// A network namespace with a name, as engines and CNI make them.
@@ -120,14 +121,21 @@ fn packets_go_both_ways() {
     let container = namespace.bundle(Bundle::busybox().sh("nc -ll -p 7 -e cat")).start();
     container.sh("ping -c 2 -W 60 10.77.3.1");
     ping("10.77.3.2");
-    // A bridge's MTU and much more than a queue takes.
-    let sent: Vec<u8> = (0..4u32 << 20).map(|index| (index % 251) as u8).collect();
+    echo(connect("10.77.3.2:7"));
+}
+
+fn connect(address: &str) -> TcpStream {
     let mut stream = None;
     eventually("the server listens", || {
-        stream = TcpStream::connect("10.77.3.2:7").ok();
+        stream = TcpStream::connect(address).ok();
         stream.is_some()
     });
-    let mut stream = stream.unwrap();
+    stream.unwrap()
+}
+
+/// Sends a bridge's MTU and much more than a queue takes, all of which must come back.
+fn echo(mut stream: TcpStream) {
+    let sent: Vec<u8> = (0..4u32 << 20).map(|index| (index % 251) as u8).collect();
     let (mut writer, bytes) = (stream.try_clone().unwrap(), sent.clone());
     let writing = std::thread::spawn(move || {
         writer.write_all(&bytes).unwrap();
@@ -141,6 +149,42 @@ fn packets_go_both_ways() {
 
 fn ping(address: &str) {
     Invocation::of("ping", ["-c", "2", "-W", "60", address]).run().ok();
+}
+
+/// Sends much to a container and back; whether the host's kernel moved it. The container ends with the connection.
+fn moved_by_the_kernel(namespace: &Namespace, address: &str, config: &str) -> bool {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    std::fs::write(&file, config).unwrap();
+    let bundle = namespace.bundle(Bundle::busybox().sh("nc -l -p 7 -e cat"));
+    let mut child = bundle.run_invocation(&[]).env("POUCH_VM_CONFIG", &file).into_command().spawn().unwrap();
+    let stream = connect(address);
+    let is_vhost = |pid: i32| {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let mut names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+        names.any(|name| name.starts_with("vhost-"))
+    };
+    let moved = processes::all().into_keys().any(is_vhost);
+    echo(stream);
+    assert_eq!(wait(&mut child, "run", HANG).code(), Some(0));
+    moved
+}
+
+#[test]
+fn the_hosts_kernel_moves_frames_where_it_can() {
+    vm_only!();
+    const VHOST: &str = "/dev/vhost-net";
+    let namespace = Namespace::new();
+    namespace.veth("eth0", 11);
+    let address = "10.77.11.2:7";
+    assert!(moved_by_the_kernel(&namespace, address, ""));
+    assert!(!moved_by_the_kernel(&namespace, address, "vhost_net = false"));
+    // A device that refuses everything.
+    let none: Option<&str> = None;
+    mount(Some("/dev/null"), VHOST, none, MsFlags::MS_BIND, none).unwrap();
+    let result = std::panic::catch_unwind(|| moved_by_the_kernel(&namespace, address, ""));
+    umount2(VHOST, MntFlags::MNT_DETACH).unwrap();
+    assert!(!result.unwrap());
 }
 
 #[test]
@@ -174,7 +218,7 @@ fn nothing_left_of_a_container_with_a_network() {
     let namespace = Namespace::new();
     namespace.veth("eth0", 8);
     let before_in_namespace = namespace.ip("-br link");
-    Invocation::new(["list"]).run();
+    let _ = std::fs::create_dir("/run/pouch-vm");
     let before = Leftovers::picture();
     let container = namespace.idle();
     container.kill("KILL");

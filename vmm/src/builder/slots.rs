@@ -5,21 +5,31 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::{DeviceError, interrupt_line, wire};
 use crate::arch::layout;
 use crate::bus::lock;
 use crate::config::NetworkConfig;
-use crate::devices::virtio::Interrupt;
 use crate::devices::virtio::mmio::MmioTransport;
-use crate::devices::virtio::net::{Net, TapEvents};
+use crate::devices::virtio::net::{Net, Tap, TapEvents, VhostNet, config_space};
 use crate::devices::virtio::queue_events::QueueEvents;
 use crate::devices::virtio::slot::Slot;
+use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::event_loop::Joiner;
+use crate::log::chain;
 use crate::memory::Memory;
 
 /// A place without a device: its number among the virtio devices, and its registers.
 pub type FreeSlot = (usize, Arc<Mutex<Slot>>);
+
+/// Who moves the frames of an interface that was plugged in.
+pub enum Plugged {
+    /// This process, which counts them.
+    EventLoop(Arc<Mutex<Net>>),
+    /// The host's kernel.
+    Kernel,
+}
 
 /// The places of a VM for devices that come later.
 pub struct Slots {
@@ -31,28 +41,54 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Puts a network interface over `tap` into a place; returns it with the place's number. The
-    /// guest's driver finds it there when it looks again.
+    /// Puts a network interface over `tap` into a place; returns the place's number. The guest's driver finds
+    /// it there when it looks again. With an open `/dev/vhost-net` the host's kernel moves the frames, unless
+    /// it refuses; without, the event loop does.
     ///
     /// # Errors
     /// [`DeviceError`] if there is no place left, or the tap device is not usable.
     pub fn plug_net(
         &mut self,
         tap: OwnedFd,
+        vhost: Option<OwnedFd>,
         config: &NetworkConfig,
-    ) -> Result<(Arc<Mutex<Net>>, usize), DeviceError> {
+    ) -> Result<(Plugged, usize), DeviceError> {
+        let number = self.free.last().ok_or(DeviceError::NoSlot)?.0;
+        let unusable = |source| DeviceError::Net { mac: config.mac.into(), source };
+        let open = |tap: OwnedFd| Tap::new(File::from(tap)).map_err(unusable);
+        let space = config_space(config);
+        if let Some(vhost) = vhost {
+            let second = tap.try_clone().map_err(DeviceError::Descriptor)?;
+            match VhostNet::new(File::from(vhost), open(second)?, space, self.memory.clone()) {
+                Ok(net) => {
+                    self.fill(Arc::new(Mutex::new(net)), |_, _| {})?;
+                    return Ok((Plugged::Kernel, number));
+                }
+                Err(error) => crate::log_line!("frames go through this process: {}", chain(&error)),
+            }
+        }
+        let net = Arc::new(Mutex::new(Net::new(open(tap)?, space)));
+        self.fill(net.clone(), |joiner, kicks| {
+            joiner.add(Arc::new(Mutex::new(QueueEvents::new(net.clone(), kicks))));
+            joiner.add(Arc::new(Mutex::new(TapEvents(net.clone()))));
+        })?;
+        Ok((Plugged::EventLoop(net), number))
+    }
+
+    /// Puts a device into the last place; `attend` is given the driver's notifications.
+    fn fill(
+        &mut self,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+        attend: impl FnOnce(&Joiner, Vec<EventFd>),
+    ) -> Result<(), DeviceError> {
         let (number, slot) = self.free.last().cloned().ok_or(DeviceError::NoSlot)?;
-        let net = Net::new(File::from(tap), config.mac, config.mtu)
-            .map_err(|source| DeviceError::Net { mac: config.mac.into(), source })?;
-        let net = Arc::new(Mutex::new(net));
         let interrupt = Arc::new(Interrupt::new(interrupt_line(&self.fd, layout::virtio_irq(number))?));
-        let transport = MmioTransport::new(net.clone(), self.memory.clone(), interrupt)?;
+        let transport = MmioTransport::new(device, self.memory.clone(), interrupt)?;
         let kicks = wire(&self.fd, layout::virtio_base(number), &transport)?;
         self.free.pop();
         // The events first: the driver may start as soon as it sees the device.
-        self.joiner.add(Arc::new(Mutex::new(QueueEvents::new(net.clone(), kicks))));
-        self.joiner.add(Arc::new(Mutex::new(TapEvents(net.clone()))));
+        attend(&self.joiner, kicks);
         lock(&slot).fill(transport);
-        Ok((net, number))
+        Ok(())
     }
 }

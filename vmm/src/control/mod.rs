@@ -51,8 +51,8 @@ pub enum Command {
     },
     /// Counters: [`Answer::Metrics`].
     Metrics,
-    /// Adds a network interface over the tap device whose descriptor comes with the request:
-    /// [`Answer::Plugged`].
+    /// Adds a network interface over the tap device whose descriptor comes with the request, and after it, if
+    /// the host's kernel is to move the frames, that of an open `/dev/vhost-net`: [`Answer::Plugged`].
     PlugNetwork(NetworkConfig),
     /// Ends the VM at once; there is no answer but the exit message.
     Stop,

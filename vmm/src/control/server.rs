@@ -10,6 +10,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::{Answer, Command, ControlSocket, Message, Request};
 use crate::config::NetworkConfig;
 use crate::exit::ExitReason;
+use crate::log::chain;
 use crate::vm::Vm;
 
 /// Answers the host's requests on the event loop.
@@ -52,8 +53,9 @@ impl ControlServer {
 
     fn plug_network(&self, config: &NetworkConfig, fds: Vec<OwnedFd>) -> Result<u32, String> {
         config.validate().map_err(|error| error.to_string())?;
-        let tap = fds.into_iter().next().ok_or("the request came without a tap device")?;
-        self.vm.plug_network(tap, config).map_err(|error| chain(&error))
+        let mut fds = fds.into_iter();
+        let tap = fds.next().ok_or("the request came without a tap device")?;
+        self.vm.plug_network(tap, fds.next(), config).map_err(|error| chain(&error))
     }
 
     fn connect(&self, id: u64, port: u32, timeout_ms: u32) {
@@ -68,12 +70,6 @@ impl ControlServer {
             Err(error) => answer(&socket, &Message::Failed { id, error: error.to_string() }),
         });
     }
-}
-
-/// An error and its sources, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(error.source(), |error| error.source());
-    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 /// Sends an answer. A host that asks without reading loses answers, not its VM.

@@ -14,12 +14,14 @@ pub const CONFIG_CHANGE: u32 = 2;
 pub struct Interrupt {
     line: EventFd,
     status: AtomicU32,
+    /// Reasons that are always given.
+    standing: AtomicU32,
 }
 
 impl Interrupt {
     /// An interrupt whose line is an irqfd of KVM.
     pub fn new(line: EventFd) -> Self {
-        Interrupt { line, status: AtomicU32::new(0) }
+        Interrupt { line, status: AtomicU32::new(0), standing: AtomicU32::new(0) }
     }
 
     /// Raises the interrupt for `reason`, one of the bits above.
@@ -34,7 +36,17 @@ impl Interrupt {
     /// The status register, and with that the driver has seen the reasons: a later one raises the
     /// interrupt anew.
     pub fn take_status(&self) -> u32 {
-        self.status.swap(0, Ordering::SeqCst)
+        self.status.swap(0, Ordering::SeqCst) | self.standing.load(Ordering::SeqCst)
+    }
+
+    /// The line, for the host's kernel to raise when it has used a buffer. The status register cannot know of
+    /// that, so from now on it always says so: a driver that looks in vain finds its rings unchanged.
+    ///
+    /// # Errors
+    /// What `dup(2)` says.
+    pub fn raised_elsewhere(&self) -> io::Result<EventFd> {
+        self.standing.store(USED_BUFFER, Ordering::SeqCst);
+        self.line()
     }
 
     /// A second descriptor of the line, to register with KVM.
@@ -43,5 +55,22 @@ impl Interrupt {
     /// What `dup(2)` says.
     pub fn line(&self) -> io::Result<EventFd> {
         self.line.try_clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_told_once_unless_somebody_else_raises_the_line() {
+        let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        interrupt.raise(USED_BUFFER);
+        interrupt.raise(CONFIG_CHANGE);
+        assert_eq!(interrupt.take_status(), USED_BUFFER | CONFIG_CHANGE);
+        assert_eq!(interrupt.take_status(), 0);
+        interrupt.raised_elsewhere().unwrap().write(1).unwrap();
+        assert_eq!((interrupt.take_status(), interrupt.take_status()), (USED_BUFFER, USED_BUFFER));
+        assert_eq!(interrupt.line().unwrap().read().unwrap(), 3, "all of them raised the same line");
     }
 }

@@ -57,7 +57,8 @@ const VERSION: u32 = 2;
 /// "POUC"
 const VENDOR: u32 = 0x434f_5550;
 
-const TRANSPORT_FEATURES: u64 =
+/// What the queues and this transport can do.
+pub const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 /// Status before the driver may choose features.

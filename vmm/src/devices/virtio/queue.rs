@@ -33,6 +33,21 @@ impl VirtQueue {
         &self.memory
     }
 
+    /// Where the driver put the rings.
+    pub fn ring(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// The driver's notifications.
+    pub fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// The way to the driver.
+    pub fn interrupt(&self) -> &Arc<Interrupt> {
+        &self.interrupt
+    }
+
     /// The descriptor that becomes readable when the driver notifies the device.
     pub fn kick_fd(&self) -> RawFd {
         self.kick.as_raw_fd()

@@ -2,8 +2,8 @@
 
 mod header;
 mod tap;
+mod vhost;
 
-use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -19,9 +19,10 @@ use vmm_sys_util::epoll::EventSet;
 use super::queue_events::LoopDevice;
 use super::{VirtQueue, VirtioDevice, id, read_config_bytes};
 use crate::bus::lock;
-use crate::config::MacAddress;
+use crate::config::NetworkConfig;
 use header::{HEADER_LENGTH, set_buffer_count};
 pub use tap::{Tap, TapError};
+pub use vhost::{VhostError, VhostNet};
 
 const QUEUE_SIZES: [u16; 2] = [256, 256];
 const RECEIVE: usize = 0;
@@ -32,6 +33,25 @@ const TRANSMIT: usize = 1;
 const MAX_FRAME: usize = 65_562 + HEADER_LENGTH;
 /// Frames that are handled before other devices have their turn.
 const BATCH: usize = 64;
+
+/// What the tap device can do for a guest's driver.
+const FEATURES: u64 = 1 << VIRTIO_NET_F_MAC
+    | 1 << VIRTIO_NET_F_MTU
+    | 1 << VIRTIO_NET_F_MRG_RXBUF
+    | 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_GUEST_TSO4
+    | 1 << VIRTIO_NET_F_GUEST_TSO6;
+
+/// The configuration space of an interface (section 5.1.4): its address and the size of its packets.
+pub fn config_space(config: &NetworkConfig) -> [u8; 12] {
+    let mut bytes = [0; 12];
+    bytes[..6].copy_from_slice(&config.mac.0);
+    bytes[10..].copy_from_slice(&config.mtu.to_le_bytes());
+    bytes
+}
 
 /// Counters, in frames and bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,18 +79,11 @@ pub struct Net {
 }
 
 impl Net {
-    /// An interface with the given address over `tap`.
-    ///
-    /// # Errors
-    /// [`TapError`] if the file is no usable tap device.
-    pub fn new(tap: File, mac: MacAddress, mtu: u16) -> Result<Self, TapError> {
-        let tap = Tap::new(tap)?;
-        let mut config = [0; 12];
-        config[..6].copy_from_slice(&mac.0);
-        config[10..].copy_from_slice(&mtu.to_le_bytes());
+    /// An interface with this configuration space over `tap`.
+    pub fn new(tap: Tap, config: [u8; 12]) -> Self {
         // A boxed array, so that no frame lies on the stack.
         let frame = Box::new([0; MAX_FRAME]);
-        Ok(Net { tap, config, queues: Vec::new(), frame, held: None, counters: NetCounters::default() })
+        Net { tap, config, queues: Vec::new(), frame, held: None, counters: NetCounters::default() }
     }
 
     /// What went through so far.
@@ -197,19 +210,7 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        [
-            VIRTIO_NET_F_MAC,
-            VIRTIO_NET_F_MTU,
-            VIRTIO_NET_F_MRG_RXBUF,
-            VIRTIO_NET_F_CSUM,
-            VIRTIO_NET_F_GUEST_CSUM,
-            VIRTIO_NET_F_HOST_TSO4,
-            VIRTIO_NET_F_HOST_TSO6,
-            VIRTIO_NET_F_GUEST_TSO4,
-            VIRTIO_NET_F_GUEST_TSO6,
-        ]
-        .iter()
-        .fold(0, |features, bit| features | 1 << bit)
+        FEATURES
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -278,7 +279,7 @@ mod tests {
         #[test]
         fn an_interface_stands_any_queue(rounds in rounds(2, noise()), held in HEADER_LENGTH..MAX_FRAME) {
             // It takes every frame and has none: what the guest gets was held for it.
-            let nowhere = File::options().read(true).write(true).open("/dev/null").unwrap();
+            let nowhere = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
             let mut guest = Guest::new(2);
             let mut net = Net {
                 tap: Tap::pretend(nowhere),

@@ -77,6 +77,11 @@ impl Tap {
         Ok(())
     }
 
+    /// The descriptor, for who moves frames in this process's place.
+    pub fn file(&self) -> &File {
+        &self.0
+    }
+
     /// Takes one frame with its header.
     pub fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
         (&self.0).read(frame)

@@ -1,0 +1,172 @@
+//! An interface whose frames the host's kernel moves: vhost-net, between the queues and a tap device.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use vhost::net::VhostNet as NetBackend;
+use vhost::vhost_kern::VhostKernBackend;
+use vhost::vhost_kern::vhost_binding::{
+    VHOST_F_LOG_ALL, VHOST_NET_F_VIRTIO_NET_HDR, VHOST_NET_SET_BACKEND, vhost_vring_file,
+};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use virtio_queue::QueueT;
+use vm_memory::GuestMemory;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+use super::{FEATURES, QUEUE_SIZES, Tap};
+use crate::devices::virtio::mmio::TRANSPORT_FEATURES;
+use crate::devices::virtio::{VirtQueue, VirtioDevice, id, read_config_bytes};
+use crate::memory::Memory;
+
+/// What the host's kernel must do with the queues, because the driver is offered it.
+const NEEDED: u64 = TRANSPORT_FEATURES | 1 << VIRTIO_NET_F_MRG_RXBUF;
+/// What it may do that nobody asks it for: headers of its own (the tap device has them) and a log of writes.
+const UNWANTED: u64 = 1 << VHOST_NET_F_VIRTIO_NET_HDR | 1 << VHOST_F_LOG_ALL;
+
+/// The descriptor cannot serve an interface.
+#[derive(Debug, thiserror::Error)]
+pub enum VhostError {
+    /// The kernel refuses.
+    #[error("vhost-net refuses to {what}")]
+    Refused {
+        /// What it was asked.
+        what: &'static str,
+        /// What it said.
+        source: vhost::Error,
+    },
+    /// It cannot do what the driver is offered.
+    #[error("vhost-net has the features {found:#x}, of which some of {NEEDED:#x} are missing")]
+    Features {
+        /// What it can do.
+        found: u64,
+    },
+}
+
+/// An open `/dev/vhost-net`.
+struct Kernel {
+    file: File,
+    memory: Arc<Memory>,
+}
+
+impl AsRawFd for Kernel {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+impl VhostKernBackend for Kernel {
+    type AS = Arc<Memory>;
+
+    fn mem(&self) -> &Self::AS {
+        &self.memory
+    }
+}
+
+impl NetBackend for Kernel {
+    fn set_backend(&self, queue_index: usize, backend: Option<&File>) -> vhost::Result<()> {
+        let vring = vhost_vring_file {
+            // There are two queues.
+            index: queue_index as u32,
+            fd: backend.map_or(-1, AsRawFd::as_raw_fd),
+        };
+        // SAFETY: the request reads one such structure through the reference, which is to a live one.
+        if unsafe { ioctl_with_ref(self, VHOST_NET_SET_BACKEND(), &vring) } < 0 {
+            return Err(vhost::Error::IoctlError(io::Error::last_os_error()));
+        }
+        Ok(())
+    }
+}
+
+/// An interface that this process only sets up.
+pub struct VhostNet {
+    kernel: Kernel,
+    tap: Tap,
+    config: [u8; 12],
+    /// What the kernel can do with the queues.
+    offered: u64,
+}
+
+impl VhostNet {
+    /// An interface with this configuration space over `tap`, served by an open `/dev/vhost-net`.
+    ///
+    /// # Errors
+    /// [`VhostError`] if the kernel refuses.
+    pub fn new(file: File, tap: Tap, config: [u8; 12], memory: Arc<Memory>) -> Result<Self, VhostError> {
+        let refused = |what| move |source| VhostError::Refused { what, source };
+        let kernel = Kernel { file, memory };
+        // The owner first: without one the kernel takes nothing else, and it is this process's memory that it uses.
+        kernel.set_owner().map_err(refused("serve this process"))?;
+        let found = kernel.get_features().map_err(refused("tell its features"))?;
+        if found & NEEDED != NEEDED {
+            return Err(VhostError::Features { found });
+        }
+        let regions: Result<Vec<_>, _> =
+            kernel.memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region).collect();
+        regions
+            .and_then(|regions| kernel.set_mem_table(&regions))
+            .map_err(refused("take the guest's memory"))?;
+        Ok(VhostNet { kernel, tap, config, offered: found & !UNWANTED })
+    }
+
+    /// Hands a queue over.
+    fn set_up(&self, index: usize, queue: &VirtQueue) -> vhost::Result<()> {
+        let ring = queue.ring();
+        let config = VringConfigData {
+            queue_max_size: ring.max_size(),
+            queue_size: ring.size(),
+            flags: 0,
+            desc_table_addr: ring.desc_table(),
+            used_ring_addr: ring.used_ring(),
+            avail_ring_addr: ring.avail_ring(),
+            log_addr: None,
+        };
+        // The size before the addresses: the kernel checks as many bytes as the ring has entries.
+        self.kernel.set_vring_num(index, config.queue_size)?;
+        self.kernel.set_vring_addr(index, &config)?;
+        self.kernel.set_vring_base(index, 0)?;
+        let line = queue.interrupt().raised_elsewhere().map_err(vhost::Error::IOError)?;
+        self.kernel.set_vring_call(index, &line)?;
+        self.kernel.set_vring_kick(index, queue.kick())
+    }
+
+    fn start(&self, queues: &[VirtQueue], features: u64) -> vhost::Result<()> {
+        self.kernel.set_features(features & self.offered)?;
+        for (index, queue) in queues.iter().enumerate() {
+            self.set_up(index, queue)?;
+        }
+        // With a backend the kernel begins to work, so all else is done by now.
+        (0..queues.len()).try_for_each(|index| self.kernel.set_backend(index, Some(self.tap.file())))
+    }
+}
+
+impl VirtioDevice for VhostNet {
+    fn id(&self) -> u32 {
+        id::NET
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, queues: Vec<VirtQueue>, features: u64) -> io::Result<()> {
+        self.tap.set_offloads(features)?;
+        self.start(&queues, features).map_err(io::Error::other)
+    }
+
+    fn reset(&mut self) -> bool {
+        // Both, should one refuse: then the driver keeps its queues, and gives the device up.
+        let stopped = (0..QUEUE_SIZES.len()).map(|index| self.kernel.set_backend(index, None));
+        stopped.fold(true, |all, result| all & result.is_ok())
+    }
+}
