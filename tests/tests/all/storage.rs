@@ -177,14 +177,26 @@ fn an_erofs_image_is_a_read_only_root() {
 }
 
 #[test]
-fn a_loop_device_is_a_root() {
+fn a_block_device_is_a_root() {
     vm_only!();
     let bundle = Bundle::without_root();
     let image = bundle.path().join("root.ext4");
     fs::copy(image_file("busybox", "rootfs.ext4"), &image).unwrap();
     let device = Invocation::of("losetup", ["--find", "--show", image.to_str().unwrap()]).run().ok();
     let bundle = bundle.set("/root", json!({"path": device, "readonly": false}));
-    let output = bundle.sh("echo written >/file; cat /file").run();
+    let bundle = bundle.sh("echo written >/file; cat /file");
+    let looped = bundle.run();
+    // The device mapper's names are links to what they stand for.
+    let name = pouch_tests::bundle::unique_id();
+    let table = format!("0 {} linear {device} 0", fs::metadata(&image).unwrap().len() / 512);
+    Invocation::of("dmsetup", ["create", &name, "--noudevsync", "--noudevrules", "--table", &table])
+        .run()
+        .ok();
+    let bundle = bundle.set("/root", json!({"path": format!("/dev/mapper/{name}"), "readonly": false}));
+    let bundle = bundle.sh("cat /file; echo more >>/file; cat /file");
+    let mapped = bundle.run();
+    Invocation::of("dmsetup", ["remove", "--noudevsync", "--noudevrules", "--retry", &name]).run().ok();
     Invocation::of("losetup", ["--detach", &device]).run().ok();
-    assert_eq!(output.ok(), "written");
+    assert_eq!(looped.ok(), "written");
+    assert_eq!(mapped.ok(), "written\nwritten\nmore");
 }
