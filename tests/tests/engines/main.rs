@@ -13,5 +13,6 @@ mod refused;
 mod resources;
 mod running;
 mod storage;
+mod systemd;
 mod terminals;
 mod watching;
