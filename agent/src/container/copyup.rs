@@ -24,9 +24,11 @@ const DEPTH_MAX: usize = 64;
 
 /// Why a tmpfs could not be filled.
 #[derive(Debug, thiserror::Error)]
-#[error("mounts[{index}].options: tmpcopyup: cannot {action}")]
+#[error("mounts[{index}].options of {}: tmpcopyup: cannot {action}", destination.display())]
 pub struct CopyUpError {
     index: usize,
+    // An engine's user knows this, not the index.
+    destination: PathBuf,
     action: String,
     #[source]
     source: io::Error,
@@ -68,14 +70,16 @@ pub fn prepare(spec: &mut Spec, bundle: &Path) -> Result<CopiedUp, CopyUpError> 
     let mut done = CopiedUp::default();
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate().filter(|(_, mount)| asks(mount))
     {
+        let destination = mount.destination().clone();
         let error = |action: &str| {
-            let action = action.to_owned();
-            move |source| CopyUpError { index, action, source }
+            let (action, destination) = (action.to_owned(), destination.clone());
+            move |source| CopyUpError { index, destination, action, source }
         };
         let directory = bundle.join(format!("tmpfs-{index}"));
         let (flags, options) = split(mount.options().as_deref().unwrap_or(&[]));
         fs::create_dir(&directory).map_err(error("make its directory"))?;
-        mount_tmpfs(&directory, &options).map_err(error("mount a tmpfs"))?;
+        mount_tmpfs(&directory, &options)
+            .map_err(error(&format!("mount a tmpfs with the options {:?}", options.join(","))))?;
         done.0.push(directory.clone());
         let own_mode = options.iter().any(|option| option.starts_with("mode="));
         fill(&root, mount.destination(), &directory, own_mode).map_err(error("copy the image's files"))?;
@@ -193,6 +197,21 @@ mod tests {
         let (flags, tmpfs) = split(&options);
         assert_eq!(flags, ["rw", "nosuid", "rbind"]);
         assert_eq!(tmpfs, ["size=5m", "mode=755"]);
+    }
+
+    #[test]
+    fn an_error_names_the_place_and_the_options() {
+        let bundle = tempfile::tempdir().unwrap();
+        let options = [OPTION, "size=nonsense"].map(str::to_owned).to_vec();
+        let mut mount = Mount::default();
+        mount.set_destination("/scratch".into()).set_typ(Some("tmpfs".to_owned()));
+        mount.set_options(Some(options));
+        let mut spec = Spec::default();
+        spec.set_mounts(Some(vec![mount]));
+        // Without the right to mount it fails as well.
+        let text = prepare(&mut spec, bundle.path()).err().unwrap().to_string();
+        assert!(text.contains("mounts[0]") && text.contains("/scratch"), "{text}");
+        assert!(text.contains("size=nonsense"), "{text}");
     }
 
     #[test]
