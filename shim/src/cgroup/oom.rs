@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -17,6 +18,8 @@ pub const VICTIM_COMMAND: &str = "oom-victim";
 const VICTIM_BYTES: usize = 48 << 20;
 /// The limit under which it is killed; the sandbox host process has some MiB.
 const LIMIT: &str = "25165824";
+/// The word that the memory may be taken.
+const GO: &[u8] = b"!";
 /// Bytes of the smallest page.
 const PAGE: usize = 4096;
 
@@ -37,23 +40,37 @@ impl Cgroup {
         let limits = [directory.join("memory.swap.max"), directory.join("memory.max")];
         // A kernel without swap has no such file.
         let before = limits.each_ref().map(|file| fs::read_to_string(file).ok());
+        // Nobody but the victim: this process ends after this, with the container's status. Without
+        // CAP_SYS_RESOURCE the kernel refuses, and chooses the victim first all the same.
+        let _ = fs::write("/proc/self/oom_score_adj", "-1000");
         let mut command = Command::new("/proc/self/exe");
         command.arg(VICTIM_COMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut victim = command.spawn()?;
-        // Its word is that it has what it takes; its end comes with the end of its input at the latest.
         let ready = victim.stdout.take().map_or(Ok(0), |mut stdout| stdout.read(&mut [0]));
+        // The limit comes before what exceeds it. The other way round the kernel goes on killing until it
+        // sees the memory back, and may look before the victim's is.
         let limited = ready.and_then(|_| {
             let _ = fs::write(&limits[0], "0");
             fs::write(&limits[1], LIMIT)
         });
+        if limited.is_ok() {
+            // A victim that is gone already has no use for it.
+            let _ = victim.stdin.as_mut().map(|stdin| stdin.write_all(GO));
+        }
+        // Its input ends with this: without the word it does nothing.
         drop(victim.stdin.take());
-        victim.wait()?;
+        let end = victim.wait()?;
         for (file, value) in limits.iter().zip(before) {
             if let Some(value) = value {
                 let _ = fs::write(file, value.trim());
             }
         }
-        limited
+        limited?;
+        if end.signal() == Some(libc::SIGKILL) {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("nothing was killed under memory.max: {end}")))
+        }
     }
 }
 
@@ -63,14 +80,15 @@ pub fn victim_main() -> i32 {
     if fs::write(Path::new("/proc/self/oom_score_adj"), "1000").is_err() {
         return 1;
     }
+    let told = io::stdout().write_all(GO).and_then(|()| io::stdout().flush());
+    if told.is_err() || io::stdin().read_exact(&mut [0]).is_err() {
+        return 1;
+    }
     let mut memory = vec![0u8; VICTIM_BYTES];
     for page in memory.chunks_mut(PAGE) {
         page[0] = 1;
     }
     // Keeps the compiler from leaving the memory out.
     std::hint::black_box(&mut memory);
-    let told = io::stdout().write_all(b"!").and_then(|()| io::stdout().flush());
-    // Until it is killed, or nobody wants that any more.
-    let _ = io::stdin().read_to_end(&mut Vec::new());
-    i32::from(told.is_err())
+    0
 }
