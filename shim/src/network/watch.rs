@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::WireError;
 use super::netlink::{Changes, NetlinkError};
-use super::wiring::Wiring;
 use crate::errors::chain;
 use crate::sandbox::exec::Sandbox;
 
@@ -23,12 +22,11 @@ const STACK: usize = 256 * 1024;
 pub fn follow(
     mut changes: Changes,
     sandbox: Arc<Sandbox>,
-    mut wiring: Wiring,
     report: impl Fn(&str) + Send + 'static,
 ) -> Result<(), WireError> {
     let spawned = thread::Builder::new().name("network".to_owned()).stack_size(STACK).spawn(move || {
         while changes.wait(SETTLE).is_ok() {
-            if let Err(error) = wiring.update(&sandbox.vm, &sandbox.agent) {
+            if let Err(error) = sandbox.update_network() {
                 report(&format!("a change of the network does not reach the guest: {}", chain(&error)));
             }
         }

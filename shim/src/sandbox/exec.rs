@@ -16,6 +16,8 @@ use super::protocol::{ExecRequest, Failure};
 use super::vm::{Vm, VmError};
 use crate::container::size::VmSize;
 use crate::container::{ContainerDir, State, StateError, Status, resources, size};
+use crate::network::WireError;
+use crate::network::wiring::Wiring;
 
 /// How long the agent may take to accept a stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
@@ -31,6 +33,8 @@ pub struct Sandbox {
     /// What it was made with.
     pub size: VmSize,
     state: Mutex<State>,
+    /// What the guest has of the network, for a start that is tried again.
+    wiring: Mutex<Wiring>,
     execs: AtomicU64,
     /// The processes of the host that stand for those of `exec`, by the latter's names.
     exec_hosts: Mutex<BTreeMap<String, i32>>,
@@ -128,6 +132,7 @@ impl Sandbox {
             agent,
             size,
             state: Mutex::new(state),
+            wiring: Mutex::default(),
             execs: AtomicU64::new(1),
             exec_hosts: Mutex::default(),
         }
@@ -136,6 +141,17 @@ impl Sandbox {
     /// The container's name.
     pub fn id(&self) -> &str {
         self.dir.id().as_str()
+    }
+
+    /// Gives the guest the network of the namespace that the calling thread is in, as it is now; false if there is
+    /// none.
+    ///
+    /// # Errors
+    /// [`WireError`] names the interface or route.
+    pub fn update_network(&self) -> Result<bool, WireError> {
+        let mut wiring = self.wiring.lock().unwrap_or_else(PoisonError::into_inner);
+        wiring.update(&self.vm, &self.agent)?;
+        Ok(!wiring.is_empty())
     }
 
     fn lock_state(&self) -> MutexGuard<'_, State> {

@@ -18,7 +18,6 @@ use super::stats;
 use crate::container::Status;
 use crate::errors::chain;
 use crate::network::netlink::Netlink;
-use crate::network::wiring::Wiring;
 use crate::network::{WireError, watch};
 
 /// Stack of a connection's thread.
@@ -139,14 +138,12 @@ impl Connection {
     fn wire_network(&self) -> Result<(), WireError> {
         // Before it is looked at, so that no change is missed.
         let changes = Netlink::changes()?;
-        let mut wiring = Wiring::default();
-        wiring.update(&self.sandbox.vm, &self.sandbox.agent)?;
         // No engine adds an interface to a container without a network.
-        if wiring.is_empty() {
+        if !self.sandbox.update_network()? {
             return Ok(());
         }
         let report = |text: &str| eprintln!("{text}");
-        watch::follow(changes, self.sandbox.clone(), wiring, report)
+        watch::follow(changes, self.sandbox.clone(), report)
     }
 
     fn processes(&self) -> Result<Answer, Failure> {

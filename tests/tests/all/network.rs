@@ -247,6 +247,23 @@ fn an_interface_that_no_vm_can_have_is_named() {
 }
 
 #[test]
+fn an_interface_too_many_is_named_and_the_start_can_be_tried_again() {
+    vm_only!();
+    let namespace = Namespace::new();
+    for number in 0..9 {
+        namespace.veth(&format!("net{number}"), 20 + number);
+    }
+    let container = namespace.bundle(Bundle::busybox().args(["sleep", "100000"])).create();
+    Invocation::new(["start", &container.id]).run().fails_naming(&["net8", "8"]);
+    assert_eq!(container.status(), "created");
+    namespace.ip("link del net8");
+    Invocation::new(["start", &container.id]).run().ok();
+    assert_eq!(container.sh("ls -d /sys/class/net/net*").lines().count(), 8);
+    ping("10.77.20.2");
+    ping("10.77.27.2");
+}
+
+#[test]
 fn a_tap_device_that_cannot_be_made_is_an_error() {
     vm_only!();
     const TUN: &str = "/dev/net/tun";
