@@ -18,6 +18,8 @@ pub enum Difference {
     StatsOfPodman,
     /// Killing the VMM.
     Vmm,
+    /// `podman cp` to a tmpfs of a running container.
+    CopyToTmpfs,
     /// Mounts that appear after the start.
     LateMounts,
     /// A volume's mount point that is shared with the host.
@@ -54,6 +56,9 @@ impl Difference {
                 "podman counts a cgroup's anonymous memory only, and a VM's memory is a memfd; docker counts all"
             }
             Difference::Vmm => "there is no VMM to kill",
+            Difference::CopyToTmpfs => {
+                "a tmpfs is in the guest's memory; pouch-vm shows it to Podman read-only"
+            }
             Difference::LateMounts => {
                 "a mount that the host makes below a volume after the start does not propagate into the VM"
             }

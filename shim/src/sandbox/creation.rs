@@ -16,7 +16,7 @@ use super::agent::Agent;
 use super::exec::{Sandbox, Streams, Tokens};
 use super::protocol::{Failure, Launch};
 use super::vm::{Disk, Vm, VmDescription, VmError};
-use super::{mount_points, share, vm};
+use super::{mount_points, share, view, vm};
 use crate::cgroup::{Birth, Cgroup};
 use crate::container::guest_spec::{self, GuestSpec, ROOTFS, RootSource};
 use crate::container::hooks;
@@ -158,7 +158,9 @@ impl<'a> Plan<'a> {
         });
         let created = connect(vm, self.launch).and_then(|agent| {
             let (bundle, guest) = (&self.bundle, &self.guest);
-            create_container(vm, &agent, bundle, guest, self.size.vcpus, self.launch).map(|io| (agent, io))
+            let io = create_container(vm, &agent, bundle, guest, self.size.vcpus, self.launch)?;
+            view::cover(&self.tree(), &self.dir.path().join("view"), guest).map_err(failure)?;
+            Ok((agent, io))
         });
         // A boot is not the container's doing: its limits begin here.
         let limited = joined(joining).and_then(|()| self.cgroup.limit(&self.limits).map_err(failure));

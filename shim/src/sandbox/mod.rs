@@ -11,4 +11,5 @@ pub mod protocol;
 pub mod server;
 pub mod share;
 pub mod stats;
+pub mod view;
 pub mod vm;

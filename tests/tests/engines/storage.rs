@@ -111,13 +111,14 @@ fn a_read_only_root(engine: Engine) {
 
 fn copy(engine: Engine) {
     let folder = folder();
-    let container = engine.start_idle(&["--tmpfs", "/scratch"]);
+    let container = engine.start_idle(&["--tmpfs", "/scratch", "-v", "/data"]);
     let path = |name: &str| folder.path().join(name).display().to_string();
     let copy = |from: &str, to: &str| engine.command(&["cp", from, to]).run();
     let inside = |path: &str| format!("{}:{path}", container.name);
     // Into a running container, also where the guest has looked before.
     container.exec(&[], &["cat", "/srv/file"]).fails(1);
     copy(&path("file"), &inside("/srv/file")).ok();
+    assert!(!Path::new("/srv/file").exists(), "it is not the host's");
     eventually("the file is there", || container.exec(&[], &["cat", "/srv/file"]).text() == "of the host");
     fs::write(folder.path().join("file"), "a second version\n").unwrap();
     copy(&path("file"), &inside("/srv/file")).ok();
@@ -128,6 +129,19 @@ fn copy(engine: Engine) {
     assert_eq!(fs::read_to_string(folder.path().join("tree/deep/leaf")).unwrap(), "leaf\n");
     assert_eq!(fs::read_link(folder.path().join("tree/link")).unwrap(), Path::new("deep/leaf"));
     assert_eq!(fs::metadata(folder.path().join("tree/deep/leaf")).unwrap().mode() & 0o7777, 0o4751);
+    // Into a volume, and not to where only the container can write.
+    copy(&path("file"), &inside("/data/file")).ok();
+    eventually("the volume has it", || {
+        container.exec(&[], &["cat", "/data/file"]).text() == "a second version"
+    });
+    if engine == Engine::Podman {
+        let output = copy(&path("file"), &inside("/scratch/file"));
+        if Difference::CopyToTmpfs.with_vm() {
+            output.fails_naming(&["read-only file system"]);
+        } else {
+            output.ok();
+        }
+    }
     // From a stopped one too.
     container.ok(&["stop"]);
     copy(&inside("/srv/file"), &path("again")).ok();

@@ -1,0 +1,86 @@
+//! What whoever enters the mount namespace of a sandbox host process finds there.
+//!
+//! Podman copies files of a running container from within the mount namespace of the process that it
+//! knows as the container's, and takes the root of that namespace for the container's. The host process
+//! itself goes on to see the host: it keeps the root directory that it has. Only setns(2) leads to what
+//! is mounted over the namespace's root, and that is the container as the host can see it.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use pathrs::Root;
+use pouch_protocol::SHARE_MOUNT_POINT;
+
+use crate::container::guest_spec::{GuestSpec, ROOTFS, RootSource};
+
+/// The view could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// Its directory could not be made or opened.
+    #[error("{path}, for the container's files, could not be made")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A mount was refused.
+    #[error("{path} of the container could not be mounted in the sandbox's namespace")]
+    Mount {
+        /// The path in the container.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Covers the root of this process's mount namespace, which must be its own, with the container's files.
+/// `tree` is the share tree; `place` a directory to be made, in which the view is put together. The guest
+/// must have made its mount points.
+///
+/// # Errors
+/// [`ViewError`] names the path.
+pub fn cover(tree: &Path, place: &Path, guest: &GuestSpec) -> Result<(), ViewError> {
+    let directory = |source| ViewError::Directory { path: place.to_owned(), source };
+    fs::create_dir(place).map_err(directory)?;
+    if guest.root == RootSource::Directory {
+        bind(&tree.join(ROOTFS), place).map_err(mount_error("/"))?;
+    } else {
+        // Its files are on a disk that the guest alone reads.
+        nothing(place).map_err(mount_error("/"))?;
+    }
+    let root = Root::open(place).map_err(|error| directory(io::Error::other(error)))?;
+    for entry in guest.spec.mounts().iter().flatten() {
+        let destination = entry.destination();
+        // What is not there is below something that only the guest has.
+        let Ok(found) = root.resolve(destination) else { continue };
+        // By its number: no link of the container's can lead elsewhere.
+        let target = PathBuf::from(format!("/proc/self/fd/{}", found.as_fd().as_raw_fd()));
+        let shared = entry.source().as_ref().and_then(|source| source.strip_prefix(SHARE_MOUNT_POINT).ok());
+        let mounted = match shared {
+            Some(source) => bind(&tree.join(source), &target),
+            None if target.is_dir() => nothing(&target),
+            None => Ok(()),
+        };
+        mounted.map_err(mount_error(destination))?;
+    }
+    mount(Some(place), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(mount_error("/"))
+}
+
+fn mount_error(path: impl AsRef<Path>) -> impl FnOnce(nix::Error) -> ViewError {
+    let path = path.as_ref().to_owned();
+    move |errno| ViewError::Mount { path, source: errno.into() }
+}
+
+fn bind(source: &Path, target: &Path) -> nix::Result<()> {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+}
+
+/// Stands for what the guest has there, such as a tmpfs: empty, and nobody can lose a file in it.
+fn nothing(target: &Path) -> nix::Result<()> {
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("pouch-guest"), target, Some("tmpfs"), flags, Some("mode=755,size=4k"))
+}
