@@ -159,7 +159,9 @@ impl<'a> Plan<'a> {
         let created = connect(vm, self.launch).and_then(|agent| {
             let (bundle, guest) = (&self.bundle, &self.guest);
             let io = create_container(vm, &agent, bundle, guest, self.size.vcpus, self.launch)?;
-            view::cover(&self.tree(), &self.dir.path().join("view"), guest).map_err(failure)?;
+            let stand_ins = [&self.state.host, &self.state.vmm].into_iter().flatten();
+            let pids: Vec<i32> = stand_ins.map(|process| process.pid).collect();
+            view::cover(&self.tree(), &self.dir.path().join("view"), guest, &pids).map_err(failure)?;
             Ok((agent, io))
         });
         // A boot is not the container's doing: its limits begin here.

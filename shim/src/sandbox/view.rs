@@ -5,7 +5,7 @@
 //! itself goes on to see the host: it keeps the root directory that it has. Only setns(2) leads to what
 //! is mounted over the namespace's root, and that is the container as the host can see it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
@@ -38,14 +38,15 @@ pub enum ViewError {
 }
 
 /// Covers the root of this process's mount namespace, which must be its own, with the container's files.
-/// `tree` is the share tree; `place` a directory to be made, in which the view is put together. The guest
-/// must have made its mount points.
+/// `tree` is the share tree; `place` a directory to be made, in which the view is put together; `pids` are
+/// the host's processes that stand for the container's. The guest must have made its mount points.
 ///
 /// # Errors
 /// [`ViewError`] names the path.
-pub fn cover(tree: &Path, place: &Path, guest: &GuestSpec) -> Result<(), ViewError> {
+pub fn cover(tree: &Path, place: &Path, guest: &GuestSpec, pids: &[i32]) -> Result<(), ViewError> {
     let directory = |source| ViewError::Directory { path: place.to_owned(), source };
     fs::create_dir(place).map_err(directory)?;
+    let proc = processes(&place.with_extension("proc"), pids)?;
     if guest.root == RootSource::Directory {
         bind(&tree.join(ROOTFS), place).map_err(mount_error("/"))?;
     } else {
@@ -62,12 +63,37 @@ pub fn cover(tree: &Path, place: &Path, guest: &GuestSpec) -> Result<(), ViewErr
         let shared = entry.source().as_ref().and_then(|source| source.strip_prefix(SHARE_MOUNT_POINT).ok());
         let mounted = match shared {
             Some(source) => bind(&tree.join(source), &target),
+            None if entry.typ().as_deref() == Some("proc") => bind(&proc, &target),
             None if target.is_dir() => nothing(&target),
             None => Ok(()),
         };
         mounted.map_err(mount_error(destination))?;
     }
     mount(Some(place), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(mount_error("/"))
+}
+
+/// What `podman top` reads, which lists processes in the container's /proc: those of the VM, as `docker top`
+/// does. Returns where that is.
+fn processes(place: &Path, pids: &[i32]) -> Result<PathBuf, ViewError> {
+    let refused = mount_error("/proc");
+    let made = |source| ViewError::Directory { path: place.to_owned(), source };
+    fs::create_dir(place).map_err(made)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let part =
+        |name: &str| bind(&Path::new("/proc").join(name), &place.join(name)).map_err(mount_error("/proc"));
+    mount(Some("pouch-guest"), place, Some("tmpfs"), flags, Some("mode=755,size=64k")).map_err(refused)?;
+    for pid in pids.iter().map(i32::to_string) {
+        fs::create_dir(place.join(&pid)).map_err(made)?;
+        part(&pid)?;
+    }
+    // By these, times since boot become times.
+    for file in ["stat", "uptime"] {
+        File::create(place.join(file)).map_err(made)?;
+        part(file)?;
+    }
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
+    mount(None::<&str>, place, None::<&str>, read_only, None::<&str>).map_err(mount_error("/proc"))?;
+    Ok(place.to_owned())
 }
 
 fn mount_error(path: impl AsRef<Path>) -> impl FnOnce(nix::Error) -> ViewError {
