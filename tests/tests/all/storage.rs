@@ -203,3 +203,31 @@ fn a_block_device_is_a_root() {
     assert_eq!(looped.ok(), "written");
     assert_eq!(mapped.ok(), "written\nwritten\nmore");
 }
+
+/// As Podman does when it copies files of a container that runs.
+#[test]
+fn the_mount_namespace_of_the_pid_shows_the_container() {
+    let (folder, outside) = (host_folder(), tempfile::tempdir_in("/var/tmp").unwrap());
+    let bundle = Bundle::debian()
+        .sh("exec sleep 1000")
+        .mount("/trap/data", "bind", folder.path(), &["rbind", "ro"])
+        .mount("/scratch", "tmpfs", "tmpfs", &["rw"]);
+    // A link of the image is no way out.
+    symlink(outside.path(), bundle.rootfs().join("trap")).unwrap();
+    fs::write(bundle.rootfs().join("srv/mark"), "of the container\n").unwrap();
+    let container = bundle.start();
+    let pid = container.pid().to_string();
+    let entered = |script: &str| {
+        Invocation::of("nsenter", ["--target", &pid, "--mount", "/bin/sh", "-c", script]).run()
+    };
+    let output = entered("cat /srv/mark /trap/data/file && echo x >/srv/new");
+    assert_eq!(output.ok(), "of the container\nof the host");
+    assert_eq!(container.sh("cat /srv/new"), "x");
+    assert!(!std::path::Path::new("/srv/new").exists(), "it is not the host's");
+    entered("touch /trap/data/x").fails_naming(&["read-only"]);
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    if pouch_tests::has_vm() {
+        // The tmpfs is in the guest: what is written here would be lost.
+        entered("touch /scratch/x").fails_naming(&["read-only"]);
+    }
+}
