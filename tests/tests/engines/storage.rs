@@ -192,10 +192,11 @@ fn a_container_becomes_an_image(engine: Engine) {
 
 fn propagation(engine: Engine) {
     let folder = folder();
-    for kind in ["rprivate", "private", "rslave", "slave"] {
-        let output = engine.sh(&["-v", &option(folder.path(), &format!("/data:{kind}"))], "cat /data/file");
-        assert_eq!(output.ok(), "of the host", "{kind}");
-    }
+    let kinds = ["rprivate", "private", "rslave", "slave"];
+    let volumes = kinds.map(|kind| option(folder.path(), &format!("/{kind}:{kind}")));
+    let options: Vec<&str> = volumes.iter().flat_map(|volume| ["-v", volume]).collect();
+    let output = engine.sh(&options, "cat /rprivate/file /private/file /rslave/file /slave/file");
+    assert_eq!(output.ok(), ["of the host"; 4].join("\n"));
     let output = engine.sh(&["-v", &option(folder.path(), "/data:rshared")], "cat /data/file");
     if Difference::SharedPropagation.with_vm() && output.status != 0 {
         output.fails_naming(&["shared", "/data"]);
