@@ -153,13 +153,13 @@ fn special_files(engine: Engine) {
 fn many_small_files(engine: Engine) {
     let script = r#"
 import os, shutil
-for d in range(20):
+for d in range(10):
     os.makedirs(f"t/{d}")
-    for n in range(100):
+    for n in range(60):
         with open(f"t/{d}/{n}", "w") as f: f.write(f"{d} {n}")
 found = [(root, name) for root, _, names in os.walk("t") for name in names]
 print(len(found), all(open(os.path.join(r, n)).read() == f"{os.path.basename(r)} {n}" for r, n in found))
 shutil.rmtree("t")
 print(os.path.exists("t"))"#;
-    python(engine, script, "2000 True\nFalse");
+    python(engine, script, "600 True\nFalse");
 }
