@@ -212,7 +212,9 @@ fn the_mount_namespace_of_the_pid_shows_the_container() {
         .sh("exec sleep 1000")
         .mount("/trap/data", "bind", folder.path(), &["rbind", "ro"])
         .mount("/scratch", "tmpfs", "tmpfs", &["rw"]);
-    // A link of the image is no way out.
+    // A link of the image is no way out: it leads to the folder of that name in the container.
+    let inside = outside.path().strip_prefix("/").unwrap();
+    fs::create_dir_all(bundle.rootfs().join(inside).join("data")).unwrap();
     symlink(outside.path(), bundle.rootfs().join("trap")).unwrap();
     fs::write(bundle.rootfs().join("srv/mark"), "of the container\n").unwrap();
     let container = bundle.start();
