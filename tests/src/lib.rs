@@ -44,6 +44,11 @@ pub fn has_vm() -> bool {
     runtime().ends_with("pouch-vm")
 }
 
+/// Whether numbers are those of the issue, where others do in an emulator: nextest's profile `long`.
+pub fn long() -> bool {
+    std::env::var("NEXTEST_PROFILE").is_ok_and(|profile| profile == "long")
+}
+
 /// Waits until `condition` holds.
 ///
 /// # Panics

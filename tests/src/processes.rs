@@ -82,6 +82,17 @@ pub fn pss_kib(pid: i32) -> u64 {
     field_kib(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
 }
 
+/// KiB of memory that are a process's alone, such as its heap.
+pub fn anonymous_kib(pid: i32) -> u64 {
+    field_kib(&format!("/proc/{pid}/smaps_rollup"), "Pss_Anon:")
+}
+
+/// KiB of memory that can be used once the kernel has dropped its caches.
+pub fn settled_kib() -> u64 {
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    available_kib()
+}
+
 /// KiB of memory that can still be used on this machine.
 pub fn available_kib() -> u64 {
     field_kib("/proc/meminfo", "MemAvailable:")

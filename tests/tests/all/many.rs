@@ -39,17 +39,11 @@ fn nothing_left_of_fifty_rounds() {
     // The first round makes what stays by intent, such as the folder of all states.
     round(0);
     let before = Leftovers::picture();
-    let memory = settled_memory();
+    let memory = processes::settled_kib();
     (1..=ROUNDS).for_each(round);
     before.check();
-    let now = settled_memory();
+    let now = processes::settled_kib();
     assert!(now + ALLOWED_KIB > memory, "{memory} KiB were available, now {now} KiB");
-}
-
-/// Memory that is available once caches are dropped.
-fn settled_memory() -> u64 {
-    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
-    processes::available_kib()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `exec`.
 
 use pouch_tests::engine::eventually;
-use pouch_tests::{Engine, engine_tests};
+use pouch_tests::{Engine, HANG, engine_tests, long};
 
 engine_tests! {
     both: streams_and_status, who_and_where, detached, privileges, errors, many_at_once, a_process_that_is_killed;
@@ -98,18 +98,20 @@ fn a_process_that_is_killed(engine: Engine) {
     assert_eq!(pouch_tests::invocation::code(client.wait().unwrap()), 143);
 }
 
-/// The issue has a hundred at once; that many take too long in an emulator to be in each run, and each of
-/// Podman's takes three large programs.
+/// A hundred at once take too long in an emulator to be in each run, and each of Podman's takes three large
+/// programs.
 fn many_at_once(engine: Engine) {
     let container = engine.start_idle(&[]);
     std::thread::scope(|scope| {
         let run = |number: i32| {
             let script = format!("echo {number}; sleep 1; exit {number}");
-            let output = container.exec(&[], &["sh", "-c", &script]);
+            let invocation = container.exec_invocation(&[], &["sh", "-c", &script]);
+            let output = invocation.within(6 * HANG).run();
             output.fails(number);
             assert_eq!(output.text(), number.to_string());
         };
-        for number in 1..=if engine.is_docker() { 20 } else { 6 } {
+        let ordinary = if engine.is_docker() { 20 } else { 6 };
+        for number in 1..=if long() { 100 } else { ordinary } {
             scope.spawn(move || run(number));
         }
     });

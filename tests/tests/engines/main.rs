@@ -8,6 +8,7 @@ mod exec;
 mod faults;
 mod files;
 mod lifecycle;
+mod many;
 mod network;
 mod networks;
 mod refused;
