@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use pouch_tests::engine::eventually;
 use pouch_tests::{Difference, Engine, EngineContainer, engine_tests};
 
 engine_tests! {
     both: memory_and_processors, ulimits, number_of_processes, memory_runs_out, tmpfs_and_shm_sizes, update_while_running,
-        update_refused, score, in_the_cgroup;
+        update_refused, score, in_the_cgroup, host_memory_runs_out;
     podman: disk_throughput;
 }
 
@@ -128,6 +129,59 @@ fn in_the_cgroup(engine: Engine) {
         assert_eq!(limit, 256 << 20);
         assert_eq!(read("pids.max").trim(), "77");
     }
+}
+
+/// A cgroup of the host, which several containers share.
+struct Parent(PathBuf);
+
+impl Parent {
+    fn new() -> Self {
+        let folder = PathBuf::from(format!("/sys/fs/cgroup/{}", pouch_tests::bundle::unique_id()));
+        std::fs::create_dir(&folder).unwrap();
+        Parent(folder)
+    }
+
+    fn name(&self) -> String {
+        format!("/{}", self.0.file_name().unwrap().to_string_lossy())
+    }
+
+    /// Takes memory away, a little more each time.
+    fn shrink(&self) {
+        let current = std::fs::read_to_string(self.0.join("memory.current")).unwrap();
+        let current: u64 = current.trim().parse().unwrap();
+        std::fs::write(self.0.join("memory.max"), current.saturating_sub(16 << 20).to_string()).unwrap();
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        let removed = std::fs::remove_dir(&self.0);
+        assert!(removed.is_ok() || std::thread::panicking(), "{}: {removed:?}", self.0.display());
+    }
+}
+
+/// The host in small: a cgroup of two containers has no more memory. The kernel chooses by the same score as when
+/// the whole machine is out of it.
+fn host_memory_runs_out(engine: Engine) {
+    let parent = Parent::new();
+    let name = parent.name();
+    let script = "import time\nx = [bytearray(b'x' * 1000000) for _ in range(100)]\nprint('ready', flush=True)\ntime.sleep(1000)";
+    let options = ["--cgroup-parent", &name, "--oom-score-adj", "1000"];
+    let chosen = engine.start(&options, "python", &["python3", "-c", script]);
+    let bystander = engine.start_idle(&["--cgroup-parent", &name]);
+    chosen.await_logs("ready");
+    eventually("the kernel chooses", || {
+        let runs = chosen.status() == "running";
+        if runs {
+            parent.shrink();
+        }
+        !runs
+    });
+    std::fs::write(parent.0.join("memory.max"), "max").unwrap();
+    assert_eq!(chosen.inspect("{{.State.ExitCode}} {{.State.OOMKilled}}"), "137 true");
+    assert_eq!(bystander.sh("echo unharmed"), "unharmed");
+    chosen.ok(&["start"]);
+    drop((chosen, bystander));
 }
 
 fn processes_of_vmm(pid: i32) -> Vec<i32> {
