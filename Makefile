@@ -67,11 +67,14 @@ $(INSTALL_TREE):
 .PHONY: install-tree
 install-tree: $(INSTALL_TREE) ## Build all and lay it out in target/install, as the testbed takes it
 
+# By rename, so that containers can be started meanwhile: no part is ever missing or half written.
 .PHONY: install
 install: install-tree ## Install below $(DESTDIR)$(PREFIX)
 	@for part in $(PARTS); do \
 	  mode=0755; [[ $$part != share/* ]] || mode=0644; \
-	  install -D -m $$mode "$(TREE)/usr/local/$$part" "$(DESTDIR)$(PREFIX)/$$part"; \
+	  place="$(DESTDIR)$(PREFIX)/$$part"; \
+	  install -D -m $$mode "$(TREE)/usr/local/$$part" "$$place.new"; \
+	  mv -f "$$place.new" "$$place"; \
 	done
 	@echo "installed below $(DESTDIR)$(PREFIX)"
 
