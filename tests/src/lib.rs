@@ -14,6 +14,7 @@ pub mod bundle;
 pub mod container;
 pub mod differences;
 pub mod engine;
+pub mod installation;
 pub mod invocation;
 pub mod leftovers;
 pub mod processes;

@@ -333,6 +333,28 @@ mod tests {
         assert_eq!(list(&root.path().join("deep")).unwrap().len(), 0);
     }
 
+    /// A newer build must read it, or it can neither stop nor remove the containers that run during an upgrade.
+    #[test]
+    fn the_file_of_an_earlier_build_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = ContainerDir::new(root.path(), &"a".parse().unwrap());
+        dir.create().unwrap();
+        let this = HostProcess::find(std::process::id() as i32).unwrap();
+        let host = json!({"pid": this.pid, "start_time": this.start_time});
+        let cgroup =
+            json!({"driver": "unified", "specified": "docker/a", "path": "docker/a", "container": "a"});
+        let file = json!({
+            "id": "a", "status": "paused", "host": host, "vmm": host, "bundle": "/b", "rootfs": "/b/rootfs",
+            "created": "2026-01-01T00:00:00Z", "owner": "root", "annotations": {"k": "v"}, "cgroup": cgroup,
+            "exitStatus": null, "vmEnd": null, "ofTomorrow": 1,
+        });
+        fs::write(dir.path().join(STATE_FILE), file.to_string()).unwrap();
+        let state = dir.load().unwrap();
+        assert_eq!((state.status, state.host, state.vmm), (Status::Paused, Some(this), Some(this)));
+        assert_eq!(state.annotations["k"], "v");
+        assert!(state.cgroup.is_some() && state.hooks.is_none());
+    }
+
     #[test]
     fn a_damaged_file_is_named() {
         let root = tempfile::tempdir().unwrap();

@@ -26,6 +26,11 @@ pub enum ClientError {
     /// It ended in the middle.
     #[error("the host process of the container ended before it answered")]
     Gone(#[source] Option<io::Error>),
+    /// It is of another build.
+    #[error(
+        "the host process of the container is of another build of pouch-vm, whose answer is not known here"
+    )]
+    Answer(#[source] io::Error),
     /// It refuses.
     #[error("{}", .0.message)]
     Refused(Failure),
@@ -67,6 +72,7 @@ impl HostClient {
             Ok(Some((Answer::Failed(failure), _))) => Err(ClientError::Refused(failure)),
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(ClientError::Gone(None)),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(ClientError::Answer(error)),
             Err(error) => Err(ClientError::Gone(Some(error))),
         }
     }

@@ -199,3 +199,56 @@ pub struct Process {
     /// Its command line.
     pub command: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// What a host process of an earlier build takes and gives: a newer command line must be able to ask it. A
+    /// message that changes breaks every container that runs during an upgrade; a new one does not.
+    #[test]
+    fn messages_are_those_of_earlier_builds() {
+        let exec = json!({"exec": {
+            "process": {"args": ["true"]}, "terminal": true, "rows": 24, "columns": 80, "cgroup": null
+        }});
+        let requests = [
+            json!("hooks_done"),
+            json!("start"),
+            json!("status"),
+            json!({"signal": {"exec_id": null, "signal": 15, "all": true}}),
+            json!("pause"),
+            json!("resume"),
+            json!("processes"),
+            json!("host_processes"),
+            json!("stats"),
+            json!("await_end"),
+            json!({"update": {"resources": {"pids": {"limit": 1}}}}),
+            exec,
+            json!("wait"),
+            json!({"resize": {"exec_id": "1", "rows": 24, "columns": 80}}),
+            json!("destroy"),
+        ];
+        check::<Request>(&requests);
+        check::<Answer>(&[
+            json!("done"),
+            json!({"status": "paused"}),
+            json!({"processes": [{
+                "pid": 1, "parent": 0, "uid": 7, "terminal": "?", "cpu_milliseconds": 5, "command": "sh"
+            }]}),
+            json!({"host_processes": [1, 2]}),
+            json!({"stats": {"stats": {"type": "stats"}, "oom_kills": 1}}),
+            json!({"ended": {"out_of_memory": true}}),
+            json!({"started": {"exec_id": "1"}}),
+            json!({"exited": {"status": 3, "stdout_bytes": 4, "stderr_bytes": 5}}),
+            json!({"failed": {"message": "why", "status": 127}}),
+        ]);
+    }
+
+    fn check<T: Serialize + serde::de::DeserializeOwned>(messages: &[Value]) {
+        for message in messages {
+            let read: T = serde_json::from_value(message.clone()).unwrap();
+            assert_eq!(&serde_json::to_value(&read).unwrap(), message);
+        }
+    }
+}

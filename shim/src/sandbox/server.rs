@@ -63,8 +63,17 @@ struct Connection {
 
 impl Connection {
     fn serve(mut self) {
-        while let Ok(Some((request, _))) = self.socket.receive::<Request>() {
-            let answer = match self.handle(request) {
+        loop {
+            let answer = match self.socket.receive::<Request>() {
+                Ok(Some((request, _))) => self.handle(request),
+                // The command line may have been replaced by a newer one since the container was created.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Failure::new(format!(
+                    "the host process of the container is of another build of pouch-vm and does not know this \
+                     request: {error}"
+                ))),
+                Ok(None) | Err(_) => break,
+            };
+            let answer = match answer {
                 Ok(Some(answer)) => answer,
                 Ok(None) => continue,
                 Err(failure) => Answer::Failed(failure),

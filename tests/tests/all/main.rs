@@ -20,4 +20,5 @@ mod storage;
 mod streams;
 mod terminal;
 mod update;
+mod upgrade;
 mod workloads;

@@ -17,4 +17,5 @@ mod running;
 mod storage;
 mod systemd;
 mod terminals;
+mod upgrade;
 mod watching;
