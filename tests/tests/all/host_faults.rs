@@ -104,6 +104,21 @@ fn nothing_left_without_kvm() {
 }
 
 #[test]
+fn nothing_left_without_memory_for_the_guest() {
+    vm_only!();
+    let _ = fs::create_dir("/run/pouch-vm");
+    let bundle =
+        Bundle::busybox().args(["true"]).set("/linux/resources/memory", json!({"limit": 2_u64 << 30}));
+    bundle.write();
+    let before = Leftovers::picture();
+    // Less than the guest's memory, and more than all else.
+    let script =
+        format!("ulimit -v 1500000; exec pouch-vm run --bundle {} {}", bundle.path().display(), unique_id());
+    Invocation::of("sh", ["-c", &script]).run().fails_naming(&["guest memory"]);
+    before.check();
+}
+
+#[test]
 fn nothing_left_where_kvm_is_not_permitted() {
     vm_only!();
     let _ = fs::create_dir("/run/pouch-vm");
