@@ -13,7 +13,7 @@ engine_tests! {
 
 /// Ends with 3 at SIGTERM; tells of SIGUSR1 and SIGHUP.
 const HEEDS: &str = "trap 'echo term; exit 3' TERM; trap 'echo usr1' USR1; trap 'echo hup' HUP; echo ready; \
-    while :; do sleep 0.1; done";
+    while :; do sleep 1000 & wait; done";
 
 fn created_then_started(engine: Engine) {
     let container =
@@ -42,7 +42,7 @@ fn stop_signal_of_the_image(engine: Engine) {
     let container = engine.start(
         &["--stop-signal", "HUP"],
         "debian",
-        &["sh", "-c", "trap 'exit 9' HUP; echo ready; while :; do sleep 0.1; done"],
+        &["sh", "-c", "trap 'exit 9' HUP; echo ready; while :; do sleep 1000 & wait; done"],
     );
     container.await_logs("ready");
     container.ok(&["stop"]);
@@ -88,7 +88,7 @@ fn restart(engine: Engine) {
 }
 
 fn pause_and_unpause(engine: Engine) {
-    let script = "i=0; while :; do i=$((i+1)); echo $i >/count; sleep 0.1; done";
+    let script = "i=0; while :; do i=$((i+1)); echo $i >/count; sleep 0.5; done";
     let volume = engine.volume();
     let container =
         engine.start_sh(&["-v", &format!("{}:/data", volume.name)], &script.replace("/count", "/data/count"));
@@ -129,7 +129,7 @@ fn removal_in_every_state(engine: Engine) {
 }
 
 fn wait_and_exit_status(engine: Engine) {
-    let container = engine.start_sh(&[], "until [ -e /go ]; do sleep 0.1; done; exit 42");
+    let container = engine.start_sh(&[], "until [ -e /go ]; do sleep 1; done; exit 42");
     let waiting = container.command(&["wait"]).into_command();
     let mut waiting = { waiting }.stdout(std::process::Stdio::piped()).spawn().unwrap();
     container.sh("touch /go");

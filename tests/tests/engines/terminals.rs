@@ -73,7 +73,7 @@ fn attach_to_streams(engine: Engine) {
 }
 
 fn logs_are_followed(engine: Engine) {
-    let script = "echo first; until [ -e /go ]; do sleep 0.1; done; echo second >&2; seq 2000; exit 5";
+    let script = "echo first; until [ -e /go ]; do sleep 1; done; echo second >&2; seq 2000; exit 5";
     let container = engine.start_sh(&[], script);
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut command = container.command(&["logs", "--follow"]).into_command();
