@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use pouch_protocol::AGENT_PORT;
 use pouch_vmm::control::{Answer, Command};
 use serde::Serialize;
 
@@ -108,7 +107,7 @@ fn boot(config: &Config, directory: &Path) -> Result<Booted, CheckError> {
 fn until_answer(vm: &Vm, config: &Config, start: Instant) -> Result<Booted, CheckError> {
     let ms = |nanoseconds: u64| nanoseconds as f64 / 1e6;
     let timeout = Duration::from_secs(config.boot_timeout_seconds.into());
-    let answer = Agent::new(vm.connect(AGENT_PORT, timeout)?)?.check()?;
+    let answer = Agent::new(vm.connect_to_agent(timeout)?)?.check()?;
     let answer_ms = start.elapsed().as_secs_f64() * 1e3;
     let guest_memory_bytes = match vm.ask(Command::Metrics)? {
         (Answer::Metrics(metrics), _) => metrics.memory_resident_bytes,

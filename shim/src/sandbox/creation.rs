@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use oci_spec::runtime::LinuxResources;
 use pouch_protocol::agent::Storage;
-use pouch_protocol::{AGENT_PORT, GUEST_RUN_DIR, SHARE_MOUNT_POINT, SHARE_TAG};
+use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT, SHARE_TAG};
 use pouch_vmm::exit::ExitReason;
 
 use super::agent::Agent;
@@ -217,7 +217,7 @@ fn disks(guest: &GuestSpec) -> Vec<Disk> {
 /// Waits for the agent.
 fn connect(vm: &Vm, launch: &Launch) -> Result<Agent, Failure> {
     let timeout = Duration::from_secs(launch.config.boot_timeout_seconds.into());
-    let stream = vm.connect(AGENT_PORT, timeout).map_err(|error| match error {
+    let stream = vm.connect_to_agent(timeout).map_err(|error| match error {
         VmError::Refused(text) => Failure::new(format!("the guest did not start: {text}")),
         other => failure(other),
     })?;

@@ -1,7 +1,7 @@
 //! A VMM process and the socket that steers it.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{iter, thread};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use pouch_protocol::SHARE_TAG;
+use pouch_protocol::{AGENT_PORT, SHARE_TAG};
 use pouch_vmm::config::{BlockConfig, FileSource, MAX_NETWORK_SLOTS, NetworkConfig, ShareConfig, VmConfig};
 use pouch_vmm::control::{Answer, Command, ControlSocket, Message, Request};
 use pouch_vmm::exit::ExitReason;
@@ -26,6 +26,8 @@ use crate::container::size::VmSize;
 const END_GRACE: Duration = Duration::from_secs(5);
 /// How long to wait for the last message of a VMM that is gone.
 const LAST_WORD: Duration = Duration::from_secs(2);
+/// It makes no sense to wait for the agent for less.
+const LEAST_TRY: Duration = Duration::from_millis(100);
 /// Where the host's kernel takes over the frames of an interface.
 const VHOST_NET: &str = "/dev/vhost-net";
 
@@ -105,6 +107,17 @@ struct Shared {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long the thread of a process that had to wait most was ready to run and had no processor: the second
+/// field of `/proc/PID/task/TID/schedstat`, in nanoseconds. A kernel without such statistics has no such file.
+fn waited_for_cpu(pid: i32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let waited = threads.filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().nth(1)?.parse().ok()
+    });
+    Duration::from_nanos(waited.max().unwrap_or(0))
 }
 
 /// A running VMM.
@@ -230,6 +243,28 @@ impl Vm {
                 None => Err(VmError::Refused("the VMM sent no socket with its answer".to_owned())),
             },
             (other, _) => Err(VmError::Refused(format!("the VMM answered {other:?}"))),
+        }
+    }
+
+    /// Connects to the agent, which the guest starts when it has booted. The time in which the host's processors
+    /// had something else to do does not count against `limit`: a host on which many guests start at once is slow
+    /// and not broken.
+    ///
+    /// # Errors
+    /// [`VmError`] if nothing listens there in time, or the VM ends.
+    pub fn connect_to_agent(&self, limit: Duration) -> Result<UnixStream, VmError> {
+        let begun = Instant::now();
+        let mut left = limit;
+        loop {
+            match self.connect(AGENT_PORT, left) {
+                Err(VmError::Refused(text)) => {
+                    left = (limit + waited_for_cpu(self.child.pid)).saturating_sub(begun.elapsed());
+                    if left < LEAST_TRY {
+                        return Err(VmError::Refused(text));
+                    }
+                }
+                other => return other,
+            }
         }
     }
 
