@@ -55,10 +55,11 @@ fn identity(engine: Engine) {
         ["-u", "nobody:daemon", "--group-add", "1234", "-w", "/var/tmp", "-e", "GREETING=a b", "-h", "box"];
     let output = engine.sh(&options, script);
     assert_eq!(output.ok(), "65534\n1\n1 1234\n/var/tmp\na b\nbox\nbox\n0022");
-    // A user by number needs no entry. A working directory that is missing is made; Podman wants it there.
-    let folder = if engine.is_docker() { "/made/for/it" } else { "/var/lib" };
+    // A user by number needs no entry. A working directory that is missing is made; Podman wants it there, and
+    // makes an entry whose home it is.
+    let (folder, home) = if engine.is_docker() { ("/made/for/it", "/") } else { ("/var/lib", "/var/lib") };
     let output = engine.sh(&["-u", "4711:12", "-w", folder], "id -u; id -g; pwd; echo $HOME");
-    assert_eq!(output.ok(), format!("4711\n12\n{folder}\n/"));
+    assert_eq!(output.ok(), format!("4711\n12\n{folder}\n{home}"));
     engine.sh(&["-u", "stranger"], "true").fails_naming(&["stranger"]);
 }
 
