@@ -72,6 +72,10 @@ pub fn cover(tree: &Path, place: &Path, guest: &GuestSpec, pids: &[i32]) -> Resu
     mount(Some(place), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(mount_error("/"))
 }
 
+/// What a reader of processes looks at. Not `root`, `cwd`, `exe` and `fd`: those lead to the host's files, and a
+/// link of the container's could lead to them.
+const OF_A_PROCESS: [&str; 8] = ["stat", "status", "cmdline", "comm", "uid_map", "gid_map", "attr", "ns"];
+
 /// What `podman top` reads, which lists processes in the container's /proc: those of the VM, as `docker top`
 /// does. Returns where that is.
 fn processes(place: &Path, pids: &[i32]) -> Result<PathBuf, ViewError> {
@@ -79,18 +83,19 @@ fn processes(place: &Path, pids: &[i32]) -> Result<PathBuf, ViewError> {
     let made = |source| ViewError::Directory { path: place.to_owned(), source };
     fs::create_dir(place).map_err(made)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let part =
-        |name: &str| bind(&Path::new("/proc").join(name), &place.join(name)).map_err(mount_error("/proc"));
+    let part = |name: &str| {
+        let (source, target) = (Path::new("/proc").join(name), place.join(name));
+        let empty = if source.is_dir() { fs::create_dir(&target) } else { File::create(&target).map(drop) };
+        empty.map_err(made)?;
+        bind(&source, &target).map_err(mount_error("/proc"))
+    };
     mount(Some("pouch-guest"), place, Some("tmpfs"), flags, Some("mode=755,size=64k")).map_err(refused)?;
-    for pid in pids.iter().map(i32::to_string) {
-        fs::create_dir(place.join(&pid)).map_err(made)?;
-        part(&pid)?;
+    for pid in pids {
+        fs::create_dir(place.join(pid.to_string())).map_err(made)?;
+        OF_A_PROCESS.iter().try_for_each(|file| part(&format!("{pid}/{file}")))?;
     }
     // By these, times since boot become times.
-    for file in ["stat", "uptime"] {
-        File::create(place.join(file)).map_err(made)?;
-        part(file)?;
-    }
+    ["stat", "uptime"].into_iter().try_for_each(part)?;
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
     mount(None::<&str>, place, None::<&str>, read_only, None::<&str>).map_err(mount_error("/proc"))?;
     Ok(place.to_owned())

@@ -231,5 +231,11 @@ fn the_mount_namespace_of_the_pid_shows_the_container() {
     if pouch_tests::has_vm() {
         // The tmpfs is in the guest: what is written here would be lost.
         entered("touch /scratch/x").fails_naming(&["read-only"]);
+        // Nor does a process that is shown there lead to the host's files.
+        let shown = entered(&format!("cd /proc/{pid}; cat comm; ls")).ok();
+        assert!(shown.starts_with("pouch"), "{shown}");
+        for link in ["root", "cwd", "exe", "fd", "task"] {
+            assert!(shown.lines().all(|line| line != link), "{shown}");
+        }
     }
 }
