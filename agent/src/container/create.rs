@@ -13,6 +13,7 @@ use super::cgroup::{Cgroup, CgroupError};
 use super::copyup::{self, CopiedUp, CopyUpError};
 use super::devices_bpf::{self, DeviceRulesError};
 use super::launch::{self, LaunchError};
+use super::refresh;
 use super::spec::{self, Adapted};
 use super::start::blocking;
 use super::{Container, LookupError, Paths, check_id};
@@ -172,7 +173,9 @@ async fn make(
     let init = Process::new(id, "", launched.pid, stdio)
         .map_err(|error| CreateError::System("its process", error))?;
     let init = Arc::new(init);
-    let container = Container::new(id, paths.clone(), init.clone(), for_exec, devices, launched.report);
+    let bound = refresh::sources(&spec);
+    let container =
+        Container::new(id, paths.clone(), init.clone(), for_exec, bound, devices, launched.report);
     agent.adopt(init);
     drop(starting);
     Ok(Arc::new(container))

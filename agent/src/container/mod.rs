@@ -8,6 +8,7 @@ pub mod devices_bpf;
 pub mod exec;
 pub mod launch;
 pub mod list;
+pub mod refresh;
 mod registry;
 pub mod spec;
 pub mod start;
@@ -116,6 +117,8 @@ pub struct Container {
     pub init: Arc<Process>,
     /// What later processes take over.
     pub for_exec: ForExec,
+    /// What is bound into it.
+    pub bound: Vec<PathBuf>,
     /// Requests that change it take turns.
     pub turn: tokio::sync::Mutex<()>,
     /// The out-of-memory kills that have been told already.
@@ -140,6 +143,7 @@ impl Container {
         paths: Paths,
         init: Arc<Process>,
         for_exec: ForExec,
+        bound: Vec<PathBuf>,
         devices: Attached,
         report: Report,
     ) -> Self {
@@ -149,6 +153,7 @@ impl Container {
             paths,
             init,
             for_exec,
+            bound,
             turn: tokio::sync::Mutex::new(()),
             oom_kills: Mutex::new(0),
             changing: Mutex::new(Changing {

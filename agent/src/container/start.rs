@@ -15,6 +15,7 @@ use super::cgroup::CgroupError;
 use super::cgroup::change::{self, Size};
 use super::devices_bpf::{self, DeviceRulesError};
 use super::launch::LaunchError;
+use super::refresh;
 use super::{Container, LookupError, State};
 use crate::error::{Coded, RequestError};
 
@@ -65,6 +66,8 @@ impl Coded for ChangeError {
 pub async fn start(container: &Arc<Container>) -> Result<(), ChangeError> {
     let _turn = container.turn.lock().await;
     container.require(&[State::Created], "created")?;
+    let bound = container.bound.clone();
+    blocking(move || refresh::refresh(&bound)).await?;
     notify(&container.paths.state()).map_err(ChangeError::Notify)?;
     container.mark_started();
     let Some(report) = container.take_report() else { return Ok(()) };

@@ -116,6 +116,20 @@ fn mounts_are_made_in_their_order() {
     assert_eq!(bundle.run().ok(), "b\nc\nfile");
 }
 
+/// Engines fill `/etc/hosts` and `/etc/resolv.conf` so late, in files that are there already.
+#[test]
+fn a_file_that_is_filled_between_create_and_start_is_whole() {
+    let folder = host_folder();
+    let file = folder.path().join("empty");
+    fs::write(&file, "").unwrap();
+    let bundle = Bundle::debian().sh("cat /etc/hosts; stat -c %s /etc/hosts");
+    let container = bundle.mount("/etc/hosts", "bind", &file, &["bind"]).create();
+    fs::write(&file, "192.0.2.1 late\n").unwrap();
+    container.start();
+    container.await_status("stopped");
+    assert_eq!(container.stdout(), "192.0.2.1 late\n15\n");
+}
+
 #[test]
 fn what_the_host_changes_is_seen_inside() {
     let folder = host_folder();
