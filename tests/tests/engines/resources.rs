@@ -155,6 +155,11 @@ impl Parent {
 
 impl Drop for Parent {
     fn drop(&mut self) {
+        // Podman puts its conmon beside the container, and never removes that cgroup.
+        let conmon = self.0.join("conmon");
+        if conmon.exists() && !std::thread::panicking() {
+            eventually("conmon has gone", || std::fs::remove_dir(&conmon).is_ok());
+        }
         let removed = std::fs::remove_dir(&self.0);
         assert!(removed.is_ok() || std::thread::panicking(), "{}: {removed:?}", self.0.display());
     }
