@@ -116,6 +116,21 @@ fn mounts_are_made_in_their_order() {
     assert_eq!(bundle.run().ok(), "b\nc\nfile");
 }
 
+/// inode(7): a write or a truncation by a user without CAP_FSETID takes them; root's leaves them.
+#[test]
+fn set_id_bits_go_when_another_user_writes() {
+    let script = r#"cd /srv; mode() { stat -c %a f; }
+        cp /bin/true f; chmod 6777 f; mode
+        echo root >>f; mode
+        setpriv --reuid 1000 --clear-groups sh -c 'echo user >>f'; mode
+        chmod 6777 f; setpriv --reuid 1000 --clear-groups sh -c ': >f'; mode
+        chmod 6777 f; chown 1000 f; mode"#;
+    let capabilities =
+        ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETUID", "CAP_SETGID"];
+    let output = Bundle::debian().sh(script).capable(&capabilities).run();
+    assert_eq!(output.ok(), "6777\n6777\n777\n777\n777");
+}
+
 /// Engines fill `/etc/hosts` and `/etc/resolv.conf` so late, in files that are there already.
 #[test]
 fn a_file_that_is_filled_between_create_and_start_is_whole() {

@@ -44,6 +44,8 @@ impl ShareRoot {
             entry_timeout: VALIDITY,
             cache_policy: CachePolicy::Auto,
             xattr: true,
+            // Or the guest asks before each first write to a file whether it has capabilities to lose.
+            killpriv_v2: true,
             // Two bind mounts of one file system are two directories.
             enable_mntid: true,
             ..Config::default()
