@@ -13,7 +13,7 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use pouch_vmm::builder::{self, Files};
 use pouch_vmm::config::VmConfig;
 use pouch_vmm::control::{ControlServer, ControlSocket, Message};
-use pouch_vmm::devices::virtio::fs::ShareRoot;
+use pouch_vmm::devices::virtio::fs::{ShareRoot, files_kept};
 use pouch_vmm::event_loop::EventLoop;
 use pouch_vmm::exit::ExitReason;
 use pouch_vmm::jail::seccomp::{self, ThreadKind};
@@ -103,15 +103,19 @@ fn run_jailed(config_fd: RawFd, control_fd: RawFd, no_seccomp: bool) -> anyhow::
     std::process::exit(reason.status());
 }
 
+/// Files in use are known beyond those that are kept, and each open file has a descriptor more.
+const DESCRIPTORS_FOR_EACH_FILE: u64 = 8;
+
 fn boot(config: OwnedFd, no_seccomp: bool) -> anyhow::Result<(Arc<Vm>, EventLoop)> {
     let mut text = String::new();
     File::from(config).read_to_string(&mut text).context("the VM description could not be read")?;
     let config = VmConfig::from_json(&text)?;
     let files = Files::open(&config)?;
     jail::replace_proc()?;
-    let share = config.share.as_ref().map(|_| ShareRoot::new()).transpose();
+    let share = config.share.as_ref().map(|_| ShareRoot::new(config.memory_mib)).transpose();
     let share = share.context("/proc/self/fd could not be opened")?;
-    jail::confine(config.share.as_ref().map(|share| share.path.as_path()))?;
+    let descriptors = DESCRIPTORS_FOR_EACH_FILE * files_kept(config.memory_mib) as u64;
+    jail::confine(config.share.as_ref().map(|share| share.path.as_path()), descriptors)?;
     if no_seccomp {
         seccomp::disable();
     }

@@ -10,8 +10,10 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 use super::size::VmSize;
 
 /// What the processes of the host may take beyond the guest's memory, in bytes: their own memory,
-/// the kernel's tables for it, and caches.
+/// the kernel's tables for it, and caches; and a sixteenth of the guest's memory, for the more memory it
+/// has the more files of the host the VMM keeps open for it (`files_kept` of the VMM).
 const HOST_OVERHEAD: i64 = 64 << 20;
+const HOST_OVERHEAD_SHARE: i64 = 16;
 
 /// The limits of a container, by who enforces them.
 #[derive(Debug, Default, PartialEq)]
@@ -65,7 +67,8 @@ fn without_numbers(cpu: &LinuxCpu) -> LinuxCpu {
 /// The whole VM may be in memory, and what its processes need.
 fn host_memory(memory: &LinuxMemory, size: VmSize) -> Option<LinuxMemory> {
     let limit = memory.limit().filter(|limit| *limit > 0)?;
-    let all = (i64::from(size.memory_mib) << 20) + HOST_OVERHEAD;
+    let guest = i64::from(size.memory_mib) << 20;
+    let all = guest + guest / HOST_OVERHEAD_SHARE + HOST_OVERHEAD;
     let mut host = LinuxMemory::default();
     host.set_limit(Some(all));
     host.set_reservation(memory.reservation());
@@ -78,7 +81,7 @@ fn host_memory(memory: &LinuxMemory, size: VmSize) -> Option<LinuxMemory> {
 mod tests {
     use super::*;
 
-    const SIZE: VmSize = VmSize { vcpus: 1, memory_mib: 308 };
+    const SIZE: VmSize = VmSize { vcpus: 1, memory_mib: 320 };
 
     fn of(json: &str) -> Split {
         split(&serde_json::from_str(json).unwrap(), SIZE)
@@ -88,7 +91,7 @@ mod tests {
     fn the_host_leaves_room_for_the_whole_vm() {
         let both = of(r#"{"memory": {"limit": 268435456, "swap": 536870912, "reservation": 5}}"#);
         let host = both.host.memory().unwrap();
-        let all = (308 + 64) << 20;
+        let all = (320 + 20 + 64) << 20;
         assert_eq!((host.limit(), host.swap()), (Some(all), Some(all + (256 << 20))));
         assert_eq!(host.reservation(), Some(5));
         assert_eq!(both.guest.memory().unwrap().limit(), Some(256 << 20));

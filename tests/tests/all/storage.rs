@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use pouch_tests::bundle::image_file;
-use pouch_tests::{Bundle, Invocation, vm_only};
+use pouch_tests::{Bundle, Invocation, processes, vm_only};
 use serde_json::json;
 
 /// A folder of the host with a file in it.
@@ -114,6 +114,33 @@ fn mounts_are_made_in_their_order() {
     fs::create_dir(folder.path().join("c")).unwrap();
     let bundle = bundle.mount("/a/b/c", "tmpfs", "tmpfs", &[]);
     assert_eq!(bundle.run().ok(), "b\nc\nfile");
+}
+
+/// The VMM has a descriptor for each file of the host that the guest knows, and the host's kernel memory for it.
+#[test]
+fn a_guest_that_has_seen_many_files_keeps_few_of_them_open() {
+    vm_only!();
+    // 64 MiB of the container's and some 50 of the guest's: 8192 files and 16 more for each MiB.
+    const KEPT: usize = 8192 + 16 * 120;
+    const ALL: usize = 16_000;
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..ALL {
+        fs::write(folder.path().join(format!("{number}")), "x").unwrap();
+    }
+    let bundle = Bundle::debian().args(["sleep", "1000"]).mount("/data", "bind", folder.path(), &["rbind"]);
+    let container = bundle.set("/linux/resources/memory", json!({"limit": 64 << 20})).start();
+    for _ in 0..2 {
+        assert_eq!(container.sh("find /data -type f -size 1 | wc -l"), ALL.to_string());
+        let open = |pid: &i32| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        let most = processes::vmm_of(container.pid()).iter().map(open).max().unwrap();
+        assert!((KEPT / 2..KEPT + 200).contains(&most), "{most} files are open");
+    }
+    // One that the guest has forgotten is found and written as ever.
+    assert_eq!(
+        container.sh("cd /data; echo y >>15999; cat 15999; mv 1 moved; rm 2; ls | wc -l"),
+        "xy\n15999"
+    );
+    assert_eq!(fs::read_to_string(folder.path().join("moved")).unwrap(), "x");
 }
 
 /// inode(7): a write or a truncation by a user without CAP_FSETID takes them; root's leaves them.

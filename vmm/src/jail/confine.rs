@@ -92,11 +92,12 @@ const SCRATCH: &CStr = c"/sys";
 ///
 /// What is left is a read-only root with two directories: [`SHARE`], and `/proc/self/fd`, through
 /// which the file server reaches the extended attributes of files that it holds open. A guest that
-/// makes the server look for `..` above the share finds nothing else there.
+/// makes the server look for `..` above the share finds nothing else there. At most `descriptors` files
+/// can be open from now on.
 ///
 /// # Errors
 /// [`ConfineError`] names the step that failed.
-pub fn confine(share: Option<&Path>) -> Result<(), ConfineError> {
+pub fn confine(share: Option<&Path>, descriptors: u64) -> Result<(), ConfineError> {
     let share = share.map(open_path).transpose()?;
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     mount("mount a root of its own", c"none", SCRATCH, Some(c"tmpfs"), flags, Some(c"mode=755,size=64k"))?;
@@ -118,7 +119,7 @@ pub fn confine(share: Option<&Path>) -> Result<(), ConfineError> {
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         check("forbid itself core files", libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
     }
-    raise_file_limit();
+    set_file_limit(descriptors);
     Ok(())
 }
 
@@ -168,13 +169,14 @@ fn drop_capabilities(share: bool) -> Result<(), ConfineError> {
     Ok(())
 }
 
-/// The file server holds a descriptor for each file that the guest knows.
-fn raise_file_limit() {
+/// The file server holds a descriptor for each file that the guest knows; what it inherited may be less
+/// than it needs, or more than a guest should have.
+fn set_file_limit(descriptors: u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointers are to a live structure of the right type.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
+            limit.rlim_cur = descriptors.min(limit.rlim_max);
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }

@@ -3,6 +3,7 @@
 //! Guest memory is private to the process, so the file system cannot be served from outside it.
 //! What the guest can reach is what the process's mount namespace shows: see [`crate::jail`].
 
+mod share;
 mod worker;
 
 use std::io;
@@ -15,6 +16,7 @@ use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 
 use super::{VirtQueue, VirtioDevice, id, read_config_bytes};
 use crate::jail::confine::SHARE;
+use share::Share;
 
 /// The queues: one for requests that must not wait, one for all others.
 const QUEUE_SIZES: [u16; 2] = [128, 256];
@@ -24,18 +26,25 @@ const TAG_LENGTH: usize = 36;
 const VALIDITY: Duration = Duration::from_secs(1);
 
 /// The FUSE server behind the device.
-type FuseServer = Server<PassthroughFs>;
+type FuseServer = Server<Share>;
+
+/// How many files a guest with so much memory keeps, if it behaves: with 3.3 KiB of the host kernel's
+/// memory each, 27 MiB and a twentieth of the guest's. The host grants a container's cgroup that much
+/// more (`HOST_OVERHEAD` of the host side).
+pub fn files_kept(memory_mib: u32) -> usize {
+    8192 + 16 * memory_mib as usize
+}
 
 /// The file system, before the process has confined itself to it.
-pub struct ShareRoot(PassthroughFs);
+pub struct ShareRoot(Share);
 
 impl ShareRoot {
-    /// Prepares to serve what will be the share. It must be called while all of `/proc` is there:
+    /// Prepares to serve what will be the share to a guest with so much memory. It must be called while all of `/proc` is there:
     /// the server keeps descriptors of `/proc/self/fd` and `/proc/self/mountinfo`.
     ///
     /// # Errors
     /// What opening `/proc/self/fd` says.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(memory_mib: u32) -> io::Result<Self> {
         let config = Config {
             root_dir: SHARE.to_owned(),
             // The root is opened when the guest mounts the file system: after the confinement.
@@ -48,9 +57,11 @@ impl ShareRoot {
             killpriv_v2: true,
             // Two bind mounts of one file system are two directories.
             enable_mntid: true,
+            // Numbers of its own the server would keep for every file that ever was.
+            use_host_ino: true,
             ..Config::default()
         };
-        PassthroughFs::new(config).map(ShareRoot)
+        PassthroughFs::new(config).map(|files| ShareRoot(Share::new(files, files_kept(memory_mib))))
     }
 }
 

@@ -41,6 +41,7 @@ fn serve(server: &FuseServer, memory: &Memory, chain: Chain) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::virtio::fs::share::Share;
     use crate::devices::virtio::hostile::{Guest, rounds};
     use fuse_backend_rs::api::server::Server;
     use fuse_backend_rs::passthrough::{Config, PassthroughFs};
@@ -87,10 +88,11 @@ mod tests {
             fs::create_dir_all(share.join("directory")).unwrap();
             fs::write(share.join("file"), "shared").unwrap();
             fs::write(folder.path().join("secret"), "not shared").unwrap();
-            let config = Config { root_dir: share.to_str().unwrap().to_owned(), xattr: true, ..Config::default() };
-            let file_system = PassthroughFs::new(config).unwrap();
-            file_system.import().unwrap();
-            let server = Server::new(file_system);
+            let root_dir = share.to_str().unwrap().to_owned();
+            let config = Config { root_dir, xattr: true, use_host_ino: true, ..Config::default() };
+            let files = PassthroughFs::new(config).unwrap();
+            files.import().unwrap();
+            let server = Server::new(Share::new(files, 2));
             let mut guest = Guest::new(2);
             let mut queues = guest.queues();
             for round in &rounds {
