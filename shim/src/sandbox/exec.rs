@@ -13,6 +13,7 @@ use pouch_protocol::agent::Stdio;
 
 use super::agent::{Agent, AgentError, random_bytes};
 use super::protocol::{ExecRequest, Failure};
+use super::turns::Turns;
 use super::vm::{Vm, VmError};
 use crate::container::size::VmSize;
 use crate::container::{ContainerDir, State, StateError, Status, resources, size};
@@ -36,6 +37,7 @@ pub struct Sandbox {
     /// What the guest has of the network, for a start that is tried again.
     wiring: Mutex<Wiring>,
     execs: AtomicU64,
+    exec_turns: Turns,
     /// The processes of the host that stand for those of `exec`, by the latter's names.
     exec_hosts: Mutex<BTreeMap<String, i32>>,
 }
@@ -134,6 +136,7 @@ impl Sandbox {
             state: Mutex::new(state),
             wiring: Mutex::default(),
             execs: AtomicU64::new(1),
+            exec_turns: Turns::default(),
             exec_hosts: Mutex::default(),
         }
     }
@@ -253,7 +256,8 @@ impl Sandbox {
         let streams = Tokens::new(request.terminal, (request.rows, request.columns))
             .and_then(|tokens| {
                 let cgroup = request.cgroup.as_deref().unwrap_or_default();
-                self.agent.exec(self.id(), &exec_id, process, tokens.stdio(), cgroup)?;
+                self.exec_turns
+                    .take(|| self.agent.exec(self.id(), &exec_id, process, tokens.stdio(), cgroup))?;
                 tokens.connect(&self.vm)
             })
             .map_err(|error| error.failure())?;

@@ -11,5 +11,6 @@ pub mod protocol;
 pub mod server;
 pub mod share;
 pub mod stats;
+mod turns;
 pub mod view;
 pub mod vm;

@@ -1,0 +1,69 @@
+//! Execs take turns at the agent.
+//!
+//! It starts one process after the other. If all who want one asked at once, the last of a hundred would
+//! wait for its answer longer than an agent that works should take.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::agent::AgentError;
+
+/// Who asks next.
+#[derive(Default)]
+pub struct Turns {
+    turn: Mutex<()>,
+    /// How often the agent did not answer.
+    silences: AtomicU64,
+}
+
+impl Turns {
+    /// Asks when those who came before have been answered. Of an agent that did not answer to one of them
+    /// nobody waits for his own silence.
+    ///
+    /// # Errors
+    /// What `ask` says, or [`AgentError::Silent`] for who waited behind a silence.
+    pub fn take<T>(&self, ask: impl FnOnce() -> Result<T, AgentError>) -> Result<T, AgentError> {
+        self.take_behind(self.silences.load(Ordering::Relaxed), ask)
+    }
+
+    /// As [`Turns::take`], for who came when the agent had not answered `before` times.
+    fn take_behind<T>(
+        &self,
+        before: u64,
+        ask: impl FnOnce() -> Result<T, AgentError>,
+    ) -> Result<T, AgentError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.silences.load(Ordering::Relaxed) != before {
+            let text = "it did not answer to the one before this one".to_owned();
+            return Err(AgentError::Silent { call: "ExecProcess", text });
+        }
+        let answer = ask();
+        if matches!(answer, Err(AgentError::Silent { .. })) {
+            self.silences.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waited_behind_a_silence_fails_with_it_and_who_comes_later_asks() {
+        let turns = Turns::default();
+        let silent = || Err(AgentError::Silent { call: "ExecProcess", text: "timed out".to_owned() });
+        assert!(turns.take::<()>(silent).is_err());
+        let behind = turns.take_behind(0, || -> Result<(), _> { panic!("it must not ask") });
+        assert!(matches!(behind, Err(AgentError::Silent { .. })));
+        assert_eq!(turns.take(|| Ok(1)).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_refusal_concerns_nobody_else() {
+        let turns = Turns::default();
+        let refusal = AgentError::Refused { code: ttrpc::Code::NOT_FOUND, message: String::new() };
+        assert!(turns.take::<()>(|| Err(refusal)).is_err());
+        assert_eq!(turns.take_behind(0, || Ok(1)).unwrap(), 1);
+    }
+}
