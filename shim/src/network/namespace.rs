@@ -1,7 +1,8 @@
 //! The container's network namespace on the host.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -17,6 +18,12 @@ pub enum NamespaceError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// It is the one of the host itself, or of this runtime: its interfaces would be taken from it.
+    #[error(
+        "linux.namespaces network path {0} is the network of the host itself, which a container in a VM cannot \
+         share; publish ports instead"
+    )]
+    Hosts(PathBuf),
     /// A new one could not be made.
     #[error("a network namespace could not be made")]
     Create(#[source] nix::Error),
@@ -33,7 +40,20 @@ pub fn enter(namespace: Option<&Path>) -> Result<(), NamespaceError> {
         Some(path) => {
             let error = |source| NamespaceError::Join { path: path.to_owned(), source };
             let file = File::open(path).map_err(error)?;
+            if is_hosts(&file) {
+                return Err(NamespaceError::Hosts(path.to_owned()));
+            }
             setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| error(errno.into()))
         }
     }
+}
+
+/// Whether the namespace is that of the first process or of this one. Docker before 25 names it so for
+/// `--network host`, where others name none.
+fn is_hosts(namespace: &File) -> bool {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let Ok(asked) = namespace.metadata().map(identity) else { return false };
+    ["/proc/1/ns/net", "/proc/self/ns/net"]
+        .into_iter()
+        .any(|other| fs::metadata(other).is_ok_and(|metadata| identity(metadata) == asked))
 }

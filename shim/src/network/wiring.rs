@@ -29,6 +29,10 @@ pub struct Wiring {
     used: usize,
     /// The engine's resolver is forwarded.
     resolver: bool,
+    /// The devices that went away, and the agent has not been told.
+    removed: Vec<u32>,
+    /// The VM is gone.
+    ended: bool,
     /// What the agent was told last.
     told: SetNetworkRequest,
 }
@@ -39,11 +43,24 @@ impl Wiring {
         self.wires.is_empty()
     }
 
+    /// Gives the interfaces back to the namespace, which may go on without the VM. The calling thread must be in
+    /// it. What has gone by now needs nothing.
+    pub fn undo(&mut self) {
+        self.ended = true;
+        let Ok(mut netlink) = Netlink::open() else { return };
+        for index in std::mem::take(&mut self.wires).into_keys() {
+            let _ = redirect::part(&mut netlink, index);
+        }
+    }
+
     /// Gives the guest the network of the namespace that the calling thread is in, as it is now.
     ///
     /// # Errors
     /// [`WireError`] names the interface or route.
     pub fn update(&mut self, vm: &Vm, agent: &Agent) -> Result<(), WireError> {
+        if self.ended {
+            return Ok(());
+        }
         let mut netlink = Netlink::open()?;
         let mut found = inspect::inspect(&mut netlink)?;
         if found.taps && self.used == 0 {
@@ -53,7 +70,7 @@ impl Wiring {
         self.wires.retain(|index, wire| {
             let stays = found.interfaces.iter().any(|interface| interface.index == *index);
             if !stays {
-                request.removed.push(wire.slot);
+                self.removed.push(wire.slot);
             }
             stays
         });
@@ -71,11 +88,13 @@ impl Wiring {
             };
             interface.guest.slot = wire.slot;
         }
+        request.removed.clone_from(&self.removed);
         request.interfaces = found.interfaces.into_iter().map(|interface| interface.guest).collect();
         request.routes = found.routes;
         request.neighbors = found.neighbors;
         if request != self.told {
             agent.set_network(request.clone()).map_err(WireError::Guest)?;
+            self.removed.clear();
             request.removed.clear();
             self.told = request;
         }
@@ -99,14 +118,20 @@ impl Wiring {
         }
         let tap = tap::create().map_err(|source| WireError::Tap { interface: name(), source })?;
         tap.bring_up(netlink, interface.guest.mtu)?;
-        redirect::join(netlink, interface.index, tap.index)?;
-        if resolver {
-            redirect::share_dns(netlink, interface.index, tap.index)?;
-        }
         let config = NetworkConfig { mac: MacAddress(interface.mac), mtu: interface.mtu() };
-        let slot = vm
-            .plug_network(&tap.file, config)
-            .map_err(|source| WireError::Plug { interface: name(), source })?;
+        let plug = || {
+            redirect::join(netlink, interface.index, tap.index)?;
+            if resolver {
+                redirect::share_dns(netlink, interface.index, tap.index)?;
+            }
+            vm.plug_network(&tap.file, config).map_err(|source| WireError::Plug { interface: name(), source })
+        };
+        let slot = plug();
+        if slot.is_err() {
+            // The first error is the one to be told.
+            let _ = redirect::part(netlink, interface.index);
+        }
+        let slot = slot?;
         self.used += 1;
         let wire = Wire { tap: tap.index, slot };
         self.wires.insert(interface.index, wire);

@@ -157,6 +157,11 @@ impl Sandbox {
         Ok(!wiring.is_empty())
     }
 
+    /// Gives the interfaces back to the namespace that the calling thread is in.
+    pub fn give_network_back(&self) {
+        self.wiring.lock().unwrap_or_else(PoisonError::into_inner).undo();
+    }
+
     fn lock_state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -258,7 +263,10 @@ impl Sandbox {
                 let cgroup = request.cgroup.as_deref().unwrap_or_default();
                 self.exec_turns
                     .take(|| self.agent.exec(self.id(), &exec_id, process, tokens.stdio(), cgroup))?;
-                tokens.connect(&self.vm)
+                // Nobody would know of a process without streams.
+                tokens.connect(&self.vm).inspect_err(|_| {
+                    let _ = self.agent.signal(self.id(), &exec_id, libc::SIGKILL as u32, false);
+                })
             })
             .map_err(|error| error.failure())?;
         Ok((exec_id, streams))

@@ -119,6 +119,7 @@ impl Host {
             self.log.error(&chain(&error));
         }
         self.sandbox.vm.end();
+        self.sandbox.give_network_back();
         if end.oom_killed
             && let Err(error) = self.sandbox.count_oom_kill()
         {

@@ -13,6 +13,15 @@ use serde_json::{Value, json};
 /// A network namespace with a name, as engines and CNI make them.
 struct Namespace(String);
 
+/// Has the container join a network namespace.
+fn join(bundle: Bundle, path: &str) -> Bundle {
+    let mut namespaces = bundle.spec["linux"]["namespaces"].clone();
+    let own = |namespace: &Value| namespace["type"] == "network";
+    namespaces.as_array_mut().unwrap().retain(|namespace| !own(namespace));
+    let bundle = bundle.set("/linux/namespaces", namespaces);
+    bundle.push("/linux/namespaces", json!({"type": "network", "path": path}))
+}
+
 fn ip(arguments: &str) -> String {
     Invocation::of("ip", arguments.split(' ')).run().ok()
 }
@@ -44,11 +53,7 @@ impl Namespace {
     }
 
     fn bundle(&self, bundle: Bundle) -> Bundle {
-        let mut namespaces = bundle.spec["linux"]["namespaces"].clone();
-        let own = |namespace: &Value| namespace["type"] == "network";
-        namespaces.as_array_mut().unwrap().retain(|namespace| !own(namespace));
-        let bundle = bundle.set("/linux/namespaces", namespaces);
-        bundle.push("/linux/namespaces", json!({"type": "network", "path": self.path()}))
+        join(bundle, &self.path())
     }
 
     fn idle(&self) -> Container {
@@ -290,4 +295,30 @@ fn a_namespace_that_is_not_there_is_named() {
         ]),
     );
     bundle.run().fails_naming(&[gone]);
+}
+
+/// Docker before 25 names the host's namespace for `--network host`: its interfaces must stay the host's.
+#[test]
+fn the_namespace_of_the_host_is_refused() {
+    vm_only!();
+    let path = "/proc/1/ns/net";
+    let bundle = join(Bundle::busybox().args(["true"]), path);
+    bundle.run().fails_naming(&["linux.namespaces", path, "publish ports"]);
+    assert!(!ip("link show").contains("ingress"));
+}
+
+#[test]
+fn the_namespace_can_be_used_when_the_container_has_gone() {
+    let namespace = Namespace::new();
+    namespace.veth("eth0", 9);
+    let reachable = || {
+        let ping =
+            Invocation::of("ip", ["netns", "exec", &namespace.0, "ping", "-c", "1", "-W", "9", "10.77.9.1"]);
+        ping.run().ok();
+    };
+    reachable();
+    let container = namespace.idle();
+    assert!(container.sh("ping -c 1 10.77.9.1").contains("1 packets received"));
+    container.delete_by_force();
+    reachable();
 }
