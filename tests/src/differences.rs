@@ -20,8 +20,6 @@ pub enum Difference {
     Vmm,
     /// `podman cp` to a tmpfs of a running container.
     CopyToTmpfs,
-    /// Mounts that appear after the start.
-    LateMounts,
     /// A volume's mount point that is shared with the host.
     SharedPropagation,
     /// A socket of the host bound into a container.
@@ -58,9 +56,6 @@ impl Difference {
             Difference::Vmm => "there is no VMM to kill",
             Difference::CopyToTmpfs => {
                 "a tmpfs is in the guest's memory; pouch-vm shows it to Podman read-only"
-            }
-            Difference::LateMounts => {
-                "a mount that the host makes below a volume after the start does not propagate into the VM"
             }
             Difference::SharedPropagation => {
                 "mounts cannot propagate out of the VM; pouch-vm refuses, and says so"

@@ -32,6 +32,8 @@ pub struct SharedPath {
     pub directory: bool,
     /// With what is mounted below it.
     pub recursive: bool,
+    /// With what the host mounts below it later.
+    pub follows: bool,
 }
 
 /// How the guest gets the root file system.
@@ -119,6 +121,7 @@ pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
                 read_only: bundle.root().readonly().unwrap_or(false),
                 directory: true,
                 recursive: true,
+                follows: false,
             });
             Path::new(SHARE_MOUNT_POINT).join(ROOTFS)
         }
@@ -248,9 +251,16 @@ fn bind_source(bundle: &Path, index: usize, mount: &mut Mount) -> Result<Option<
     }
     let target = Path::new(MOUNTS).join(index.to_string());
     mount.set_source(Some(Path::new(SHARE_MOUNT_POINT).join(&target)));
-    let read_only = mount.options().iter().flatten().any(|option| option == "ro" || option == "rro");
-    let recursive = mount.options().iter().flatten().any(|option| option == "rbind");
-    Ok(Some(SharedPath { source: path, target, read_only, directory: metadata.is_dir(), recursive }))
+    let has =
+        |names: &[&str]| mount.options().iter().flatten().any(|option| names.contains(&option.as_str()));
+    Ok(Some(SharedPath {
+        source: path,
+        target,
+        read_only: has(&["ro", "rro"]),
+        directory: metadata.is_dir(),
+        recursive: has(&["rbind"]),
+        follows: has(&["slave", "rslave"]),
+    }))
 }
 
 /// The size of the tmpfs that a path is on, in bytes.

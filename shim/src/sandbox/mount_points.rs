@@ -94,6 +94,7 @@ mod tests {
             read_only: false,
             directory,
             recursive: false,
+            follows: false,
         }
     }
 

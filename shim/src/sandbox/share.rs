@@ -86,6 +86,12 @@ fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
     let flags = MsFlags::MS_BIND | recursive;
     mount(Some(&entry.source), &target, None::<&str>, flags, None::<&str>)
         .map_err(mount_error(&entry.source, "bound into the share tree"))?;
+    if !entry.follows {
+        // A mount that the host makes below it later would not be read-only, and nobody asked for it.
+        let flags = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+        mount(None::<&str>, &target, None::<&str>, flags, None::<&str>)
+            .map_err(mount_error(&entry.source, "kept apart from later mounts of the host"))?;
+    }
     if entry.read_only {
         make_read_only(&target).map_err(|source| ShareError::Mount {
             path: entry.source.clone(),

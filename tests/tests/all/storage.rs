@@ -1,8 +1,10 @@
 //! Mounts of the configuration, and roots that are not folders.
 
+use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use pouch_tests::bundle::image_file;
 use pouch_tests::{Bundle, Invocation, processes, vm_only};
 use serde_json::json;
@@ -141,6 +143,27 @@ fn a_guest_that_has_seen_many_files_keeps_few_of_them_open() {
         "xy\n15999"
     );
     assert_eq!(fs::read_to_string(folder.path().join("moved")).unwrap(), "x");
+}
+
+/// Without rslave, a mount that the host makes later is none of the container's.
+#[test]
+fn later_mounts_of_the_host_stay_out() {
+    let folder = host_folder();
+    let late = folder.path().join("late");
+    fs::create_dir(&late).unwrap();
+    let own = CString::new(folder.path().to_str().unwrap()).unwrap();
+    mount(Some(own.as_c_str()), own.as_c_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    mount(None::<&str>, own.as_c_str(), None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
+    let bundle = Bundle::debian().args(["sleep", "1000"]);
+    let bundle = bundle.mount("/plain", "bind", folder.path(), &["rbind", "ro"]);
+    let container = bundle.mount("/following", "bind", folder.path(), &["rbind", "rslave"]).start();
+    mount(Some("tmpfs"), &late, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    fs::write(late.join("secret"), "").unwrap();
+    let seen = container.exec(&["ls", "/plain/late", "/following/late"]).text();
+    container.delete_by_force();
+    umount2(&late, MntFlags::MNT_DETACH).unwrap();
+    umount2(own.as_c_str(), MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(seen, "/following/late:\nsecret\n\n/plain/late:");
 }
 
 /// inode(7): a write or a truncation by a user without CAP_FSETID takes them; root's leaves them.

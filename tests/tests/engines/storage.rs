@@ -221,9 +221,7 @@ fn late_mounts(engine: Engine) {
     assert_eq!(container.sh("ls /data/early"), "inside");
     let _late = mount("late");
     let output = container.exec(&[], &["ls", "/data/late"]);
-    if !Difference::LateMounts.with_vm() {
-        assert_eq!(output.ok(), "inside");
-    }
+    assert_eq!(output.ok(), "inside");
 }
 
 struct Unmount(std::path::PathBuf);
