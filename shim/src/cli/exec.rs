@@ -95,13 +95,14 @@ impl Exec {
     /// Starts a process that stays, and returns when the guest's process runs.
     fn leave_behind(&self, host: &ExecHost) -> Outcome {
         let (mut report_reader, report_writer) = io::pipe().map_err(other)?;
-        let report_fd = report_writer.as_raw_fd();
+        // Not on its command line: that has a limit, and all users of the host can read it.
+        let (host_reader, mut host_writer) = io::pipe().map_err(other)?;
+        let inherited = [report_writer.as_raw_fd(), host_reader.as_raw_fd()];
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0("pouch-vm")
             .arg("exec-host")
-            .arg(report_fd.to_string())
-            .arg(serde_json::to_string(host).map_err(other)?)
+            .args(inherited.map(|fd| fd.to_string()))
             .stdin(Stdio::inherit())
             .stdout(Stdio::inherit())
             .stderr(Stdio::inherit());
@@ -109,11 +110,14 @@ impl Exec {
         unsafe {
             command.pre_exec(move || {
                 libc::setsid();
-                inherit_only(&[report_fd])
+                inherit_only(&inherited)
             });
         }
         let mut child = command.spawn().map_err(other)?;
-        drop(report_writer);
+        drop((report_writer, host_reader));
+        // One that ended early says so below.
+        let _ = host_writer.write_all(&serde_json::to_vec(host).map_err(other)?);
+        drop(host_writer);
         let mut text = Vec::new();
         report_reader.read_to_end(&mut text).map_err(other)?;
         match serde_json::from_slice(&text) {
@@ -137,18 +141,20 @@ impl Exec {
 }
 
 /// The whole life of an exec's process that stays behind.
-pub fn exec_host(report_fd: RawFd, text: &str) -> Outcome {
+pub fn exec_host(report_fd: RawFd, host_fd: RawFd) -> Outcome {
     // SAFETY: F_SETFD changes a flag of a number and touches no memory.
-    if report_fd < 3 || unsafe { libc::fcntl(report_fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+    let inherited = |fd: RawFd| fd >= 3 && unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } >= 0;
+    if report_fd == host_fd || !inherited(report_fd) || !inherited(host_fd) {
         return Err(CliError::Other("exec-host is for pouch-vm's own use".to_owned()));
     }
-    // SAFETY: the descriptor is open, and the command line names it once.
-    let report = std::cell::Cell::new(Some(File::from(unsafe { OwnedFd::from_raw_fd(report_fd) })));
+    // SAFETY: the descriptors are open, and the command line names each once.
+    let [report, host] = [report_fd, host_fd].map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
+    let report = std::cell::Cell::new(Some(report));
     let tell = |word: &Report| match (report.take(), serde_json::to_vec(word)) {
         (Some(mut report), Ok(bytes)) => report.write_all(&bytes),
         _ => Ok(()),
     };
-    let host: ExecHost = serde_json::from_str(text).map_err(other)?;
+    let host: ExecHost = serde_json::from_reader(io::BufReader::new(host)).map_err(other)?;
     let log = host.socket.with_file_name("host.log");
     let result = run_here(host, || {
         // An engine takes the operation for over when nobody holds its output any more.

@@ -154,11 +154,7 @@ enum Command {
     #[command(hide = true)]
     OomVictim,
     #[command(hide = true)]
-    ExecHost {
-        report_fd: i32,
-        #[arg(allow_hyphen_values = true)]
-        request: String,
-    },
+    ExecHost { report_fd: i32, host_fd: i32 },
 }
 
 /// An operation failed.
@@ -265,7 +261,7 @@ pub fn main() -> u8 {
             Ok(launch::host_main(launch_fd, report_fd) as u8)
         }
         Command::OomVictim => Ok(oom::victim_main() as u8),
-        Command::ExecHost { report_fd, request } => exec::exec_host(report_fd, &request),
+        Command::ExecHost { report_fd, host_fd } => exec::exec_host(report_fd, host_fd),
     };
     result.unwrap_or_else(|error| {
         log.error(&chain(&error));

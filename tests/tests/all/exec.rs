@@ -170,3 +170,18 @@ fn it_ends_with_the_container() {
     container.kill("KILL");
     assert_ne!(code(wait(&mut child, "exec", HANG)), 0);
 }
+
+/// The command lines of all processes can be read by all users of the host.
+#[test]
+fn its_environment_is_on_no_command_line_and_may_be_large() {
+    let container = sleeper();
+    let (secret, large) = ("PASSWORD=correct-horse", format!("LARGE={}", "x".repeat(100_000)));
+    let options = ["--detach", "--env", secret, "--env", &large];
+    let script = "echo ${#LARGE} >/tmp/length; sleep 1007";
+    container.exec_invocation(&options, &["sh", "-c", script]).leaves_something_behind().run().ok();
+    eventually("it runs", || container.exec(&["cat", "/tmp/length"]).text() == "100000");
+    for pid in processes::all().into_keys() {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&line).contains("correct-horse"), "process {pid}");
+    }
+}
