@@ -31,6 +31,9 @@ pub enum CgroupError {
     /// The path leads elsewhere.
     #[error("linux.cgroupsPath {0} has a part that leads upwards")]
     Upwards(PathBuf),
+    /// Its processes would end with the container.
+    #[error("linux.cgroupsPath {0} has processes in it already; a container needs a cgroup of its own")]
+    InUse(PathBuf),
     /// systemd is to make it, and is not there.
     #[error("--systemd-cgroup is given, but systemd does not run on this host ({SYSTEMD} is missing)")]
     NoSystemd,
@@ -158,6 +161,18 @@ impl Cgroup {
             container_name: self.container.clone(),
         })
         .map_err(self.manager_error("managed"))
+    }
+
+    /// Refuses a cgroup in which others are: what is in it is killed with the container.
+    ///
+    /// # Errors
+    /// [`CgroupError::InUse`] names it.
+    pub fn check_unused(&self) -> Result<(), CgroupError> {
+        let events = fs::read_to_string(self.directory().join("cgroup.events")).unwrap_or_default();
+        if self.driver == Driver::Unified && events.lines().any(|line| line == "populated 1") {
+            return Err(CgroupError::InUse(Path::new("/").join(&self.path)));
+        }
+        Ok(())
     }
 
     /// Makes the cgroup.

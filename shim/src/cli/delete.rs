@@ -44,16 +44,22 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
     let state = match dir.load() {
         Ok(state) => state,
         // A directory that a killed `create` left; its host process may be about to write a state.
-        Err(StateError::NotFound(_)) if force => match wait_for_state(&dir) {
+        Err(StateError::NotFound(_)) if force => match wait_for_state(&dir, STATE_GRACE) {
             Some(state) => state,
             None => {
                 clean_up(&dir);
                 return Ok(());
             }
         },
+        // A host process that lives writes it anew when it ends.
         Err(StateError::Damaged { .. }) if force => {
-            clean_up(&dir);
-            return Ok(());
+            match ask_to_end(&dir).then(|| wait_for_state(&dir, GRACE)).flatten() {
+                Some(state) => state,
+                None => {
+                    clean_up(&dir);
+                    return Ok(());
+                }
+            }
         }
         Err(error) => return Err(other(error)),
     };
@@ -83,9 +89,9 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The state that a host process writes soon after its start, if there is such a process.
-fn wait_for_state(dir: &ContainerDir) -> Option<State> {
-    let deadline = Instant::now() + STATE_GRACE;
+/// The state that a host process writes within `grace`, if there is such a process.
+fn wait_for_state(dir: &ContainerDir, grace: Duration) -> Option<State> {
+    let deadline = Instant::now() + grace;
     while dir.exists() && Instant::now() < deadline {
         if let Ok(state) = dir.load() {
             return Some(state);

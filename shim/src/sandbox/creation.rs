@@ -101,6 +101,8 @@ impl<'a> Plan<'a> {
         let linux = bundle.spec.linux().as_ref();
         let specified = linux.and_then(|linux| linux.cgroups_path().as_deref());
         let cgroup = Cgroup::new(specified, id.as_str(), launch.systemd_cgroup).map_err(failure)?;
+        // Before the state names it: whoever clears up after a failure removes what the state names.
+        cgroup.check_unused().map_err(failure)?;
         let limits = linux.and_then(|linux| linux.resources().as_ref());
         let limits = limits.map(|limits| resources::split(limits, size)).unwrap_or_default();
         if let Some(linux) = guest.spec.linux_mut() {

@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pouch_tests::bundle::unique_id;
 use pouch_tests::processes::runs;
-use pouch_tests::{Bundle, Container, Invocation, eventually, has_vm, vm_only};
+use pouch_tests::{Bundle, Container, Invocation, Leftovers, eventually, has_vm, vm_only};
 use serde_json::{Value, json};
 
 fn sleeper() -> Container {
@@ -360,4 +360,26 @@ fn a_damaged_state_does_not_hide_the_others() {
     assert!(output.errors().contains("damaged/state.json is damaged"), "{output}");
     container.invocation(&["delete", "--force", "damaged"]).run().ok();
     assert!(!damaged.exists());
+}
+
+#[test]
+fn delete_by_force_ends_a_container_whose_state_is_damaged() {
+    vm_only!();
+    let before = Leftovers::picture();
+    let container = Bundle::busybox().args(["sleep", "1000"]).start();
+    let pid = container.pid();
+    fs::write(format!("/run/pouch-vm/{}/state.json", container.id), "{").unwrap();
+    container.delete_by_force();
+    container.reap(pid);
+    before.check();
+}
+
+#[test]
+fn a_cgroup_with_others_in_it_is_refused_and_they_live_on() {
+    vm_only!();
+    let name = format!("/{}", unique_id());
+    let bundle = |program: &[&str]| Bundle::busybox().args(program).set("/linux/cgroupsPath", json!(name));
+    let container = bundle(&["sleep", "1000"]).start();
+    bundle(&["true"]).run().fails_naming(&["linux.cgroupsPath", &name, "processes in it"]);
+    assert_eq!(container.sh("echo unharmed"), "unharmed");
 }
