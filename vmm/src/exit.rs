@@ -43,6 +43,18 @@ impl ExitReason {
             ExitReason::InternalError { .. } => 14,
         }
     }
+
+    /// The same reason, with `change` applied to its text: for who does not trust the VMM.
+    #[must_use]
+    pub fn map_text(mut self, change: impl FnOnce(&str) -> String) -> Self {
+        if let ExitReason::Panic { message }
+        | ExitReason::HypervisorError { message }
+        | ExitReason::InternalError { message } = &mut self
+        {
+            *message = change(message);
+        }
+        self
+    }
 }
 
 impl std::fmt::Display for ExitReason {

@@ -81,7 +81,7 @@ fn error(call: &'static str) -> impl FnOnce(Error) -> AgentError {
 }
 
 /// A text of the guest, fit for terminals and logs: bounded, without control characters.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().take(MAX_MESSAGE).map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 

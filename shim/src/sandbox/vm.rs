@@ -19,6 +19,7 @@ use pouch_vmm::control::{Answer, Command, ControlSocket, Message, Request};
 use pouch_vmm::exit::ExitReason;
 use pouch_vmm::jail::{JailedChild, Spawn, SpawnError};
 
+use super::agent::printable;
 use crate::config::{Config, ConfigError};
 use crate::container::size::VmSize;
 
@@ -289,8 +290,10 @@ fn read_messages(socket: &ControlSocket, shared: &Shared) -> Option<ExitReason> 
     let reason = loop {
         match socket.receive::<Message>() {
             Ok(Some((Message::Answer { id, answer }, fds))) => reply(shared, id, Ok((answer, fds))),
-            Ok(Some((Message::Failed { id, error }, _))) => reply(shared, id, Err(VmError::Refused(error))),
-            Ok(Some((Message::Exited(reason), _))) => break Some(reason),
+            Ok(Some((Message::Failed { id, error }, _))) => {
+                reply(shared, id, Err(VmError::Refused(printable(&error))))
+            }
+            Ok(Some((Message::Exited(reason), _))) => break Some(reason.map_text(printable)),
             Ok(None) => break None,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // What is no message is not from a VMM in its right mind.

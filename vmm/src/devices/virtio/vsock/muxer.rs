@@ -43,6 +43,9 @@ pub enum ConnectError {
     /// There are too many.
     #[error("the VM has {MAX_CONNECTIONS} connections already")]
     TooMany,
+    /// The guest answered with something else than yes or no.
+    #[error("the guest broke the protocol of a socket")]
+    Protocol,
     /// The host gave no socket.
     #[error("a socket pair could not be made: {0}")]
     Socket(#[from] io::Error),
@@ -198,8 +201,11 @@ impl Muxer {
         }
         if result.is_err() {
             crate::log_line!("the guest broke the protocol of a socket; it is reset");
-            self.entries.remove(&host_port);
+            let waiting = self.entries.remove(&host_port).and_then(|entry| entry.waiting);
             self.resets.push_back((host_port, header.guest_port));
+            if let Some(waiting) = waiting {
+                (waiting.done)(Err(ConnectError::Protocol));
+            }
             return;
         }
         self.settle(host_port);
