@@ -59,7 +59,7 @@ impl Events {
         let (dir, state) = global.load(&self.id)?;
         if state.status == Status::Stopped {
             // runc's words, which engines look for.
-            return Err(CliError::Other(format!("container {} is not running", self.id)));
+            return Err(CliError::Other(format!("container not running: {}", self.id)));
         }
         let host = HostClient::connect(&dir.socket())?;
         if self.stats {

@@ -33,7 +33,7 @@ impl Kill {
         let (_, state) = global.load(&self.id)?;
         if state.status == Status::Stopped {
             // runc's words, which engines look for.
-            return Err(CliError::Other(format!("container {} is not running", self.id)));
+            return Err(CliError::Other(format!("container not running: {}", self.id)));
         }
         global.host(&self.id)?.ask(&Request::Signal { exec_id: None, signal, all: self.all })?;
         Ok(0)

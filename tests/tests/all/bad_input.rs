@@ -211,5 +211,5 @@ fn unknown_signals_are_refused() {
     container.kill("KILL");
     container.reap(pid);
     container.await_status("stopped");
-    container.operation(&["kill"]).fails_naming(&["not running"]);
+    container.operation(&["kill"]).fails_naming(&["container not running"]);
 }
