@@ -22,7 +22,12 @@ const ALL_PRIORITY: u32 = 100;
 /// [`NetlinkError`] as the kernel says it.
 pub fn join(netlink: &mut Netlink, one: u32, other: u32) -> Result<(), NetlinkError> {
     for (from, to) in [(one, other), (other, one)] {
-        part(netlink, from)?;
+        let removed =
+            netlink.change("remove old redirections", RouteNetlinkMessage::DelQueueDiscipline(ingress(from)));
+        match removed {
+            Err(error) if !error.is(libc::ENOENT) && !error.is(libc::EINVAL) => return Err(error),
+            _ => {}
+        }
         netlink.create("let frames be redirected", RouteNetlinkMessage::NewQueueDiscipline(ingress(from)))?;
         let filter = RouteNetlinkMessage::NewTrafficFilter(redirect_all(from, to));
         netlink.create("redirect frames", filter)?;
@@ -30,16 +35,16 @@ pub fn join(netlink: &mut Netlink, one: u32, other: u32) -> Result<(), NetlinkEr
     Ok(())
 }
 
-/// Lets what arrives at `interface` go to this host's stack again.
+/// Lets what arrives at `interface` go to this host's stack again. The filters go, and not the queueing discipline:
+/// taking that away stops the interface for a while, and without filters it does nothing.
 ///
 /// # Errors
-/// [`NetlinkError`] as the kernel says it; an interface without redirections is none.
+/// [`NetlinkError`] as the kernel says it.
 pub fn part(netlink: &mut Netlink, interface: u32) -> Result<(), NetlinkError> {
-    let request = RouteNetlinkMessage::DelQueueDiscipline(ingress(interface));
-    match netlink.change("remove old redirections", request) {
-        Err(error) if !error.is(libc::ENOENT) && !error.is(libc::EINVAL) => Err(error),
-        _ => Ok(()),
-    }
+    // No priority, protocol or kind: all of them.
+    let mut message = message(interface);
+    message.header.parent = QDISC;
+    netlink.change("remove redirections", RouteNetlinkMessage::DelTrafficFilter(message))
 }
 
 /// Lets a resolver in this namespace have the answers to its own queries: they go to the guest as
