@@ -1,10 +1,12 @@
 //! What file systems must do: on the root file system and on a volume.
 
+use std::fs;
+
 use pouch_tests::{Difference, Engine, HANG, Output, engine_tests, long};
 
 engine_tests! {
     both: owners_modes_and_attributes, links_and_times, sparse_files_and_space, direct_input_and_output, mappings_and_locks,
-        many_small_files, renames_and_open_files, special_files;
+        many_small_files, a_hundred_thousand_files, renames_and_open_files, special_files;
 }
 
 /// Runs a script in each of two folders: one of the root file system, one of a volume.
@@ -149,7 +151,8 @@ fn special_files(engine: Engine) {
     shell(engine, script, &format!("through\nfifo\n{node}\nby socket"));
 }
 
-/// A file costs an emulated machine some 30 ms: a hundred thousand are too many for each run.
+/// Making and removing a file costs an emulated machine some 30 ms: a hundred thousand of the guest's own are too many
+/// for each run.
 fn many_small_files(engine: Engine) {
     let (folders, files) = if long() { (100, 1000) } else { (10, 60) };
     let script = r#"
@@ -164,4 +167,34 @@ shutil.rmtree("t")
 print(os.path.exists("t"))"#;
     let script = script.replace("FOLDERS", &folders.to_string()).replace("FILES", &files.to_string());
     python(engine, &script, &format!("{} True\nFalse", folders * files));
+}
+
+/// A hundred thousand files of the host, in a container with less memory than they would take if it kept them all.
+fn a_hundred_thousand_files(engine: Engine) {
+    const ALL: usize = 100_000;
+    let folder = tempfile::tempdir().unwrap();
+    for part in 0..100 {
+        let part = folder.path().join(part.to_string());
+        fs::create_dir(&part).unwrap();
+        for number in 0..ALL / 100 {
+            fs::write(part.join(number.to_string()), format!("file {number}")).unwrap();
+        }
+    }
+    let script = r#"
+import os, shutil
+paths = [os.path.join(root, name) for root, _, names in os.walk(".") for name in names]
+print(len(paths), sum(os.stat(path).st_size for path in paths))
+print(all(open(path).read() == f"file {os.path.basename(path)}" for path in paths[::200]))
+shutil.rmtree("7")
+os.mkdir("new")
+for number in range(500):
+    with open(f"new/{number}", "w") as f: f.write("x")"#;
+    let volume = format!("{}:/data", folder.path().display());
+    let options = ["--rm", "-m", "128m", "-v", &volume, "-w", "/data"];
+    let run = engine.with_runtime("run", &options, "python", &["python3", "-c", script]);
+    // The names of a thousand files have 10 + 2 * 90 + 3 * 900 digits.
+    let bytes = 100 * (1000 * "file ".len() + 2890);
+    assert_eq!(run.within(4 * HANG).run().ok(), format!("{ALL} {bytes}\nTrue"));
+    let count = |part: &str| fs::read_dir(folder.path().join(part)).map_or(0, Iterator::count);
+    assert_eq!([count("."), count("6"), count("7"), count("new")], [100, 1000, 0, 500]);
 }
