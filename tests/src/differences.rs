@@ -30,6 +30,8 @@ pub enum Difference {
     UnnamedFiles,
     /// Device nodes on the root file system or a volume.
     DeviceNodes,
+    /// How soon a change of a file shows elsewhere.
+    Cache,
     /// The kernel that `uname` names.
     Kernel,
     /// The host's cgroup of a container.
@@ -69,6 +71,9 @@ impl Difference {
             }
             Difference::DeviceNodes => {
                 "the VMM has no right to make device nodes on the host; a tmpfs of the guest takes them"
+            }
+            Difference::Cache => {
+                "the guest believes for a second what it knows of a file, by each mount that shows the file"
             }
             Difference::Kernel => "the container has a kernel of its own",
             Difference::HostCgroup => "the host's cgroup holds the VM, not the processes in it",

@@ -76,9 +76,12 @@ fn binds(engine: Engine) {
     let file = folder.path().join("file");
     let options =
         [option(folder.path(), "/data"), option(&file, "/etc/motd"), option(&file, "/new/place/of-it")];
-    let script = "cat /data/file /etc/motd; echo more >>/etc/motd; ls /data; mkdir /data/sub; cat /new/place/of-it; \
-        until [ -e /data/late ]; do sleep 1; done; cat /data/late; rm /data/late";
-    let container = engine.start_sh(&["-v", &options[0], "-v", &options[1], "-v", &options[2]], script);
+    let pause = if Difference::Cache.with_vm() { "sleep 2" } else { ":" };
+    let script = format!(
+        "cat /data/file /etc/motd; echo more >>/etc/motd; ls /data; mkdir /data/sub; {pause}; cat /new/place/of-it; \
+        until [ -e /data/late ]; do sleep 1; done; cat /data/late; rm /data/late"
+    );
+    let container = engine.start_sh(&["-v", &options[0], "-v", &options[1], "-v", &options[2]], &script);
     eventually("the container writes", || folder.path().join("sub").is_dir());
     fs::write(folder.path().join("late"), "later\n").unwrap();
     assert_eq!(container.wait(), 0);
