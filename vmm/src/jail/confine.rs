@@ -19,7 +19,7 @@ const SHARE_CAPABILITIES: [Capability; 8] = [
     Capability::CAP_DAC_READ_SEARCH,
     // chmod(2) and utimensat(2) of files of other owners.
     Capability::CAP_FOWNER,
-    // Set-id bits stay when a file is written by root.
+    // A set-group-id bit may be given to a file of a group that its writer is not in.
     Capability::CAP_FSETID,
     // Files are made under the identity of the guest's process.
     Capability::CAP_SETUID,

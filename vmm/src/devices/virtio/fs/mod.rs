@@ -3,6 +3,8 @@
 //! Guest memory is private to the process, so the file system cannot be served from outside it.
 //! What the guest can reach is what the process's mount namespace shows: see [`crate::jail`].
 
+mod links;
+mod set_id;
 mod share;
 mod worker;
 
@@ -61,7 +63,7 @@ impl ShareRoot {
             use_host_ino: true,
             ..Config::default()
         };
-        PassthroughFs::new(config).map(|files| ShareRoot(Share::new(files, files_kept(memory_mib))))
+        Share::new(PassthroughFs::new(config)?, files_kept(memory_mib)).map(ShareRoot)
     }
 }
 

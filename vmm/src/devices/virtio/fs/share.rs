@@ -12,16 +12,20 @@ use std::io;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use fuse_backend_rs::abi::fuse_abi::{CreateIn, stat64, statvfs64};
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID, WRITE_KILL_PRIV, stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
     SetattrValid, ZeroCopyReader, ZeroCopyWriter,
 };
 use fuse_backend_rs::passthrough::PassthroughFs;
 
+use super::links::Links;
+use super::set_id;
+
 /// A passthrough file system of which the guest keeps no more than a number of files.
 pub struct Share {
     files: PassthroughFs,
+    links: Links,
     bound: usize,
     /// The files that the guest knows by their numbers, with how often it was told of each: what FUSE
     /// calls the lookup count.
@@ -29,9 +33,13 @@ pub struct Share {
 }
 
 impl Share {
-    /// Shares `files`; beyond `bound` of them, the guest keeps only those that it uses.
-    pub fn new(files: PassthroughFs, bound: usize) -> Self {
-        Share { files, bound, known: Mutex::default() }
+    /// Shares `files`; beyond `bound` of them, the guest keeps only those that it uses. Must be called
+    /// while `/proc` is there.
+    ///
+    /// # Errors
+    /// What opening `/proc/self/fd` says.
+    pub fn new(files: PassthroughFs, bound: usize) -> io::Result<Self> {
+        Ok(Share { files, links: Links::new()?, bound, known: Mutex::default() })
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
@@ -76,20 +84,13 @@ impl FileSystem for Share {
     pass_on! {
         fn init(capable: FsOptions) -> io::Result<FsOptions>;
         fn getattr(ctx: &Context, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)>;
-        fn setattr(ctx: &Context, inode: u64, attr: stat64, handle: Option<u64>, valid: SetattrValid)
-            -> io::Result<(stat64, Duration)>;
         fn readlink(ctx: &Context, inode: u64) -> io::Result<Vec<u8>>;
         fn unlink(ctx: &Context, parent: u64, name: &CStr) -> io::Result<()>;
         fn rmdir(ctx: &Context, parent: u64, name: &CStr) -> io::Result<()>;
         fn rename(ctx: &Context, from: u64, name: &CStr, to: u64, new_name: &CStr, flags: u32)
             -> io::Result<()>;
-        fn open(ctx: &Context, inode: u64, flags: u32, fuse_flags: u32)
-            -> io::Result<(Option<u64>, OpenOptions, Option<u32>)>;
         fn read(ctx: &Context, inode: u64, handle: u64, to: &mut dyn ZeroCopyWriter, size: u32, offset: u64,
             owner: Option<u64>, flags: u32) -> io::Result<usize>;
-        fn write(ctx: &Context, inode: u64, handle: u64, from: &mut dyn ZeroCopyReader, size: u32,
-            offset: u64, owner: Option<u64>, delayed: bool, flags: u32, fuse_flags: u32)
-            -> io::Result<usize>;
         fn flush(ctx: &Context, inode: u64, handle: u64, owner: u64) -> io::Result<()>;
         fn fsync(ctx: &Context, inode: u64, data_only: bool, handle: u64) -> io::Result<()>;
         fn fallocate(ctx: &Context, inode: u64, handle: u64, mode: u32, offset: u64, length: u64)
@@ -108,6 +109,56 @@ impl FileSystem for Share {
         fn releasedir(ctx: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()>;
         fn access(ctx: &Context, inode: u64, mask: u32) -> io::Result<()>;
         fn lseek(ctx: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64>;
+    }
+
+    fn setattr(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        attributes: stat64,
+        handle: Option<u64>,
+        valid: SetattrValid,
+    ) -> io::Result<(stat64, Duration)> {
+        let set = || self.files.setattr(ctx, inode, attributes, handle, valid);
+        if !valid.contains(SetattrValid::SIZE) {
+            return set();
+        }
+        // With an owner or a mode, it says itself what becomes of the bits.
+        let says = SetattrValid::MODE | SetattrValid::UID | SetattrValid::GID | SetattrValid::KILL_SUIDGID;
+        set_id::keep(&self.files, ctx, inode, handle, valid.intersects(says), set)?;
+        self.files.getattr(ctx, inode, handle)
+    }
+
+    fn open(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        let open = || self.files.open(ctx, inode, flags, fuse_flags);
+        if flags & libc::O_TRUNC as u32 == 0 {
+            return open();
+        }
+        set_id::keep(&self.files, ctx, inode, None, fuse_flags & FOPEN_IN_KILL_SUIDGID != 0, open)
+    }
+
+    fn write(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        handle: u64,
+        from: &mut dyn ZeroCopyReader,
+        size: u32,
+        offset: u64,
+        owner: Option<u64>,
+        delayed: bool,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<usize> {
+        let write =
+            || self.files.write(ctx, inode, handle, from, size, offset, owner, delayed, flags, fuse_flags);
+        set_id::keep(&self.files, ctx, inode, Some(handle), fuse_flags & WRITE_KILL_PRIV != 0, write)
     }
 
     fn destroy(&self) {
@@ -140,7 +191,14 @@ impl FileSystem for Share {
     }
 
     fn link(&self, ctx: &Context, inode: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
-        self.files.link(ctx, inode, parent, name).map(|entry| self.told(entry))
+        let entry = match self.files.link(ctx, inode, parent, name) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.links.link(&self.files, ctx, inode, parent, name)?;
+                self.files.lookup(ctx, parent, name)?
+            }
+            result => result?,
+        };
+        Ok(self.told(entry))
     }
 
     fn create(
@@ -204,7 +262,7 @@ mod tests {
         };
         let files = PassthroughFs::new(config).unwrap();
         files.import().unwrap();
-        Share::new(files, bound)
+        Share::new(files, bound).unwrap()
     }
 
     #[test]

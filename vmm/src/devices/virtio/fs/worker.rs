@@ -92,7 +92,7 @@ mod tests {
             let config = Config { root_dir, xattr: true, use_host_ino: true, ..Config::default() };
             let files = PassthroughFs::new(config).unwrap();
             files.import().unwrap();
-            let server = Server::new(Share::new(files, 2));
+            let server = Server::new(Share::new(files, 2).unwrap());
             let mut guest = Guest::new(2);
             let mut queues = guest.queues();
             for round in &rounds {
