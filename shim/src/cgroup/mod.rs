@@ -106,6 +106,11 @@ fn unified() -> bool {
     Path::new(HIERARCHY).join("cgroup.controllers").exists()
 }
 
+/// The hierarchies of cgroup v1.
+fn hierarchies() -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(HIERARCHY).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
 impl Cgroup {
     /// The cgroup of the container `id`.
     ///
@@ -168,11 +173,18 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::InUse`] names it.
     pub fn check_unused(&self) -> Result<(), CgroupError> {
-        let events = fs::read_to_string(self.directory().join("cgroup.events")).unwrap_or_default();
-        if self.driver == Driver::Unified && events.lines().any(|line| line == "populated 1") {
-            return Err(CgroupError::InUse(Path::new("/").join(&self.path)));
-        }
-        Ok(())
+        let read = |directory: PathBuf, file| fs::read_to_string(directory.join(file)).unwrap_or_default();
+        let populated = match self.driver {
+            Driver::Unified => {
+                read(self.directory(), "cgroup.events").lines().any(|line| line == "populated 1")
+            }
+            Driver::Legacy => {
+                hierarchies().any(|root| !read(root.join(&self.path), "cgroup.procs").is_empty())
+            }
+            // It would not give a second unit the name of a first.
+            Driver::Systemd => false,
+        };
+        if populated { Err(CgroupError::InUse(Path::new("/").join(&self.path))) } else { Ok(()) }
     }
 
     /// Makes the cgroup.
@@ -226,6 +238,7 @@ impl Cgroup {
         if self.driver != Driver::Unified {
             // Nothing more can be done about a cgroup that stays.
             let _ = self.manager().map(|manager| manager.remove());
+            self.remove_parents(hierarchies());
             return;
         }
         let directory = self.directory();
@@ -239,9 +252,16 @@ impl Cgroup {
                 _ => break,
             }
         }
+        self.remove_parents([PathBuf::from(HIERARCHY)]);
+    }
+
+    /// Removes what containers without a path of their own share, from the roots of these hierarchies.
+    fn remove_parents(&self, roots: impl IntoIterator<Item = PathBuf>) {
         if self.path.parent() == Some(Path::new(DEFAULT_PARENT)) {
-            // Fails while other containers are in it.
-            let _ = fs::remove_dir(Path::new(HIERARCHY).join(DEFAULT_PARENT));
+            for root in roots {
+                // Fails while other containers are in it.
+                let _ = fs::remove_dir(root.join(DEFAULT_PARENT));
+            }
         }
     }
 }

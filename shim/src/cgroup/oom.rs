@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::{Cgroup, Driver};
+use super::{Cgroup, Driver, HIERARCHY};
 
 /// The hidden command of that process.
 pub const VICTIM_COMMAND: &str = "oom-victim";
@@ -23,22 +23,44 @@ const GO: &[u8] = b"!";
 /// Bytes of the smallest page.
 const PAGE: usize = 4096;
 
+/// The memory controller's files.
+struct Files {
+    hierarchy: &'static str,
+    /// Written 0, the cgroup does not swap.
+    swap: &'static str,
+    limit: &'static str,
+    /// The file, and its line by which the kernel kills, and one process only: not this one with it.
+    kills_one: (&'static str, &'static str),
+}
+
+const UNIFIED: Files = Files {
+    hierarchy: "",
+    swap: "memory.swap.max",
+    limit: "memory.max",
+    kills_one: ("memory.oom.group", "0"),
+};
+const LEGACY: Files = Files {
+    hierarchy: "memory",
+    swap: "memory.swappiness",
+    limit: "memory.limit_in_bytes",
+    kills_one: ("memory.oom_control", "oom_kill_disable 0"),
+};
+
 impl Cgroup {
     /// Counts one kill for want of memory in the cgroup, in which this process must be, and no VM.
     ///
     /// # Errors
     /// What the kernel says; the engine will not know then.
     pub fn count_oom_kill(&self) -> io::Result<()> {
-        if self.driver == Driver::Legacy {
-            return Err(io::Error::other("this is done with cgroup v2 only"));
+        let files = if self.driver == Driver::Legacy { &LEGACY } else { &UNIFIED };
+        let directory = Path::new(HIERARCHY).join(files.hierarchy).join(&self.path);
+        let (name, wanted) = files.kills_one;
+        let text = fs::read_to_string(directory.join(name))?;
+        if !text.lines().any(|line| line == wanted) {
+            return Err(io::Error::other(format!("{name} is {}", text.trim())));
         }
-        let directory = self.directory();
-        // The kernel would take this process along.
-        if fs::read_to_string(directory.join("memory.oom.group"))?.trim() != "0" {
-            return Err(io::Error::other("memory.oom.group is set"));
-        }
-        let limits = [directory.join("memory.swap.max"), directory.join("memory.max")];
-        // A kernel without swap has no such file.
+        let limits = [directory.join(files.swap), directory.join(files.limit)];
+        // A kernel without swap has no file for it.
         let before = limits.each_ref().map(|file| fs::read_to_string(file).ok());
         // Nobody but the victim: this process ends after this, with the container's status. Without
         // CAP_SYS_RESOURCE the kernel refuses, and chooses the victim first all the same.
@@ -69,7 +91,7 @@ impl Cgroup {
         if end.signal() == Some(libc::SIGKILL) {
             Ok(())
         } else {
-            Err(io::Error::other(format!("nothing was killed under memory.max: {end}")))
+            Err(io::Error::other(format!("nothing was killed under {}: {end}", files.limit)))
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use oci_spec::runtime::{LinuxCpu, Spec};
-use pouch_vmm::config::{MAX_MEMORY_MIB, MAX_VCPUS};
+use pouch_vmm::config::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
 use crate::config::Config;
 
@@ -94,6 +94,7 @@ fn memory_for(limit: i64) -> Result<u32, SizeError> {
     }
     // An engine's way to say "no limit".
     let total = mib + mib.div_ceil(PAGE_BOOKKEEPING) + GUEST_OVERHEAD_MIB;
+    let total = total.max(MIN_MEMORY_MIB.into());
     u32::try_from(total).ok().filter(|mib| *mib <= MAX_MEMORY_MIB).ok_or(SizeError::MemoryTooLarge(limit))
 }
 
@@ -159,6 +160,11 @@ mod tests {
     fn the_container_can_use_all_of_its_limit() {
         let size = size(r#"{"memory":{"limit":268435456}}"#).unwrap();
         assert_eq!(size.memory_mib, 256 + 4 + 48);
+    }
+
+    #[test]
+    fn a_small_limit_has_the_smallest_vm() {
+        assert_eq!(size(r#"{"memory":{"limit":4194304}}"#).unwrap().memory_mib, MIN_MEMORY_MIB);
     }
 
     #[test]
