@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::processes::Process;
@@ -16,6 +16,8 @@ const FOLDERS: [&str; 5] = ["/run", "/tmp", "/dev/shm", "/dev/mqueue", "/var/lib
 const IGNORED: [&str; 6] =
     ["/run/docker", "/run/docker-28", "/run/containerd", "/run/udev", "/run/testbed", "/run/utmp"];
 
+/// Where cgroups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where engines and runtimes keep what belongs to one container each.
 const CONTAINER_FOLDERS: [&str; 8] = [
     "/run/pouch-vm",
@@ -148,16 +150,28 @@ fn common() -> BTreeSet<String> {
         }
         found.insert(format!("mount {} of {}", fields[4], line.split(" - ").nth(1).unwrap_or("?")));
     }
-    walk(Path::new("/sys/fs/cgroup"), &mut |path, is_dir| {
-        if is_dir {
-            found.insert(format!("cgroup {}", path.display()));
-        }
-    });
+    for hierarchy in hierarchies() {
+        walk(&hierarchy, &mut |path, is_dir| {
+            if is_dir {
+                let path = path.strip_prefix(&hierarchy).unwrap_or(path);
+                found.insert(format!("cgroup {}", Path::new(CGROUPS).join(path).display()));
+            }
+        });
+    }
     // Two lines of headings come first. The file is of this thread's network, /sys of the one it was mounted in.
     for line in lines("/proc/thread-self/net/dev").iter().skip(2) {
         found.insert(format!("network interface {}", line.split(':').next().unwrap_or("?").trim()));
     }
     found
+}
+
+/// Where the host's cgroups are: one hierarchy, or with cgroup v1 one for each controller.
+fn hierarchies() -> Vec<PathBuf> {
+    let root = PathBuf::from(CGROUPS);
+    if root.join("cgroup.controllers").exists() {
+        return vec![root];
+    }
+    fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 fn lines(path: &str) -> Vec<String> {

@@ -44,6 +44,8 @@ def _add_shape(parser):
     parser.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs (default: 1; they share one thread)")
     parser.add_argument("--memory", metavar="M", help="memory, in MiB or with a suffix as 8G (default: 6G)")
     parser.add_argument("--icount", action="store_true", help="time counts executed instructions: for benchmarks")
+    parser.add_argument("--older", action="store_true",
+                        help="a host with the kernel of Debian bookworm and cgroup v1")
 
 
 def _shape(options):
@@ -54,7 +56,7 @@ def _shape(options):
         memory = int(text[:-1]) * unit if unit else int(text)
     except ValueError:
         raise TestbedError(f"--memory {options.memory}: not a size; give MiB, or as 8G") from None
-    return Shape(cpus, memory, options.icount)
+    return Shape(cpus, memory, options.icount, options.older)
 
 
 def _instance(options, shape):

@@ -17,6 +17,7 @@ _SMALL_INITRD = ("mkdir -p $1/etc/initramfs-tools/conf.d && "
                  "printf 'MODULES=list\\nCOMPRESS=gzip\\nFSTYPE=ext4\\n' >$1/etc/initramfs-tools/conf.d/testbed && "
                  "cp {modules} $1/etc/initramfs-tools/modules")
 _WITHOUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
+_OLDER_KERNEL = ("linux-image-cloud-amd64",)
 _DOCKER_PROGRAMS = ("usr/sbin/dockerd", "usr/bin/docker", "usr/sbin/docker-proxy")
 
 
@@ -33,11 +34,42 @@ def _build_root(folder, packages, modules):
         options = [f"--dpkgopt=path-exclude={pattern}" for pattern in _WITHOUT]
         options.append(f"--essential-hook={_SMALL_INITRD.format(modules=modules)}")
         make_root(folder / "root.tar", "trixie", packages, log=folder / "mmdebstrap.log", options=options)
-        with tarfile.open(folder / "root.tar") as archive:
-            for member in archive:
-                for prefix, name in (("./boot/vmlinuz-", "vmlinuz"), ("./boot/initrd.img-", "initrd")):
-                    if member.name.startswith(prefix):
-                        (folder / name).write_bytes(archive.extractfile(member).read())
+        _write_boot_files(folder)
+
+
+def _write_boot_files(folder):
+    """Copy kernel and initrd out of the folder's root.tar."""
+    with tarfile.open(folder / "root.tar") as archive:
+        for member in archive:
+            for prefix, name in (("./boot/vmlinuz-", "vmlinuz"), ("./boot/initrd.img-", "initrd")):
+                if member.name.startswith(prefix):
+                    (folder / name).write_bytes(archive.extractfile(member).read())
+
+
+def older_kernel(tools):
+    """The artifact that holds the kernel of Debian bookworm: vmlinuz, initrd, and its modules as modules.ext4."""
+    modules = paths.RECIPE / "initramfs-modules"
+    key = artifacts.key_of("kernel-bookworm 1", *_OLDER_KERNEL, _SMALL_INITRD, modules, tools.key)
+    return artifacts.ensure("kernel-bookworm", key, lambda folder: _extract_kernel(folder, tools, modules))
+
+
+def _extract_kernel(folder, tools, modules):
+    with Step("fetching the kernel of Debian bookworm (about a minute, once)"):
+        options = [f"--essential-hook={_SMALL_INITRD.format(modules=modules)}"]
+        make_root(folder / "root.tar", "bookworm", _OLDER_KERNEL, log=folder / "mmdebstrap.log", variant="apt",
+                  options=options)
+        _write_boot_files(folder)
+        with tarfile.open(folder / "root.tar") as root, tarfile.open(folder / "modules.tar", "w") as archive:
+            for member in root:
+                path = member.name.removeprefix("./").removeprefix("usr/")
+                if path.startswith("lib/modules/") and (member.isreg() or member.isdir()):
+                    member.name, member.pax_headers = path.removeprefix("lib/modules/") or ".", {}
+                    archive.addfile(member, root.extractfile(member) if member.isreg() else None)
+        image = folder / "modules.ext4"
+        subprocess.run(["truncate", "-s", "512M", image], check=True)
+        tools.run("usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-d", folder / "modules.tar", image)
+        for name in ("root.tar", "modules.tar"):
+            (folder / name).unlink()
 
 
 def newer_docker():

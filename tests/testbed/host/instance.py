@@ -138,7 +138,7 @@ class Instance:
             prepare_guest_files(self.folder)
             source, base = self.folder, state.disk / "disk.qcow2"
         make_overlay(state.tools, base, self.folder / "overlay.qcow2")
-        command = command_line(state.tools, state.shape, state.disk, source / "guest.tar")
+        command = command_line(state.tools, state.shape, state.kernel, source / "guest.tar")
         qemu = Qemu.start(self.folder, command + (["-incoming", "defer"] if saved else []), dies_with_us)
         if saved:
             qemu.monitor().load(saved / "vmstate")

@@ -20,10 +20,11 @@ class Shape:
     cpus: int = 1
     memory_mib: int = 6144
     icount: bool = False
+    older: bool = False
 
     def label(self):
         """A short name, for folders and messages."""
-        return f"{self.cpus}cpu-{self.memory_mib}m" + ("-icount" if self.icount else "")
+        return f"{self.cpus}cpu-{self.memory_mib}m" + ("-icount" if self.icount else "") + ("-older" if self.older else "")
 
     def accelerator(self):
         """QEMU's words for how instructions are run."""
@@ -34,21 +35,26 @@ class Shape:
         return ["-accel", "tcg,thread=single", "-rtc", "base=utc"]
 
 
-def command_line(tools, shape, disk, extra):
+def command_line(tools, shape, kernel, extra):
     """The words that start a testbed in the current folder, which holds overlay.qcow2 and gets the sockets and logs.
 
-    `disk` is the base disk's artifact (its kernel and initrd are used); `extra` is the archive of guest files.
+    `kernel` is an artifact with kernel and initrd, and modules that are not on the disk; `extra` is the archive of
+    guest files.
     """
     append = ["root=/dev/vda", "rootfstype=ext4", "ro", "init=/sbin/testbed-init", "console=ttyS0", "quiet",
               "net.ifnames=0", "reboot=t", "panic=1", "mitigations=off"]
     if shape.icount:
         append.append("testbed.engines=no")
+    modules = []
+    if shape.older:
+        append.append("testbed.cgroup=v1")
+        modules = ["-drive", f"file={kernel / 'modules.ext4'},format=raw,if=virtio,readonly=on"]
     return [
         *tools.qemu(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "pouch-testbed",
         "-M", "q35", "-cpu", "max", "-smp", str(shape.cpus), "-m", str(shape.memory_mib), *shape.accelerator(),
-        "-kernel", str(disk / "vmlinuz"), "-initrd", str(disk / "initrd"), "-append", " ".join(append),
+        "-kernel", str(kernel / "vmlinuz"), "-initrd", str(kernel / "initrd"), "-append", " ".join(append),
         "-drive", "file=overlay.qcow2,format=qcow2,if=virtio,cache=unsafe,discard=unmap,detect-zeroes=unmap",
-        "-drive", f"file={extra},format=raw,if=virtio,readonly=on",
+        "-drive", f"file={extra},format=raw,if=virtio,readonly=on", *modules,
         "-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:0-:{GUEST_PORT}", "-device", "virtio-net-pci,netdev=net0,romfile=",
         "-device", "virtio-rng-pci", "-device", "virtio-balloon-pci",
         "-chardev", "file,id=console,path=console.log", "-serial", "chardev:console",

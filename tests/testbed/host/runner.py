@@ -12,6 +12,8 @@ from .report import TestbedError
 PASSED = ("RUST_", "RUSTC_", "POUCH_", "NEXTEST", "CARGO_", "PROPTEST_", "INSTA_", "__RUST")
 # These speak of folders and programs of the host.
 KEPT_BACK = ("POUCH_CACHE", "POUCH_INSTALL_DIR", "POUCH_TESTBED_INSTANCE", "POUCH_DEBIAN_MIRROR")
+# How the name of the test binary begins that wants a testbed with an older kernel and cgroup v1.
+OLDER_HOST = "older_host-"
 
 
 def runner(arguments):
@@ -30,5 +32,6 @@ def runner(arguments):
     environment = {name: value for name, value in os.environ.items()
                    if name.startswith(PASSED) and name not in KEPT_BACK}
     settings = argparse.Namespace(instance=os.environ.get("POUCH_TESTBED_INSTANCE"), fresh=False)
-    return run_command(settings, Shape(), [str(binary), *options.arguments], {**BASE_ENVIRONMENT, **environment},
+    shape = Shape(older=binary.name.startswith(OLDER_HOST))
+    return run_command(settings, shape, [str(binary), *options.arguments], {**BASE_ENVIRONMENT, **environment},
                        cwd=os.getcwd(), terminal=False, binary=binary)

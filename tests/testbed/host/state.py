@@ -9,7 +9,7 @@ import tarfile
 import time
 
 from . import artifacts, paths
-from .disk import base_disk
+from .disk import base_disk, older_kernel
 from .qemu import Qemu, Shape, command_line
 from .report import Step, TestbedError, say
 from .session import NoAnswer, ask, run_to_log
@@ -42,7 +42,7 @@ def _load_images(folder, tools, base):
     with Step("loading the test images into the engines (about 3 minutes, once)"):
         for name in ("vmlinuz", "initrd"):
             (folder / name).hardlink_to(base / name)
-        _boot_and(load, folder, tools, base, Shape())
+        _boot_and(load, folder, tools, base, base, Shape())
 
 
 class State:
@@ -51,7 +51,8 @@ class State:
     def __init__(self, tools, shape):
         self.tools, self.shape = tools, shape
         self.disk = loaded_disk(tools)
-        self.key = artifacts.key_of("state 1", self.disk.name, " ".join(command_line(tools, shape, self.disk, "")),
+        self.kernel = older_kernel(tools) if shape.older else self.disk
+        self.key = artifacts.key_of("state 1", self.disk.name, " ".join(command_line(tools, shape, self.kernel, "")),
                                     paths.GUEST_SOURCES)
 
     def folder(self):
@@ -66,16 +67,16 @@ class State:
             qemu.monitor().save(folder / "vmstate")
 
         with Step(f"booting the test host ({self.shape.label()}) to save its state (about a minute, once)"):
-            _boot_and(save, folder, self.tools, self.disk, self.shape)
+            _boot_and(save, folder, self.tools, self.disk, self.kernel, self.shape)
 
 
-def _boot_and(act, folder, tools, disk, shape):
-    """Boot a machine in `folder` over `disk`, let `act` do its work in it, and keep what it wrote as disk.qcow2."""
+def _boot_and(act, folder, tools, disk, kernel, shape):
+    """Boot a machine in `folder` over `disk` with `kernel`, let `act` do its work in it, and keep what it wrote as disk.qcow2."""
     prepare_guest_files(folder)
     token = (folder / "token").read_text(encoding="ascii")
     for attempt in range(BOOT_TRIES):
         make_overlay(tools, disk / "disk.qcow2", folder / "overlay.qcow2")
-        qemu = Qemu.start(folder, command_line(tools, shape, disk, folder / "guest.tar"), dies_with_us=True)
+        qemu = Qemu.start(folder, command_line(tools, shape, kernel, folder / "guest.tar"), dies_with_us=True)
         try:
             port = qemu.port()
             await_answer(qemu, port, token, BOOT_SECONDS)
