@@ -55,6 +55,7 @@ async fn serve(begin: Duration) -> String {
     if let Err(error) = server.start().await {
         return format!("cannot serve: {error}");
     }
+    tokio::spawn(streams::listen::knock());
     log::info!("ready after {:?} of processor time", system::processor_time().saturating_sub(begin));
     tokio::spawn(streams::listen::accept_streams(stream, agent.streams.clone()));
     tokio::spawn(crate::events::watch_out_of_memory(agent.clone()));

@@ -1,7 +1,8 @@
 //! Sockets between host and guest (section 5.10).
 //!
 //! Only the host opens connections: the agent listens, so that its listener survives a snapshot,
-//! and a guest that could dial would be one more way to attack the host. What the host gets for a
+//! and a guest that could dial would be one more way to attack the host (a call is refused, and only
+//! makes the muxer ask again for the connections that wait). What the host gets for a
 //! connection is one end of a socket pair, handed over through the control socket.
 
 mod connection;

@@ -17,8 +17,8 @@ use super::packet::{Header, Operation};
 const MAX_CONNECTIONS: usize = 1024;
 /// Resets for packets of unknown connections that wait for the guest to take them.
 const MAX_RESETS: usize = 64;
-/// How long to wait before the guest is asked again for a port where nothing listens yet.
-const RETRY: Duration = Duration::from_millis(1);
+/// How long to wait before the guest is asked again for a port where nothing listens yet, unless it knocks before.
+const RETRY: Duration = Duration::from_millis(20);
 /// Host ports are given out from here on.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 /// Events taken from the kernel at a time.
@@ -179,7 +179,10 @@ impl Muxer {
         let host_port = header.host_port;
         let entry = self.entries.get_mut(&host_port).filter(|entry| entry.guest_port == header.guest_port);
         let Some(entry) = entry else {
-            // Also for a guest that dials: nothing of the host listens.
+            // Nothing of the host listens; but an agent dials when it has begun to listen itself.
+            if header.operation == Operation::Request {
+                self.ask_again(|waiting| waiting.retry_at.is_some());
+            }
             if header.operation != Operation::Reset && self.resets.len() < MAX_RESETS {
                 self.resets.push_back((host_port, header.guest_port));
             }
@@ -291,30 +294,32 @@ impl Muxer {
     /// Asks again where it is time to, and gives up what took too long.
     fn on_timer(&mut self) {
         let now = Instant::now();
-        let due: Vec<u32> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.waiting.as_ref().is_some_and(|waiting| waiting.due() <= now))
-            .map(|(port, _)| *port)
-            .collect();
-        for host_port in due {
-            let Some(entry) = self.entries.get_mut(&host_port) else { continue };
-            let expired = entry.waiting.as_ref().is_some_and(|waiting| waiting.deadline <= now);
-            if expired {
-                let guest_port = entry.guest_port;
-                if let Some(waiting) = self.entries.remove(&host_port).and_then(|entry| entry.waiting) {
-                    let timeout_ms = waiting.timeout_ms;
-                    (waiting.done)(Err(ConnectError::Timeout { port: guest_port, timeout_ms }));
-                }
-            } else {
-                if let Some(waiting) = &mut entry.waiting {
-                    waiting.retry_at = None;
-                }
-                entry.connection.request_again();
-                self.list(host_port);
+        for host_port in self.waiting(|waiting| waiting.deadline <= now) {
+            let Some(entry) = self.entries.remove(&host_port) else { continue };
+            if let Some(Waiting { done, timeout_ms, .. }) = entry.waiting {
+                done(Err(ConnectError::Timeout { port: entry.guest_port, timeout_ms }));
             }
         }
+        self.ask_again(|waiting| waiting.due() <= now);
         self.arm_timer();
+    }
+
+    /// The ports of connections on their way for which this holds.
+    fn waiting(&self, holds: impl Fn(&Waiting) -> bool) -> Vec<u32> {
+        let waiting = self.entries.iter().filter(|(_, entry)| entry.waiting.as_ref().is_some_and(&holds));
+        waiting.map(|(port, _)| *port).collect()
+    }
+
+    /// Asks the guest once more for the connections on their way for which this holds.
+    fn ask_again(&mut self, holds: impl Fn(&Waiting) -> bool) {
+        for host_port in self.waiting(holds) {
+            let Some(entry) = self.entries.get_mut(&host_port) else { continue };
+            if let Some(waiting) = &mut entry.waiting {
+                waiting.retry_at = None;
+            }
+            entry.connection.request_again();
+            self.list(host_port);
+        }
     }
 
     fn arm_timer(&mut self) {
@@ -388,6 +393,22 @@ mod tests {
         assert_eq!(next(&mut muxer, &mut room).unwrap().length, 5);
         assert_eq!(&room[..5], b"hello");
         assert_eq!(muxer.counters().to_guest, 5);
+    }
+
+    #[test]
+    fn a_guest_that_knocks_is_asked_again_at_once() {
+        let mut muxer = Muxer::new().unwrap();
+        muxer.connect(1024, 10_000, Box::new(|_| ()));
+        let mut room = [0; 100];
+        let request = next(&mut muxer, &mut room).unwrap();
+        muxer.receive(from_guest(&reset(7, 9), Operation::Request), None);
+        assert_eq!(next(&mut muxer, &mut room).unwrap().operation, Operation::Reset);
+        assert!(!muxer.has_packets(), "it has not answered the first request");
+        muxer.receive(from_guest(&request, Operation::Reset), None);
+        assert!(!muxer.has_packets());
+        muxer.receive(from_guest(&reset(7, 9), Operation::Request), None);
+        assert_eq!(next(&mut muxer, &mut room).unwrap().operation, Operation::Reset);
+        assert_eq!(next(&mut muxer, &mut room).unwrap().operation, Operation::Request);
     }
 
     #[test]
