@@ -94,6 +94,7 @@ pub struct Files {
     kvm: Named,
     kernel: Named,
     root: Named,
+    memory: File,
     console: Option<File>,
     blocks: Vec<File>,
 }
@@ -105,7 +106,7 @@ struct Named {
 }
 
 impl Files {
-    /// Opens every file of the description.
+    /// Opens every file of the description, and makes the one behind guest memory.
     ///
     /// # Errors
     /// [`BootError::Open`] names the field and the file.
@@ -124,6 +125,7 @@ impl Files {
             kvm: named("kvm", &config.kvm, true)?,
             kernel: named("kernel", &config.kernel, false)?,
             root: named("root", &config.root, false)?,
+            memory: memory::file(config.memory_mib)?,
             console: config.console.as_ref().map(|file| open("console", file, true)).transpose()?,
             blocks: config
                 .blocks
@@ -150,10 +152,10 @@ pub fn boot(
     share: Option<ShareRoot>,
     event_loop: &mut EventLoop,
 ) -> Result<Arc<Vm>, BootError> {
-    let Files { kvm, kernel, root, console, blocks } = files;
+    let Files { kvm, kernel, root, memory, console, blocks } = files;
     let kvm = open_kvm(kvm)?;
     let fd = Arc::new(create_vm(&kvm)?);
-    let memory = Arc::new(memory::create(config.memory_mib)?);
+    let memory = Arc::new(memory::map(&memory, config.memory_mib)?);
     let root = root::map(&root.file, &root.name)?;
     map_memory(&fd, &memory, root)?;
 

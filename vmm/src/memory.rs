@@ -1,14 +1,17 @@
-//! Guest memory: one memfd, mapped into this process.
+//! Guest memory: one file, mapped into this process.
+
+mod file;
 
 use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::{io, ptr};
+use std::os::fd::AsRawFd;
+use std::ptr;
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress,
+    MemoryRegionAddress, VolatileSlice, WriteVolatile,
 };
 
 use crate::arch::layout::{HIGH_MEMORY_START, MMIO_GAP_START};
@@ -19,14 +22,14 @@ pub type Memory = GuestMemoryMmap<()>;
 const MIB: u64 = 1 << 20;
 
 /// Bytes of a page that the second level of the page tables maps at once.
-const HUGE_PAGE: u64 = 2 * MIB;
+pub const HUGE_PAGE: u64 = 2 * MIB;
 
 /// Guest memory could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The memfd could not be made.
+    /// The file could not be made.
     #[error("the file behind guest memory could not be made")]
-    Memfd(#[source] io::Error),
+    File(#[source] io::Error),
     /// It could not be given its size.
     #[error("guest memory of {mib} MiB could not be reserved")]
     Size {
@@ -57,20 +60,29 @@ fn ranges(memory_mib: u32) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
-/// Makes guest memory of `memory_mib` MiB. Pages are taken from the host when they are touched.
+/// Makes the file behind guest memory of `memory_mib` MiB, while the process may still mount.
 ///
 /// # Errors
 /// [`MemoryError`] if the host refuses.
-pub fn create(memory_mib: u32) -> Result<Memory, MemoryError> {
-    let file = memfd("pouch-vm-memory").map_err(MemoryError::Memfd)?;
+pub fn file(memory_mib: u32) -> Result<File, MemoryError> {
+    let file = file::make(memory_mib).map_err(MemoryError::File)?;
     file.set_len(u64::from(memory_mib) * MIB)
         .map_err(|source| MemoryError::Size { mib: memory_mib, source })?;
+    Ok(file)
+}
+
+/// Maps `memory_mib` MiB of guest memory from its [`file`](file()). Pages are taken from the host when they are
+/// touched.
+///
+/// # Errors
+/// [`MemoryError`] if the host refuses.
+pub fn map(file: &File, memory_mib: u32) -> Result<Memory, MemoryError> {
     let mut offset = 0;
     let mut regions = Vec::new();
     for (start, size) in ranges(memory_mib) {
-        let backing = file.try_clone().map_err(MemoryError::Memfd)?;
+        let backing = file.try_clone().map_err(MemoryError::File)?;
         let length = usize::try_from(size).map_err(|e| MemoryError::Layout(e.to_string()))?;
-        let address = map_aligned(&file, offset, length).map_err(MemoryError::Map)?;
+        let address = map_aligned(file, offset, length).map_err(MemoryError::Map)?;
         // SAFETY: the mapping was just made, as long as this says, and is never taken away: guest
         // memory is there until the process ends.
         let mapping = unsafe { MmapRegionBuilder::new(length).with_raw_mmap_pointer(address) }
@@ -109,10 +121,28 @@ fn map_aligned(file: &File, offset: u64, length: usize) -> io::Result<*mut u8> {
     if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(mapped.cast()) }
 }
 
-/// Backs what of `range` is whole huge pages with such pages, before anything is written there,
-/// and returns how many bytes that are. For memory that the guest touches all of while it
-/// boots: one fault a huge page instead of 512. Where the host cannot (before Linux 6.1, or
-/// without free huge pages), memory stays as it was: that is slower, and no error.
+/// Writes `data` to guest memory through the file, which takes no more passes over the pages than it must.
+///
+/// # Errors
+/// What write(2) says; `EFAULT` for what is not within one region of guest memory.
+pub fn write_through_file(
+    memory: &Memory,
+    address: GuestAddress,
+    data: &VolatileSlice<'_>,
+) -> io::Result<()> {
+    let nowhere = || io::Error::from_raw_os_error(libc::EFAULT);
+    let region = memory.find_region(address).ok_or_else(nowhere)?;
+    let start = address.0 - region.start_addr().0;
+    let backing = region.file_offset().filter(|_| region.len() - start >= data.len() as u64);
+    let backing = backing.ok_or_else(nowhere)?;
+    let mut file = backing.file();
+    file.seek(SeekFrom::Start(backing.start() + start))?;
+    file.write_all_volatile(data).map_err(io::Error::other)
+}
+
+/// Backs what of `range` is whole huge pages with such pages, and returns how many bytes that are. For
+/// memory that the guest touches most of while it boots: one fault a huge page instead of 512. Where the
+/// host cannot (without free huge pages), memory stays as it was: that is slower, and no error.
 pub fn make_huge(memory: &Memory, range: Range<u64>) -> u64 {
     let mut made = 0;
     for region in memory.iter() {
@@ -126,14 +156,32 @@ pub fn make_huge(memory: &Memory, range: Range<u64>) -> u64 {
     made
 }
 
+/// Lets all pages that come from now on be small: a guest is to cost the host what it touches.
+///
+/// # Errors
+/// What madvise(2) says. A kernel without huge pages does not know the advice, and needs none.
+pub fn only_small_pages(memory: &Memory) -> io::Result<()> {
+    for region in memory.iter() {
+        // SAFETY: the range is the region's own mapping, of which nothing but the size of later pages changes.
+        let result =
+            unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, libc::MADV_NOHUGEPAGE) };
+        let error = io::Error::last_os_error();
+        if result < 0 && error.raw_os_error() != Some(libc::EINVAL) {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 /// `MADV_COLLAPSE` of linux/mman.h (Linux 6.1), which the libc crate lacks for this target.
 const MADV_COLLAPSE: libc::c_int = 25;
 
 fn collapse(region: &GuestRegionMmap, offset: u64, length: u64) -> bool {
-    // The kernel passes over ranges in which there is no page at all.
+    // On a tmpfs that takes huge pages this makes them. Elsewhere the kernel passes over ranges in which there
+    // is no page at all.
     let touched = (offset..offset + length)
         .step_by(HUGE_PAGE as usize)
-        .all(|offset| region.write_obj(0u8, MemoryRegionAddress(offset)).is_ok());
+        .all(|offset| touch(region, MemoryRegionAddress(offset)));
     let slice = usize::try_from(length)
         .ok()
         .and_then(|length| region.get_slice(MemoryRegionAddress(offset), length).ok());
@@ -143,22 +191,9 @@ fn collapse(region: &GuestRegionMmap, offset: u64, length: u64) -> bool {
     unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), MADV_COLLAPSE) == 0 }
 }
 
-fn memfd(name: &str) -> io::Result<File> {
-    let name = std::ffi::CString::new(name)?;
-    // SAFETY: the name is a NUL-terminated string that outlives the call.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_NOEXEC_SEAL) };
-    let fd = if fd >= 0 {
-        fd
-    } else {
-        // Before Linux 6.3 the flag is unknown.
-        // SAFETY: as above.
-        unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) }
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nothing else owns it.
-    Ok(unsafe { File::from_raw_fd(fd) })
+/// Writes to a page what is there already.
+fn touch(region: &GuestRegionMmap, address: MemoryRegionAddress) -> bool {
+    region.read_obj::<u8>(address).is_ok_and(|byte| region.write_obj(byte, address).is_ok())
 }
 
 /// Gives the pages of `length` bytes from `start` back to the host; they read as zeros until
@@ -215,8 +250,14 @@ pub fn resident_bytes(memory: &Memory) -> io::Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+#[allow(missing_docs, reason = "for the tests of other modules")]
+pub mod tests {
     use super::*;
+
+    /// Guest memory of so many MiB.
+    pub fn create(mib: u32) -> Memory {
+        map(&file(mib).unwrap(), mib).unwrap()
+    }
 
     #[test]
     fn memory_below_the_gap_is_one_region() {
@@ -230,8 +271,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_through_the_file_is_in_memory() {
+        let memory = create(64);
+        let mut bytes = [1, 2, 3, 4];
+        let bytes = VolatileSlice::from(bytes.as_mut_slice());
+        write_through_file(&memory, GuestAddress(0x20_0fff), &bytes).unwrap();
+        assert_eq!(memory.read_obj::<u32>(GuestAddress(0x20_0fff)).unwrap(), 0x0403_0201);
+        for outside in [64 * MIB - 3, 64 * MIB, u64::MAX] {
+            assert!(write_through_file(&memory, GuestAddress(outside), &bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn pages_are_small_when_told_so() {
+        let memory = create(64);
+        memory.write_obj(1u8, GuestAddress(0)).unwrap();
+        only_small_pages(&memory).unwrap();
+        let before = resident_bytes(&memory).unwrap();
+        memory.write_obj(1u8, GuestAddress(32 * MIB)).unwrap();
+        assert_eq!(resident_bytes(&memory).unwrap() - before, 4096);
+    }
+
+    #[test]
     fn discarded_pages_read_as_zeros_and_leave_the_host() {
-        let memory = create(64).unwrap();
+        let memory = create(64);
+        only_small_pages(&memory).unwrap();
         memory.write_slice(&[7; 3 * 4096], GuestAddress(0x10_0000)).unwrap();
         let before = resident_bytes(&memory).unwrap();
         assert_eq!(discard(&memory, GuestAddress(0x10_0001), 2 * 4096).unwrap(), 4096);
@@ -243,14 +307,14 @@ mod tests {
 
     #[test]
     fn a_range_outside_memory_is_left_alone() {
-        let memory = create(64).unwrap();
+        let memory = create(64);
         assert_eq!(discard(&memory, GuestAddress(u64::MAX - 4095), 1 << 20).unwrap(), 0);
         assert_eq!(discard(&memory, GuestAddress(64 * MIB), 1 << 20).unwrap(), 0);
     }
 
     #[test]
     fn huge_pages_are_an_offer() {
-        let memory = create(64).unwrap();
+        let memory = create(64);
         let made = make_huge(&memory, 3 * MIB..9 * MIB);
         // What lies at the ends is no whole huge page; the host may refuse the rest.
         assert!(made == 0 || made == 4 * MIB, "{made}");
@@ -260,7 +324,7 @@ mod tests {
 
     #[test]
     fn regions_begin_where_kvm_can_map_huge_pages() {
-        for region in create(64).unwrap().iter() {
+        for region in create(64).iter() {
             assert!(region.as_ptr().addr().is_multiple_of(HUGE_PAGE as usize));
         }
     }

@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn the_kernel_finds_command_line_root_and_memory() {
-        let memory = memory::create(64).unwrap();
+        let memory = memory::tests::create(64);
         write_boot_info(&memory, "quiet", ROOT).unwrap();
         let Raw(info): Raw<hvm_start_info> = memory.read_obj(GuestAddress(PVH_START_INFO)).unwrap();
         assert_eq!((info.magic, info.nr_modules, info.memmap_entries), (START_MAGIC, 0, 4));
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_command_line_that_the_kernel_would_cut_is_refused() {
-        let memory = memory::create(64).unwrap();
+        let memory = memory::tests::create(64);
         assert!(write_boot_info(&memory, &"x".repeat(2047), ROOT).is_ok());
         let refused = write_boot_info(&memory, &"x".repeat(2048), ROOT);
         assert!(matches!(refused, Err(BootInfoError::CommandLineTooLong(2048))));

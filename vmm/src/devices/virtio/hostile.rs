@@ -102,7 +102,7 @@ pub fn noise() -> impl Strategy<Value = Vec<u8>> + Clone {
 thread_local! {
     // Guest memory stays mapped until its process ends, so that the thousands of guests of a test
     // must share theirs.
-    static MEMORY: Arc<Memory> = Arc::new(memory::create(MEMORY_MIB).unwrap());
+    static MEMORY: Arc<Memory> = Arc::new(memory::tests::create(MEMORY_MIB));
 }
 
 /// The memory of this thread's guests, all zeros.

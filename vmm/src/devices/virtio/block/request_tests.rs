@@ -45,7 +45,7 @@ fn serve_buffers(disk: &Disk, memory: &Memory, buffers: &[(u64, u32, u16)]) -> u
 
 fn disk(read_only: bool) -> (Disk, Memory, File) {
     let (disk, file) = disk_alone(read_only);
-    (disk, memory::create(64).unwrap(), file)
+    (disk, memory::tests::create(64), file)
 }
 
 fn disk_alone(read_only: bool) -> (Disk, File) {
