@@ -53,7 +53,7 @@ impl Difference {
                 "the engine asks the host's ps for the processes, which sees those of the VM, not those in it"
             }
             Difference::StatsOfPodman => {
-                "podman counts a cgroup's anonymous memory only, and a VM's memory is a memfd; docker counts all"
+                "podman counts a cgroup's anonymous memory only, and a VM's is shared memory; docker counts all"
             }
             Difference::Vmm => "there is no VMM to kill",
             Difference::CopyToTmpfs => {

@@ -71,7 +71,7 @@ const STRUCT_PAGE_SIZE: u64 = 64;
 const EARLY_ALLOCATIONS: u64 = 4 << 20;
 /// What else a guest has touched most of when its agent answers: memory below 1 MiB and the first tables,
 /// and where its allocator begins; measured.
-const FIRST_USED: [Range<u64>; 2] = [0..2 << 20, 8 << 20..10 << 20];
+const FIRST_USED: [Range<u64>; 2] = [0..2 << 20, 8 << 20..12 << 20];
 /// The name and type of the note with the 32-bit entry (xen/include/public/elfnote.h).
 const ENTRY_NOTE: (&[u8], u64) = (b"Xen\0", 18);
 
@@ -110,7 +110,7 @@ fn copy(memory: &Memory, kernel: &File, segments: &[ProgramHeader], name: &str) 
     let read = |source| LoadError::Read { name: name.to_owned(), source };
     let source = FileOffset::new(kernel.try_clone().map_err(read)?, 0);
     let size = usize::try_from(kernel.metadata().map_err(read)?.len()).unwrap_or(usize::MAX);
-    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_POPULATE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
     let file = MmapRegion::<()>::build(Some(source), size, libc::PROT_READ, flags)
         .map_err(|source| LoadError::Map { name: name.to_owned(), source })?;
     for segment in segments.iter().filter(|segment| segment.p_filesz > 0) {
