@@ -22,6 +22,8 @@ WORK = pathlib.Path("/tmp/bench")
 ROUNDS = 5
 AGENT_PORT = 1024
 MIB = 1 << 20
+# Of virtual time: many boots. The first one reads from the testbed's disk, for which the clock jumps.
+BOOT_SECONDS = 10
 
 
 def say(text):
@@ -98,7 +100,7 @@ def microvm_ms():
                     connection.connect((77, AGENT_PORT))
                     return (time.monotonic_ns() - start) / 1e6
                 except OSError:
-                    if process.poll() is not None or time.monotonic_ns() - start > 1e9:
+                    if process.poll() is not None or time.monotonic_ns() - start > BOOT_SECONDS * 1e9:
                         raise
             time.sleep(0.0005)
     finally:
@@ -440,8 +442,7 @@ def main(names):
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     WORK.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", WORK], check=True)
-    # A second of virtual time is several boots, and the best part of a minute for whoever waits.
-    (WORK / "config.toml").write_text("boot_timeout_seconds = 1\n")
+    (WORK / "config.toml").write_text(f"boot_timeout_seconds = {BOOT_SECONDS}\n")
     os.environ["POUCH_VM_CONFIG"] = str(WORK / "config.toml")
     figures = [entry for name in names or PARTS for entry in PARTS[name]()]
     print(json.dumps(figures))
