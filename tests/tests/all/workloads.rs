@@ -72,7 +72,9 @@ fn postgres_serves_its_benchmark() {
         container.exec_invocation(&["-u", &user], &["sh", "-c", &script]).within(LONG).run()
     };
     // To ask costs as much as a part of making the cluster, which takes minutes in an emulator.
-    eventually_every(Duration::from_secs(5), "postgres answers", || run("psql -d postgres -Atc 'select 1'").text() == "1");
+    eventually_every(Duration::from_secs(5), "postgres answers", || {
+        run("psql -d postgres -Atc 'select 1'").text() == "1"
+    });
     run("createdb bench && pgbench -q -i -s 1 bench").ok();
     let report = run("pgbench -c 2 -j 2 -T 60 bench").ok();
     assert!(report.contains("number of failed transactions: 0"), "{report}");
