@@ -16,11 +16,13 @@ const FOLDERS: [&str; 5] = ["/run", "/tmp", "/dev/shm", "/dev/mqueue", "/var/lib
 const IGNORED: [&str; 6] =
     ["/run/docker", "/run/docker-28", "/run/containerd", "/run/udev", "/run/testbed", "/run/utmp"];
 
+/// The folder of all containers' states, which the first one makes and which stays, as runc's does.
+const STATES: &str = "/run/pouch-vm";
 /// Where cgroups are mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where engines and runtimes keep what belongs to one container each.
 const CONTAINER_FOLDERS: [&str; 8] = [
-    "/run/pouch-vm",
+    STATES,
     "/run/docker/runtime-runc/moby",
     "/run/docker/runtime-pouch-vm/moby",
     "/run/containerd/io.containerd.runtime.v2.task/moby",
@@ -127,6 +129,7 @@ fn look(engines: bool) -> BTreeSet<String> {
             found.insert(format!("file {}", path.display()));
         });
     }
+    found.remove(&format!("file {STATES}"));
     for line in lines("/proc/locks").iter().filter(|line| line.contains("pouch")) {
         found.insert(format!("lock {line}"));
     }
