@@ -114,11 +114,14 @@ fn the_daemon_is_started_anew(engine: Engine) {
     let container =
         engine.start_sh(&["-i"], "echo ready; until [ -e /go ]; do sleep 0.1; done; echo end; exit 5");
     let ends = engine.start_sh(&[], "until [ -e /go ]; do sleep 0.1; done; sleep 4; exit 6");
+    let (pid, pid_that_ends) = (container.pid(), ends.pid());
     ends.sh("touch /go");
-    let pid = container.pid();
     let old = daemon().unwrap();
     processes::sigkill(old);
     eventually("the daemon is gone", || daemon().is_none());
+    // A daemon that reads of a container as running, and then misses its end while it still starts, forgets
+    // that container's network: with any runtime.
+    eventually("the other container ends", || !processes::runs(pid_that_ends));
     assert!(processes::runs(pid), "the container goes on");
     start_daemon();
     assert_eq!(container.inspect("{{.State.Status}} {{.State.Pid}}"), format!("running {pid}"));
