@@ -17,7 +17,7 @@ die() { printf 'kernel-config/build.sh: %s\n' "$*" >&2; exit 1; }
 
 # The release stands inside the archive; the archive's own hash is the exact key.
 key_of_sources() {
-  { cat "$here/guest.config" "$here/build.sh" "$here/pack-elf.py"; find "$here" -name '*.patch' | sort | xargs -r cat
+  { cat "$here/guest.config" "$here/build.sh" "$here/sort-tables.py" "$here/pack-elf.py"; find "$here" -name '*.patch' | sort | xargs -r cat
     sha256sum <"$source_archive"; } | sha256sum | cut -c1-24
 }
 
@@ -52,6 +52,7 @@ build() {
   check_config
   say "compiling on $(nproc) cores (about 8 minutes on two, once)"
   make -s -j"$(nproc)" vmlinux
+  "$here/sort-tables.py" vmlinux
   "$here/pack-elf.py" vmlinux "$work/vmlinux.packed"
 }
 
