@@ -26,6 +26,9 @@ use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
 use crate::stdio::terminal::{self, RawTerminal};
 use crate::stdio::{self, signals, start_relays};
 
+/// The internal command of the process that stays behind.
+pub const HOST_COMMAND: &str = "exec-host";
+
 #[derive(Args)]
 pub struct Exec {
     /// A socket to which the master of the process's terminal is sent.
@@ -101,7 +104,7 @@ impl Exec {
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0("pouch-vm")
-            .arg("exec-host")
+            .arg(HOST_COMMAND)
             .args(inherited.map(|fd| fd.to_string()))
             .stdin(Stdio::inherit())
             .stdout(Stdio::inherit())
@@ -145,7 +148,7 @@ pub fn exec_host(report_fd: RawFd, host_fd: RawFd) -> Outcome {
     // SAFETY: F_SETFD changes a flag of a number and touches no memory.
     let inherited = |fd: RawFd| fd >= 3 && unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } >= 0;
     if report_fd == host_fd || !inherited(report_fd) || !inherited(host_fd) {
-        return Err(CliError::Other("exec-host is for pouch-vm's own use".to_owned()));
+        return Err(CliError::Other(format!("{HOST_COMMAND} is for pouch-vm's own use")));
     }
     // SAFETY: the descriptors are open, and the command line names each once.
     let [report, host] = [report_fd, host_fd].map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) }));

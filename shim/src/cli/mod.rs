@@ -8,6 +8,7 @@ mod events;
 mod exec;
 mod exec_process;
 mod features;
+mod internal;
 mod kill;
 mod list;
 mod pause;
@@ -22,14 +23,12 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::cgroup::oom;
 use crate::config::Config;
 use crate::container::state::DEFAULT_ROOT;
 use crate::container::{ContainerDir, ContainerId, State};
 use crate::errors::chain;
 use crate::logging::{Log, LogFormat};
 use crate::sandbox::client::{ClientError, HostClient};
-use crate::sandbox::launch;
 use crate::sandbox::protocol::Failure;
 
 /// What `--version` says after the program's name: runc's form, which engines parse.
@@ -144,17 +143,6 @@ enum Command {
     Features,
     /// Find out whether this host can run containers, by booting a guest.
     Check(check::Check),
-    #[command(hide = true)]
-    SandboxHost {
-        launch_fd: i32,
-        report_fd: i32,
-        /// For whoever looks at the list of processes.
-        id: String,
-    },
-    #[command(hide = true)]
-    OomVictim,
-    #[command(hide = true)]
-    ExecHost { report_fd: i32, host_fd: i32 },
 }
 
 /// An operation failed.
@@ -227,6 +215,9 @@ impl Global {
 
 /// Runs the command line's operation; returns the exit status.
 pub fn main() -> u8 {
+    if let Some(status) = internal::main() {
+        return status;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -256,12 +247,6 @@ pub fn main() -> u8 {
         Command::Spec(command) => command.run(),
         Command::Features => features::run(),
         Command::Check(command) => command.run(&load_config),
-        // Statuses are from 0 to 255.
-        Command::SandboxHost { launch_fd, report_fd, .. } => {
-            Ok(launch::host_main(launch_fd, report_fd) as u8)
-        }
-        Command::OomVictim => Ok(oom::victim_main() as u8),
-        Command::ExecHost { report_fd, host_fd } => exec::exec_host(report_fd, host_fd),
     };
     result.unwrap_or_else(|error| {
         log.error(&chain(&error));

@@ -1,0 +1,61 @@
+//! The commands that pouch-vm starts itself with. They have a parser of their own: the one of the
+//! whole command line takes 2 % of a container's start to set up.
+
+use clap::{Parser, Subcommand};
+
+use super::exec;
+use crate::cgroup::oom;
+use crate::errors::chain;
+use crate::logging::{Log, LogFormat};
+use crate::sandbox::launch;
+
+/// What they are called.
+const NAMES: [&str; 3] = [launch::HOST_COMMAND, oom::VICTIM_COMMAND, exec::HOST_COMMAND];
+
+#[derive(Parser)]
+#[command(name = "pouch-vm", disable_help_flag = true, disable_help_subcommand = true)]
+struct Internal {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    SandboxHost {
+        launch_fd: i32,
+        report_fd: i32,
+        /// For whoever looks at the list of processes.
+        id: String,
+    },
+    OomVictim,
+    ExecHost {
+        report_fd: i32,
+        host_fd: i32,
+    },
+}
+
+/// Runs the command that the first argument names, if it is one of them; returns its exit status.
+pub fn main() -> Option<u8> {
+    let first = std::env::args_os().nth(1)?;
+    if !NAMES.iter().any(|name| first == *name) {
+        return None;
+    }
+    Some(match Internal::try_parse() {
+        // Statuses are from 0 to 255.
+        Ok(Internal { command: Command::SandboxHost { launch_fd, report_fd, .. } }) => {
+            launch::host_main(launch_fd, report_fd) as u8
+        }
+        Ok(Internal { command: Command::OomVictim }) => oom::victim_main() as u8,
+        Ok(Internal { command: Command::ExecHost { report_fd, host_fd } }) => {
+            exec::exec_host(report_fd, host_fd).unwrap_or_else(|error| {
+                Log { file: None, format: LogFormat::Text }.error(&chain(&error));
+                error.status()
+            })
+        }
+        Err(error) => {
+            // Nobody but pouch-vm is expected to read it.
+            let _ = error.print();
+            1
+        }
+    })
+}
