@@ -33,6 +33,11 @@ const COMMON: &[&str] = &[
     "rcupdate.rcu_expedited=1",
 ];
 
+/// Bytes of guest memory for which the table of names of files (fs/dcache.c) has an entry. Linux has one
+/// for 8 KiB, and zeroes them all at boot.
+const MEMORY_PER_NAME: u64 = 32 << 10;
+const MIB: u64 = 1 << 20;
+
 /// A command line under construction.
 pub struct CommandLine {
     words: Vec<String>,
@@ -44,6 +49,8 @@ impl CommandLine {
     pub fn new(config: &VmConfig, console: bool) -> Self {
         let mut words: Vec<String> = COMMON.iter().map(|word| (*word).to_owned()).collect();
         words.push(format!("pouch_exit.port={:#x}", layout::EXIT_PORT));
+        let names = u64::from(config.memory_mib) * MIB / MEMORY_PER_NAME;
+        words.push(format!("dhash_entries={names} ihash_entries={}", names / 2));
         if console {
             words.push("console=ttyS0 earlyprintk=ttyS0".to_owned());
         } else {

@@ -71,7 +71,7 @@ const STRUCT_PAGE_SIZE: u64 = 64;
 const EARLY_ALLOCATIONS: u64 = 4 << 20;
 /// What else a guest has touched most of when its agent answers: memory below 1 MiB and the first tables,
 /// and where its allocator begins; measured.
-const FIRST_USED: [Range<u64>; 2] = [0..2 << 20, 8 << 20..12 << 20];
+const FIRST_USED: [Range<u64>; 2] = [0..2 << 20, 8 << 20..10 << 20];
 /// The name and type of the note with the 32-bit entry (xen/include/public/elfnote.h).
 const ENTRY_NOTE: (&[u8], u64) = (b"Xen\0", 18);
 

@@ -26,7 +26,7 @@ use packet::{HEADER_LENGTH, Header, MAX_PAYLOAD};
 
 /// The driver fills the receive queue with buffers of 4 KiB when it starts: a queue as large as
 /// throughput needs, and no larger.
-const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
+const QUEUE_SIZES: [u16; 3] = [64, 128, 16];
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 
