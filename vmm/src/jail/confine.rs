@@ -155,6 +155,12 @@ fn pivot(root: &CStr) -> Result<(), ConfineError> {
 }
 
 fn drop_capabilities(share: bool) -> Result<(), ConfineError> {
+    // A file is made under the user and the group of the guest's process, and not its other groups; that the
+    // process may make it there has been checked by the guest's kernel. So the capabilities stay in effect when
+    // the file server's thread takes another user's identity. (To say so takes CAP_SETPCAP.)
+    // SAFETY: the call takes numbers.
+    let result = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, libc::SECBIT_NO_SETUID_FIXUP, 0, 0, 0) };
+    check("keep its capabilities under another identity", result)?;
     let keep: CapsHashSet = if share { SHARE_CAPABILITIES.into_iter().collect() } else { CapsHashSet::new() };
     // The bounding set first: dropping from it takes CAP_SETPCAP, which goes with the rest.
     for capability in caps::runtime::thread_all_supported() {

@@ -82,6 +82,7 @@ struct Prepared {
     log: RawFd,
     null: RawFd,
     go: RawFd,
+    go_writer: RawFd,
     failure: RawFd,
 }
 
@@ -109,6 +110,7 @@ impl Spawn<'_> {
             log: self.log,
             null: null.as_raw_fd(),
             go: go_reader.as_raw_fd(),
+            go_writer: go_writer.as_raw_fd(),
             failure: failure_writer.as_raw_fd(),
         };
         let child = clone_into_namespaces(&prepared, self.cgroup)?;
@@ -172,8 +174,10 @@ fn clone_into_namespaces(prepared: &Prepared, cgroup: Option<RawFd>) -> Result<J
 fn run_child(prepared: &Prepared) -> ! {
     // SAFETY: only system calls, on memory that was made ready before the clone.
     unsafe {
-        // Die with the parent, also if it died before this call: then the pipe is at its end.
+        // Die with the parent, also if it died before this call: then the pipe is at its end, now that
+        // this process has no writer of it.
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::close(prepared.go_writer);
         let mut byte = 0u8;
         let ready = libc::read(prepared.go, (&raw mut byte).cast(), 1) == 1;
         if !ready {
@@ -186,6 +190,9 @@ fn run_child(prepared: &Prepared) -> ! {
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         let mut good = libc::dup2(prepared.null, 0) >= 0 && libc::dup2(prepared.null, 1) >= 0;
         good &= libc::dup2(prepared.log, 2) >= 0;
+        // Whatever else the parent holds, or a library left open in it without close-on-exec (a connection to
+        // systemd would be one to root), is none of the VMM's business.
+        good &= libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) == 0;
         for fd in &prepared.files {
             good &= libc::fcntl(*fd, libc::F_SETFD, 0) >= 0;
         }
@@ -235,6 +242,34 @@ mod tests {
     fn every_identifier_is_mapped_to_itself() {
         let nested = "         0     100000      65536\n     70000  4 5\n";
         assert_eq!(identity_map(nested), "0 0 65536\n70000 70000 5\n");
+    }
+
+    #[test]
+    fn a_program_inherits_what_it_is_given_and_nothing_else() {
+        use std::os::fd::IntoRawFd;
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let given = fs::File::open("/dev/null").unwrap();
+        // As a library leaves one open: not to be closed when a program is executed.
+        // SAFETY: the call takes a number; the new descriptor is closed with the process.
+        let left_open = unsafe { libc::dup(given.as_raw_fd()) };
+        let name = |fd: RawFd| format!("[ -e /proc/self/fd/{fd} ] && echo {fd} >&2");
+        let script = format!("{}; {}; {}", name(given.as_raw_fd()), name(left_open), "echo end >&2");
+        let spawn = Spawn {
+            program: Path::new("/bin/sh"),
+            arguments: &["-c", &script],
+            files: &[given.as_raw_fd()],
+            log: log.reopen().unwrap().into_raw_fd(),
+            cgroup: None,
+        };
+        let child = match spawn.spawn() {
+            Ok(child) => child,
+            // Without the right to make namespaces there is nothing to test.
+            Err(SpawnError::Clone(_) | SpawnError::Map { .. }) => return,
+            Err(error) => panic!("{error:?}"),
+        };
+        // SAFETY: the process is a child of this one; no status is asked for.
+        unsafe { libc::waitpid(child.pid, std::ptr::null_mut(), 0) };
+        assert_eq!(fs::read_to_string(log.path()).unwrap(), format!("{}\nend\n", given.as_raw_fd()));
     }
 
     #[test]
