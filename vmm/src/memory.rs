@@ -206,7 +206,7 @@ pub fn discard(memory: &Memory, start: GuestAddress, length: u64) -> io::Result<
     let mut discarded = 0;
     for region in memory.iter() {
         let region_start = region.start_addr().0;
-        let from = start.0.max(region_start).next_multiple_of(PAGE);
+        let Some(from) = start.0.max(region_start).checked_next_multiple_of(PAGE) else { continue };
         let end = start.0.saturating_add(length).min(region_start + region.len()) & !(PAGE - 1);
         if from >= end {
             continue;

@@ -27,8 +27,10 @@ const QUEUE_SIZES: [u16; 3] = [128, 128, 128];
 const INFLATE: usize = 0;
 const REPORTING: usize = 2;
 
-/// Page numbers in one buffer that are looked at: what Linux sends is 256.
+/// Page numbers in one request that are looked at: what Linux sends is 256.
 const MAX_PFNS: usize = 4096;
+/// Ranges in one report: what Linux sends is 32 (`PAGE_REPORTING_CAPACITY`).
+const MAX_RANGES: usize = 128;
 const PAGE: u64 = 1 << VIRTIO_BALLOON_PFN_SHIFT;
 
 /// `struct virtio_balloon_config`: pages wanted, pages given.
@@ -121,9 +123,13 @@ impl LoopDevice for Balloon {
 
 /// Gives the pages back whose numbers the chain holds.
 fn inflate(memory: &Memory, chain: Chain) -> u64 {
-    let mut discarded = 0;
+    let (mut discarded, mut left) = (0, MAX_PFNS);
     for buffer in chain.readable() {
-        let count = (buffer.len() as usize / 4).min(MAX_PFNS);
+        let count = (buffer.len() as usize / 4).min(left);
+        if count == 0 {
+            break;
+        }
+        left -= count;
         let mut bytes = vec![0u8; count * 4];
         if memory.read_slice(&mut bytes, buffer.addr()).is_err() {
             break;
@@ -154,7 +160,7 @@ fn runs(pfns: &[u32]) -> Vec<(u32, u32)> {
 
 /// Gives the ranges back that the chain's buffers are.
 fn report(memory: &Memory, chain: Chain) -> u64 {
-    chain.writable().map(|buffer| discard(memory, buffer.addr(), buffer.len().into())).sum()
+    chain.writable().take(MAX_RANGES).map(|buffer| discard(memory, buffer.addr(), buffer.len().into())).sum()
 }
 
 fn discard(memory: &Memory, start: GuestAddress, length: u64) -> u64 {

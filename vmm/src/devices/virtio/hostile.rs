@@ -21,6 +21,8 @@ const RINGS: u64 = 0x1_0000;
 const RING_STRIDE: u64 = 0x4000;
 const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x2000;
+/// Where the first queue's count of what was made available lies (section 2.7.6).
+pub const FIRST_AVAILABLE_INDEX: u64 = RINGS + AVAILABLE + 2;
 /// Where sensible descriptors point.
 const DATA: u64 = 0x10_0000;
 

@@ -10,6 +10,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::interrupt::{Interrupt, USED_BUFFER};
 use crate::memory::Memory;
 
+/// Chains that are worked through before something else has its turn: more than a queue holds.
+const TURN: usize = 512;
+
 /// A chain of buffers that the driver made available.
 pub type Chain = DescriptorChain<Arc<Memory>>;
 
@@ -103,24 +106,66 @@ impl VirtQueue {
         self.queue.enable_notification(self.memory.as_ref()).unwrap_or(false)
     }
 
-    /// Works through all chains: `handle` returns the bytes that it wrote into each. The
-    /// interrupt is raised at the end if the driver wants it.
+    /// Sees to it that the device is called again, as if the driver had notified it: what it does when it has
+    /// done its part for this time, and there may be more.
+    pub fn kick_self(&self) {
+        // A counter that is full wakes just as well.
+        let _ = self.kick.write(1);
+    }
+
+    /// Works through the chains: `handle` returns the bytes that it wrote into each. The interrupt is
+    /// raised at the end if the driver wants it. A driver that adds chains as fast as they are worked
+    /// through does not keep the caller: it gets its next turn after whatever else waits.
     pub fn for_each(&mut self, mut handle: impl FnMut(&Memory, Chain) -> u32) {
+        let mut left = TURN;
         loop {
             self.disable_kicks();
             let mut any = false;
-            while let Some(chain) = self.pop() {
+            while left > 0
+                && let Some(chain) = self.pop()
+            {
                 let head = chain.head_index();
                 let written = handle(&self.memory, chain);
                 self.push(head, written);
                 any = true;
+                left -= 1;
             }
             if any {
                 self.signal();
             }
+            if left == 0 {
+                return self.kick_self();
+            }
             if !self.enable_kicks() || !any {
                 return;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hostile::{FIRST_AVAILABLE_INDEX, Guest};
+    use super::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    #[test]
+    fn a_driver_that_never_stops_gets_a_turn_and_then_another() {
+        let guest = Guest::new(1);
+        let mut queue = guest.queues().remove(0);
+        let mut served = 0;
+        let add = |memory: &Memory, count: usize| {
+            memory.write_obj(count as u16 + 1, GuestAddress(FIRST_AVAILABLE_INDEX)).unwrap();
+        };
+        add(&queue.memory().clone(), served);
+        for turn in 1..=3 {
+            queue.for_each(|memory, _| {
+                served += 1;
+                add(memory, served);
+                0
+            });
+            assert_eq!(served, turn * TURN);
+            assert_eq!(queue.kick().read().unwrap(), 1, "it asks for its next turn");
         }
     }
 }

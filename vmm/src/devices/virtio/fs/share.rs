@@ -68,6 +68,20 @@ impl Share {
     }
 }
 
+/// The largest value, and the largest list, of extended attributes (include/uapi/linux/limits.h:
+/// `XATTR_SIZE_MAX`, `XATTR_LIST_MAX`). The server makes room for what the guest asks for.
+const XATTR_SIZE_MAX: u32 = 65_536;
+
+/// Refuses to open a file in ways that mean something else on the host: a guest's kernel does neither. With
+/// `O_PATH` symbolic links would be followed where a file is to be made.
+fn check_flags(flags: u32) -> io::Result<()> {
+    let flags = flags as i32;
+    if flags & libc::O_PATH != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    Ok(())
+}
+
 /// Operations that tell the guest of no file: the file system's own.
 macro_rules! pass_on {
     ($(fn $name:ident($($argument:ident: $kind:ty),*) -> $result:ty;)*) => {
@@ -99,16 +113,26 @@ impl FileSystem for Share {
             owner: Option<u64>) -> io::Result<()>;
         fn statfs(ctx: &Context, inode: u64) -> io::Result<statvfs64>;
         fn setxattr(ctx: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32) -> io::Result<()>;
-        fn getxattr(ctx: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply>;
-        fn listxattr(ctx: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply>;
         fn removexattr(ctx: &Context, inode: u64, name: &CStr) -> io::Result<()>;
-        fn opendir(ctx: &Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)>;
         fn readdir(ctx: &Context, inode: u64, handle: u64, size: u32, offset: u64,
             add: &mut dyn FnMut(DirEntry) -> io::Result<usize>) -> io::Result<()>;
         fn fsyncdir(ctx: &Context, inode: u64, data_only: bool, handle: u64) -> io::Result<()>;
         fn releasedir(ctx: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()>;
         fn access(ctx: &Context, inode: u64, mask: u32) -> io::Result<()>;
         fn lseek(ctx: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64>;
+    }
+
+    fn getxattr(&self, ctx: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+        self.files.getxattr(ctx, inode, name, size.min(XATTR_SIZE_MAX))
+    }
+
+    fn listxattr(&self, ctx: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
+        self.files.listxattr(ctx, inode, size.min(XATTR_SIZE_MAX))
+    }
+
+    fn opendir(&self, ctx: &Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        check_flags(flags)?;
+        self.files.opendir(ctx, inode, flags)
     }
 
     fn setattr(
@@ -136,6 +160,7 @@ impl FileSystem for Share {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        check_flags(flags)?;
         let open = || self.files.open(ctx, inode, flags, fuse_flags);
         if flags & libc::O_TRUNC as u32 == 0 {
             return open();
@@ -208,6 +233,7 @@ impl FileSystem for Share {
         name: &CStr,
         arguments: CreateIn,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
+        check_flags(arguments.flags)?;
         let (entry, handle, options, backing) = self.files.create(ctx, parent, name, arguments)?;
         Ok((self.told(entry), handle, options, backing))
     }
@@ -283,6 +309,30 @@ mod tests {
         assert_eq!(look(c"c").entry_timeout, Duration::ZERO);
         share.forget(&context, first.inode, 1);
         assert_eq!(look(c"b").entry_timeout, VALID);
+    }
+
+    #[test]
+    fn a_file_is_not_opened_in_ways_that_mean_something_else_on_the_host() {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/proc/self/status", folder.path().join("link")).unwrap();
+        let (share, context) = (share(folder.path(), 100), Context::default());
+        for flags in [libc::O_PATH, libc::O_TMPFILE | libc::O_RDWR] {
+            let flags = flags as u32;
+            let refused = |error: io::Error| error.raw_os_error() == Some(libc::EINVAL);
+            assert!(share.open(&context, 1, flags, 0).is_err_and(refused));
+            assert!(share.opendir(&context, 1, flags).is_err_and(refused));
+            let create = CreateIn { flags, mode: 0o644, umask: 0, fuse_flags: 0 };
+            assert!(share.create(&context, 1, c"link", create).is_err_and(refused));
+        }
+    }
+
+    #[test]
+    fn no_more_room_is_made_than_a_value_can_take() {
+        let folder = tempfile::tempdir().unwrap();
+        let (share, context) = (share(folder.path(), 100), Context::default());
+        // With room for 4 GiB, the process would end.
+        let _ = share.getxattr(&context, 1, c"user.none", u32::MAX);
+        let _ = share.listxattr(&context, 1, u32::MAX);
     }
 
     #[test]

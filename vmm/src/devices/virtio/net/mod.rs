@@ -233,9 +233,14 @@ impl VirtioDevice for Net {
 impl LoopDevice for Net {
     fn process_queue(&mut self, index: usize) {
         match index {
-            // New buffers: the tap is watched for its edges, so look at it now.
+            // New buffers: the tap is watched for its edges, so look at it now, and again if there may be
+            // more than a batch.
             RECEIVE => {
-                self.receive();
+                if self.receive()
+                    && let Some(queue) = self.queues.get(RECEIVE)
+                {
+                    queue.kick_self();
+                }
             }
             TRANSMIT => self.transmit(),
             _ => {}

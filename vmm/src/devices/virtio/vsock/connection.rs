@@ -53,6 +53,8 @@ pub struct Connection {
     sent: Wrapping<u32>,
     /// The host's socket may have bytes.
     readable: bool,
+    /// The host closed its end: it reads no more.
+    hung_up: bool,
     /// The host writes no more: its end was reached.
     host_ended: bool,
     /// The guest's shutdowns.
@@ -77,6 +79,7 @@ impl Connection {
             peer_fwd_cnt: Wrapping(0),
             sent: Wrapping(0),
             readable: false,
+            hung_up: false,
             host_ended: false,
             guest_shutdown: 0,
         }
@@ -89,7 +92,16 @@ impl Connection {
 
     /// Asks the guest again.
     pub fn request_again(&mut self) {
-        self.pending.push_back((Operation::Request, 0));
+        // The guest may not have taken the one before.
+        if self.pending.is_empty() {
+            self.pending.push_back((Operation::Request, 0));
+        }
+    }
+
+    /// Whether the host's end of the socket is closed: what is left to read can be read, and there will be no
+    /// more to hear of it.
+    pub fn hung_up(&self) -> bool {
+        self.hung_up
     }
 
     /// Bytes that the guest has room for.
@@ -121,7 +133,12 @@ impl Connection {
     /// The host's socket has something to say: bytes, an end, or room.
     pub fn on_event(&mut self, readable: bool, writable: bool, hung_up: bool) {
         self.readable |= readable || hung_up;
-        if writable {
+        if hung_up {
+            self.hung_up = true;
+            // Nobody is left to read it.
+            self.fwd_cnt += std::mem::take(&mut self.buffer).len() as u32;
+            self.tell_credit();
+        } else if writable {
             self.flush();
         }
         // Only the end is left to see of a socket that the guest does not read from.
@@ -175,8 +192,8 @@ impl Connection {
         {
             return Err(ProtocolError);
         }
-        let Some(stream) = &self.stream else {
-            // The guest was told and does not know yet.
+        let Some(stream) = self.stream.as_ref().filter(|_| !self.hung_up) else {
+            // The guest was told and does not know yet, or will be when it has read what the host wrote.
             self.fwd_cnt += data.len() as u32;
             return Ok(());
         };
@@ -259,6 +276,9 @@ impl Connection {
             self.pending.push_back((Operation::Reset, 0));
             return self.drain();
         }
+        if self.hung_up && self.guest_shutdown & SHUTDOWN_READ != 0 {
+            return self.close_host();
+        }
         if self.buffer.is_empty() {
             self.pass_shutdown_on();
         }
@@ -329,6 +349,9 @@ impl Connection {
             Ok(0) => {
                 self.readable = false;
                 self.host_ended = true;
+                if self.hung_up {
+                    self.close_host();
+                }
                 Some(0)
             }
             Ok(count) => {

@@ -152,3 +152,40 @@ fn packets_out_of_order_are_refused() {
     connection.receive(&header(Operation::Shutdown, SHUTDOWN_WRITE), None).unwrap();
     assert_eq!(send(&mut connection, b"x"), Err(ProtocolError));
 }
+
+#[test]
+fn what_a_host_wrote_before_it_closed_arrives_when_there_is_room() {
+    let (mut connection, mut host) = open();
+    host.write_all(&[1; 1500]).unwrap();
+    drop(host);
+    connection.on_event(true, false, true);
+    let take = |connection: &mut Connection| {
+        let mut taken = 0;
+        while let Some((Operation::ReadWrite, _, payload)) = next(connection) {
+            taken += payload.len();
+        }
+        taken
+    };
+    assert_eq!(take(&mut connection), 1000);
+    // What the guest writes meanwhile is nobody's.
+    send(&mut connection, b"x").unwrap();
+    let mut update = header(Operation::CreditUpdate, 0);
+    update.fwd_cnt = 1000;
+    connection.receive(&update, None).unwrap();
+    let (operation, _, payload) = next(&mut connection).unwrap();
+    assert_eq!((operation, payload.len()), (Operation::ReadWrite, 500));
+    assert_eq!(next(&mut connection).unwrap().0, Operation::Shutdown);
+    assert_eq!(next(&mut connection).unwrap(), (Operation::Shutdown, SHUTDOWN_BOTH, vec![]));
+    assert_eq!(next(&mut connection), None);
+}
+
+#[test]
+fn a_request_that_the_guest_has_not_taken_is_not_made_twice() {
+    let (ours, _host) = UnixStream::pair().unwrap();
+    let mut connection = Connection::new(ours);
+    connection.request_again();
+    assert_eq!(next(&mut connection).unwrap().0, Operation::Request);
+    assert_eq!(next(&mut connection), None);
+    connection.request_again();
+    assert_eq!(next(&mut connection).unwrap().0, Operation::Request);
+}

@@ -27,6 +27,8 @@ use packet::{HEADER_LENGTH, Header, MAX_PAYLOAD};
 /// The driver fills the receive queue with buffers of 4 KiB when it starts: a queue as large as
 /// throughput needs, and no larger.
 const QUEUE_SIZES: [u16; 3] = [64, 128, 16];
+/// Buffers that are filled before something else has its turn.
+const TURN: usize = 512;
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 
@@ -71,7 +73,14 @@ impl Vsock {
     fn deliver(&mut self) {
         let Some(queue) = self.queues.get_mut(RECEIVE) else { return };
         let mut any = false;
+        let mut left = TURN;
         while self.muxer.has_packets() {
+            // Buffers that make no sense can come for ever.
+            if left == 0 {
+                queue.kick_self();
+                break;
+            }
+            left -= 1;
             let Some(mut chain) = queue.pop_or_wait() else { break };
             let head = chain.head_index();
             let memory = queue.memory().clone();

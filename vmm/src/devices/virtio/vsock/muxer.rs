@@ -250,10 +250,11 @@ impl Muxer {
         }
         let listed = connection.has_packet();
         if entry.waiting.is_none()
+            && !connection.hung_up()
             && let Some(stream) = connection.stream()
         {
-            // One shot: the kernel reports a hang-up again and again otherwise. While packets
-            // wait for the guest there is no use in hearing that there are more.
+            // One shot: the kernel reports a hang-up again and again otherwise, each time that it is asked. While
+            // packets wait for the guest there is no use in hearing that there are more.
             let mut interest = EventSet::ONE_SHOT;
             if connection.wants_read() && !listed {
                 interest |= EventSet::IN;
@@ -409,6 +410,24 @@ mod tests {
         muxer.receive(from_guest(&reset(7, 9), Operation::Request), None);
         assert_eq!(next(&mut muxer, &mut room).unwrap().operation, Operation::Reset);
         assert_eq!(next(&mut muxer, &mut room).unwrap().operation, Operation::Request);
+    }
+
+    #[test]
+    fn a_host_that_closed_is_heard_of_once() {
+        let mut muxer = Muxer::new().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        muxer.connect(9, 1000, Box::new(move |result| sender.send(result).unwrap()));
+        let mut room = [0; 8192];
+        let request = next(&mut muxer, &mut room).unwrap();
+        muxer.receive(from_guest(&request, Operation::Response), None);
+        let mut host = receiver.try_recv().unwrap().unwrap();
+        // More than the guest has room for.
+        host.write_all(&[1; 5000]).unwrap();
+        drop(host);
+        muxer.process_events();
+        assert_eq!(next(&mut muxer, &mut room).unwrap().length, 4096);
+        assert!(!muxer.has_packets());
+        assert_eq!(muxer.epoll.wait(0, &mut [EpollEvent::default(); 4]).unwrap(), 0);
     }
 
     #[test]
