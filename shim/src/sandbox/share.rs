@@ -92,25 +92,23 @@ fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
         mount(None::<&str>, &target, None::<&str>, flags, None::<&str>)
             .map_err(mount_error(&entry.source, "kept apart from later mounts of the host"))?;
     }
-    if entry.read_only {
-        make_read_only(&target).map_err(|source| ShareError::Mount {
-            path: entry.source.clone(),
-            action: "made read-only",
-            source,
-        })?;
-    }
-    Ok(())
+    // The VMM has no use for device nodes; to have them opened would be a way out for one that its guest has
+    // taken over.
+    let read_only = if entry.read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    restrict(&target, libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | read_only).map_err(|source| {
+        let action = "restricted in the share tree";
+        ShareError::Mount { path: entry.source.clone(), action, source }
+    })
 }
 
 fn create_directory(path: &Path) -> Result<(), ShareError> {
     fs::create_dir_all(path).map_err(|source| ShareError::Create { path: path.to_owned(), source })
 }
 
-/// Makes a mount and all below it read-only (mount_setattr(2), Linux 5.12).
-fn make_read_only(path: &Path) -> io::Result<()> {
+/// Gives a mount and all below it these attributes (mount_setattr(2), Linux 5.12).
+fn restrict(path: &Path, attributes: u64) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let attributes =
-        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attributes = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is NUL-terminated, and the structure is live and of the size given.
     let result = unsafe {
         libc::syscall(

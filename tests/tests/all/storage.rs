@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use pouch_tests::bundle::image_file;
@@ -35,6 +35,23 @@ fn a_read_only_bind_mount_is_not_written() {
     assert_eq!(output.ok(), "of the host\n0");
     assert_eq!(output.errors().matches("Read-only file system").count(), 4, "{output}");
     assert_eq!(fs::read_to_string(folder.path().join("file")).unwrap(), "of the host\n");
+}
+
+#[test]
+fn a_group_that_is_not_the_first_may_make_files() {
+    let folder = host_folder();
+    std::os::unix::fs::chown(folder.path(), Some(0), Some(4242)).unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o775)).unwrap();
+    let user = json!({"uid": 1234, "gid": 5678, "additionalGids": [4242]});
+    let script = "cd /data; echo x >new; mkdir sub; ln -s new link; mkfifo pipe; stat -c '%n %u:%g %a' new sub link pipe";
+    let shared = |bundle: Bundle| bundle.mount("/data", "bind", folder.path(), &["rbind", "rw"]);
+    let output = shared(Bundle::debian().sh(script).set("/process/user", user)).run().ok();
+    assert_eq!(output, "new 1234:5678 644\nsub 1234:5678 755\nlink 1234:5678 777\npipe 1234:5678 644");
+    assert_eq!(fs::metadata(folder.path().join("new")).unwrap().uid(), 1234);
+    // Who is in no such group may not.
+    let stranger = json!({"uid": 1234, "gid": 5678});
+    let output = shared(Bundle::debian().sh("touch /data/other").set("/process/user", stranger)).run();
+    assert!(output.status == 1 && output.errors().contains("Permission denied"), "{output}");
 }
 
 #[test]
