@@ -174,15 +174,11 @@ impl Cgroup {
     /// [`CgroupError::InUse`] names it.
     pub fn check_unused(&self) -> Result<(), CgroupError> {
         let read = |directory: PathBuf, file| fs::read_to_string(directory.join(file)).unwrap_or_default();
-        let populated = match self.driver {
-            Driver::Unified => {
-                read(self.directory(), "cgroup.events").lines().any(|line| line == "populated 1")
-            }
-            Driver::Legacy => {
-                hierarchies().any(|root| !read(root.join(&self.path), "cgroup.procs").is_empty())
-            }
-            // It would not give a second unit the name of a first.
-            Driver::Systemd => false,
+        // systemd would not refuse either: what is started goes into the unit that has the name.
+        let populated = if unified() {
+            read(self.directory(), "cgroup.events").lines().any(|line| line == "populated 1")
+        } else {
+            hierarchies().any(|root| !read(root.join(&self.path), "cgroup.procs").is_empty())
         };
         if populated { Err(CgroupError::InUse(Path::new("/").join(&self.path))) } else { Ok(()) }
     }

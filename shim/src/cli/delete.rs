@@ -15,8 +15,9 @@ use crate::sandbox::client::HostClient;
 use crate::sandbox::launch::clean_up;
 use crate::sandbox::protocol::Request;
 
-/// How long a process may take to end by itself before it is killed.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long a process may take to end by itself before it is killed: longer than an agent may take to shut
+/// the guest down, and a VMM to end.
+const GRACE: Duration = Duration::from_secs(25);
 /// How long a new host process may take until it writes a state.
 const STATE_GRACE: Duration = Duration::from_millis(500);
 /// How long a killed process may take to be gone.

@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use clap::Args;
 use nix::sys::signal::Signal;
@@ -26,6 +27,8 @@ use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
 use crate::stdio::terminal::{self, RawTerminal};
 use crate::stdio::{self, signals, start_relays};
 
+/// How long the output is waited for at a time: as long as it takes.
+const GLANCE: Duration = Duration::from_secs(60);
 /// The internal command of the process that stays behind.
 pub const HOST_COMMAND: &str = "exec-host";
 
@@ -200,7 +203,7 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
         return Err(CliError::Other("the host process gave a wrong answer".to_owned()));
     };
     for (output, bytes) in outputs.iter().zip([stdout_bytes, stderr_bytes]) {
-        output.wait_for(bytes);
+        while !output.wait_for(bytes, GLANCE) {}
     }
     drop(raw);
     Ok(u8::try_from(status).unwrap_or(255))

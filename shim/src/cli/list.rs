@@ -18,7 +18,7 @@ pub enum Format {
 
 #[derive(Args)]
 pub struct List {
-    /// How it looks.
+    /// Output format.
     #[arg(short, long, default_value = "table")]
     format: Format,
     /// Names only.

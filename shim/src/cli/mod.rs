@@ -37,7 +37,8 @@ const VERSION: &str =
 
 /// Runs OCI containers, each in its own small virtual machine.
 #[derive(Parser)]
-#[command(name = "pouch-vm", version = VERSION, disable_help_subcommand = true, disable_version_flag = true)]
+#[command(name = "pouch-vm", version = VERSION, disable_help_subcommand = true, disable_version_flag = true,
+          after_help = "Configuration: /etc/pouch-vm/config.toml, all of it optional.")]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -51,10 +52,10 @@ struct Global {
     /// Where the state of containers is kept.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_ROOT)]
     root: PathBuf,
-    /// Also write errors to this file.
+    /// Also write errors, and warnings, to this file.
     #[arg(long, global = true, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// How they look there.
+    /// Format of that file.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
     /// Accepted for compatibility; errors are told in full always.
@@ -69,7 +70,7 @@ struct Global {
     /// Who makes the cgroup; `systemd` is the same as --systemd-cgroup.
     #[arg(long, global = true, value_name = "MANAGER")]
     cgroup_manager: Option<CgroupManager>,
-    /// Whether to run without root's rights, which is not possible: not `true`.
+    /// auto or false; true is refused, since it takes root.
     #[arg(
         long,
         global = true,

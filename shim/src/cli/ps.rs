@@ -19,7 +19,7 @@ pub enum Format {
 
 #[derive(Args)]
 pub struct Ps {
-    /// How it looks.
+    /// Output format.
     #[arg(short, long, default_value = "table")]
     format: Format,
     /// The container's name, then options of ps(1) for the table: -e, -f, -A, aux and such show all

@@ -59,7 +59,7 @@ pub struct Update {
     /// Memory with swap; -1 is no limit.
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     memory_swap: Option<i64>,
-    /// Processes.
+    /// Most processes at a time.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pids_limit: Option<i64>,
     /// Intel RDT: not available in a VM.

@@ -20,6 +20,8 @@ use super::protocol::Failure;
 
 /// How long an ordinary call may take. Generous: the host may be overloaded.
 const CALL: Duration = Duration::from_secs(120);
+/// How long a signal may take: whoever sends the last one waits for it.
+const SIGNAL: Duration = Duration::from_secs(30);
 /// How long the agent may take for a shutdown; it gives up what does not end within 12 s.
 const SHUTDOWN: Duration = Duration::from_secs(15);
 /// Bytes of entropy for a new guest.
@@ -76,7 +78,7 @@ fn error(call: &'static str) -> impl FnOnce(Error) -> AgentError {
         Error::RpcStatus(status) => {
             AgentError::Refused { code: status.code(), message: printable(status.message()) }
         }
-        other => AgentError::Silent { call, text: other.to_string() },
+        other => AgentError::Silent { call, text: printable(&other.to_string()) },
     }
 }
 
@@ -252,7 +254,7 @@ impl Agent {
         request.exec_id = exec_id.to_owned();
         request.signal = signal;
         request.all = all;
-        self.0.signal_process(within(CALL), &request).map(drop).map_err(error("SignalProcess"))
+        self.0.signal_process(within(SIGNAL), &request).map(drop).map_err(error("SignalProcess"))
     }
 
     /// Waits, however long it takes, for the end of a process.

@@ -57,7 +57,8 @@ impl HostClient {
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let error = |source: io::Error| ClientError::Connect { path: path.to_owned(), source };
         let fd = seqpacket().map_err(error)?;
-        let address = UnixAddr::new(&short(path)?).map_err(|errno| error(errno.into()))?;
+        let (short, _directory) = short(path)?;
+        let address = UnixAddr::new(&short).map_err(|errno| error(errno.into()))?;
         connect(fd.as_raw_fd(), &address).map_err(|errno| error(errno.into()))?;
         Ok(HostClient(ControlSocket::from_fd(fd)))
     }
@@ -80,17 +81,17 @@ impl HostClient {
 
 /// A socket's address has room for 107 bytes only (unix(7)); through a descriptor of its
 /// directory any path fits.
-fn short(path: &Path) -> Result<PathBuf, ClientError> {
+///
+/// The file is to be held open while the address is used: the address leads through it.
+fn short(path: &Path) -> Result<(PathBuf, Option<fs::File>), ClientError> {
     if path.as_os_str().len() < 100 {
-        return Ok(path.to_owned());
+        return Ok((path.to_owned(), None));
     }
     let error = |source| ClientError::Connect { path: path.to_owned(), source };
     let directory = fs::File::open(path.parent().unwrap_or(Path::new("/"))).map_err(error)?;
     let name = path.file_name().unwrap_or_default();
     let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-    // Held open until the process ends: the address leads through it.
-    std::mem::forget(directory);
-    Ok(short)
+    Ok((short, Some(directory)))
 }
 
 fn seqpacket() -> io::Result<OwnedFd> {
@@ -108,7 +109,8 @@ impl HostListener {
     pub fn bind(path: &Path) -> Result<Self, ClientError> {
         let error = |source: io::Error| ClientError::Connect { path: path.to_owned(), source };
         let fd = seqpacket().map_err(error)?;
-        let address = UnixAddr::new(&short(path)?).map_err(|errno| error(errno.into()))?;
+        let (short, _directory) = short(path)?;
+        let address = UnixAddr::new(&short).map_err(|errno| error(errno.into()))?;
         bind(fd.as_raw_fd(), &address).map_err(|errno| error(errno.into()))?;
         listen(&fd, Backlog::MAXCONN).map_err(|errno| error(errno.into()))?;
         Ok(HostListener(fd))

@@ -31,6 +31,9 @@ const KILLED: i32 = 137;
 /// How long after the connection to the agent broke the VM's end may be told.
 const LAST_WORD: Duration = Duration::from_secs(3);
 
+/// How often it is looked whether there is anything else while output is passed on.
+const GLANCE: Duration = Duration::from_millis(500);
+
 /// What happens to a sandbox.
 pub enum Event {
     /// The container's process ended.
@@ -146,7 +149,11 @@ impl Host {
             Ok(Event::Exited(response)) => {
                 let bytes = [response.stdout_bytes, response.stderr_bytes];
                 for (output, bytes) in self.outputs.iter().zip(bytes) {
-                    output.wait_for(bytes);
+                    // How much there is to come is the guest's word, and a reader may have gone to sleep: an end
+                    // by force does not wait for them.
+                    while !output.wait_for(bytes, GLANCE)
+                        && !matches!(self.events.try_recv(), Ok(Event::Destroy))
+                    {}
                 }
                 // A status of the guest's making: keep it in range.
                 let status = i32::try_from(response.exit_status.min(255)).unwrap_or(255);

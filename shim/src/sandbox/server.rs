@@ -10,6 +10,7 @@ use std::thread;
 use nix::sys::socket::{getsockopt, sockopt};
 use pouch_vmm::control::ControlSocket;
 
+use super::agent::AgentError;
 use super::client::HostListener;
 use super::exec::Sandbox;
 use super::host::Event;
@@ -20,6 +21,8 @@ use crate::errors::chain;
 use crate::network::netlink::Netlink;
 use crate::network::{WireError, watch};
 
+/// The signal that nothing outlives.
+const KILL: u32 = libc::SIGKILL as u32;
 /// Stack of a connection's thread.
 const STACK: usize = 256 * 1024;
 /// The most processes that are told of.
@@ -113,7 +116,13 @@ impl Connection {
             Request::Status => return Ok(Some(Answer::Status(sandbox.status()))),
             Request::Signal { exec_id, signal, all } => {
                 let exec_id = exec_id.as_deref().unwrap_or("");
-                sandbox.agent.signal(id, exec_id, signal, all).map_err(|error| error.failure())?;
+                match sandbox.agent.signal(id, exec_id, signal, all) {
+                    // Nor does a guest that does not answer.
+                    Err(AgentError::Silent { .. }) if signal == KILL && exec_id.is_empty() => {
+                        drop(self.events.send(Event::Destroy));
+                    }
+                    result => result.map_err(|error| error.failure())?,
+                }
             }
             Request::Resize { exec_id, rows, columns } => {
                 let exec_id = exec_id.as_deref().unwrap_or("");

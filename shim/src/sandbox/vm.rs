@@ -88,11 +88,8 @@ pub enum VmError {
     #[error("the VM ended: {0}")]
     Ended(ExitReason),
     /// The VMM ended without a word.
-    #[error("the VMM ended without a word; its log is {log}")]
-    Gone {
-        /// Its log.
-        log: PathBuf,
-    },
+    #[error("the VMM ended without a word; the last line of its log: {0}")]
+    Gone(String),
     /// The VMM refuses.
     #[error("{0}")]
     Refused(String),
@@ -229,7 +226,8 @@ impl Vm {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        VmError::Gone { log: self.log.clone() }
+        // The log goes with the container's directory.
+        VmError::Gone(log_tail(&self.log).map_or("(none)".to_owned(), |line| printable(&line)))
     }
 
     /// Connects to a vsock port of the guest.

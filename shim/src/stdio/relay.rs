@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -39,12 +40,12 @@ impl OutputRelay {
         self.0.1.notify_all();
     }
 
-    /// Waits until `bytes` bytes were passed on, or no more can come.
-    pub fn wait_for(&self, bytes: u64) {
-        let mut progress = self.lock();
-        while progress.bytes < bytes && !progress.ended {
-            progress = self.0.1.wait(progress).unwrap_or_else(PoisonError::into_inner);
-        }
+    /// Waits until `bytes` bytes were passed on, or no more can come, but no longer than `timeout`; returns
+    /// whether that is so now.
+    pub fn wait_for(&self, bytes: u64, timeout: Duration) -> bool {
+        let waits = |progress: &mut Progress| progress.bytes < bytes && !progress.ended;
+        let result = self.0.1.wait_timeout_while(self.lock(), timeout, waits);
+        !result.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 }
 
@@ -149,18 +150,21 @@ mod tests {
     use super::*;
     use std::os::fd::OwnedFd;
 
+    /// No test takes as long.
+    const HANG: Duration = Duration::from_secs(60);
+
     #[test]
     fn output_arrives_and_is_counted() {
         let (mut guest, host) = UnixStream::pair().unwrap();
         let (mut reader, writer) = io::pipe().unwrap();
         let relay = relay_output(host, File::from(OwnedFd::from(writer)), "t").unwrap();
         guest.write_all(b"hello").unwrap();
-        relay.wait_for(5);
+        assert!(relay.wait_for(5, HANG));
         let mut got = [0; 5];
         reader.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"hello");
         drop(guest);
-        relay.wait_for(100);
+        assert!(relay.wait_for(100, HANG));
     }
 
     #[test]
@@ -170,7 +174,7 @@ mod tests {
         drop(reader);
         let relay = relay_output(host, File::from(OwnedFd::from(writer)), "t").unwrap();
         guest.write_all(b"x").unwrap();
-        relay.wait_for(1);
+        assert!(relay.wait_for(1, HANG));
         assert!(guest.write_all(b"x").is_err());
     }
 

@@ -49,6 +49,20 @@ fn nothing_left_when_the_vmm_is_killed_while_running() {
 }
 
 #[test]
+fn nothing_left_of_a_guest_that_does_not_answer() {
+    vm_only!();
+    let before = picture();
+    let container = sleeper();
+    container.start();
+    let pid = container.pid();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vmm_of(pid)[0]), nix::sys::signal::Signal::SIGSTOP)
+        .unwrap();
+    container.kill("KILL");
+    assert_eq!(container.reap(pid), 137);
+    stopped_and_deleted(&container, &before);
+}
+
+#[test]
 fn nothing_left_when_the_vmm_is_killed_before_start() {
     vm_only!();
     let before = picture();
