@@ -1,6 +1,7 @@
 //! `features`: what this runtime can do (OCI runtime specification, features.md and
 //! features-linux.md).
 
+use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Outcome, other, print};
@@ -88,11 +89,16 @@ const CAPABILITIES: &[&str] = &[
     "WAKE_ALARM",
 ];
 
-/// Prints the document.
-pub fn run() -> Outcome {
-    let text = serde_json::to_string_pretty(&document()).map_err(other)?;
-    print(&format!("{text}\n"));
-    Ok(0)
+#[derive(Args)]
+pub struct Features {}
+
+impl Features {
+    /// Prints the document.
+    pub fn run(&self) -> Outcome {
+        let text = serde_json::to_string_pretty(&document()).map_err(other)?;
+        print(&format!("{text}\n"));
+        Ok(0)
+    }
 }
 
 fn document() -> Value {

@@ -11,6 +11,8 @@ mod features;
 mod internal;
 mod kill;
 mod list;
+#[macro_use]
+mod operations;
 mod pause;
 mod ps;
 mod run;
@@ -21,7 +23,7 @@ mod update;
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, ValueEnum};
 
 use crate::config::Config;
 use crate::container::state::DEFAULT_ROOT;
@@ -106,44 +108,25 @@ fn parse_rootless(text: &str) -> Result<String, String> {
     }
 }
 
-#[derive(Subcommand)]
-enum Command {
-    /// Create a container, without starting its process.
-    Create(create::Create),
-    /// Start the process of a created container.
-    Start(start::Start),
-    /// Print the state of a container as JSON.
-    State(state::PrintState),
-    /// Send a signal to a container's process.
-    Kill(kill::Kill),
-    /// Remove a stopped container.
-    Delete(delete::Delete),
-    /// Create a container, start its process and wait for its end.
-    Run(run::Run),
-    /// Start a process in a running container.
-    Exec(exec::Exec),
-    /// List containers.
-    List(list::List),
-    /// List the processes of a container.
-    Ps(ps::Ps),
-    /// Freeze all processes of a container.
-    Pause(pause::Pause),
-    /// Let the processes of a container go on.
-    Resume(pause::Resume),
-    /// Change the limits of a running container.
-    Update(update::Update),
-    /// Print counters of a container, and when it is out of memory.
-    Events(events::Events),
-    /// Save a running container: not possible yet.
-    Checkpoint(checkpoint::Unavailable),
-    /// Create a container from a saved one: not possible yet.
-    Restore(checkpoint::Unavailable),
-    /// Write a specification to start from.
-    Spec(spec::Spec),
-    /// Print what this runtime can do, as JSON.
-    Features,
-    /// Find out whether this host can run containers, by booting a guest.
-    Check(check::Check),
+operations! {
+    Create(create::Create) = "create": "Create a container, without starting its process";
+    Start(start::Start) = "start": "Start the process of a created container";
+    State(state::PrintState) = "state": "Print the state of a container as JSON";
+    Kill(kill::Kill) = "kill": "Send a signal to a container's process";
+    Delete(delete::Delete) = "delete": "Remove a stopped container";
+    Run(run::Run) = "run": "Create a container, start its process and wait for its end";
+    Exec(exec::Exec) = "exec": "Start a process in a running container";
+    List(list::List) = "list": "List containers";
+    Ps(ps::Ps) = "ps": "List the processes of a container";
+    Pause(pause::Pause) = "pause": "Freeze all processes of a container";
+    Resume(pause::Resume) = "resume": "Let the processes of a container go on";
+    Update(update::Update) = "update": "Change the limits of a running container";
+    Events(events::Events) = "events": "Print counters of a container, and when it is out of memory";
+    Checkpoint(checkpoint::Unavailable) = "checkpoint": "Save a running container: not possible yet";
+    Restore(checkpoint::Unavailable) = "restore": "Create a container from a saved one: not possible yet";
+    Spec(spec::Spec) = "spec": "Write a specification to start from";
+    Features(features::Features) = "features": "Print what this runtime can do, as JSON";
+    Check(check::Check) = "check": "Find out whether this host can run containers, by booting a guest";
 }
 
 /// An operation failed.
@@ -246,7 +229,7 @@ pub fn main() -> u8 {
         Command::Checkpoint(command) => command.run("checkpoint"),
         Command::Restore(command) => command.run("restore"),
         Command::Spec(command) => command.run(),
-        Command::Features => features::run(),
+        Command::Features(command) => command.run(),
         Command::Check(command) => command.run(&load_config),
     };
     result.unwrap_or_else(|error| {

@@ -14,7 +14,7 @@ use pouch_protocol::agent::Stdio;
 use super::agent::{Agent, AgentError, random_bytes};
 use super::protocol::{ExecRequest, Failure};
 use super::turns::Turns;
-use super::vm::{Vm, VmError};
+use super::vm::{Connecting, Vm, VmError};
 use crate::container::size::VmSize;
 use crate::container::{ContainerDir, State, StateError, Status, resources, size};
 use crate::network::WireError;
@@ -109,14 +109,15 @@ impl Tokens {
         } else {
             &[self.0.stdin_token, self.0.stdout_token, self.0.stderr_token]
         };
-        tokens
-            .iter()
-            .map(|token| {
-                let mut stream = vm.connect(STREAM_PORT, STREAM_TIMEOUT).map_err(StreamError::Connect)?;
-                stream.write_all(&token.to_le_bytes()).map_err(StreamError::Token)?;
-                Ok(stream)
-            })
-            .collect()
+        // All are on their way at once; which is which the tokens say.
+        let asked: Vec<_> =
+            tokens.iter().map(|_| vm.ask_for_connection(STREAM_PORT, STREAM_TIMEOUT)).collect();
+        let connect = |(asked, token): (Result<Connecting, VmError>, &u64)| {
+            let mut stream = asked.and_then(|asked| vm.connected(asked)).map_err(StreamError::Connect)?;
+            stream.write_all(&token.to_le_bytes()).map_err(StreamError::Token)?;
+            Ok(stream)
+        };
+        asked.into_iter().zip(tokens).map(connect).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{iter, thread};
@@ -96,6 +96,9 @@ pub enum VmError {
 }
 
 type Reply = Result<(Answer, Vec<OwnedFd>), VmError>;
+
+/// A connection on its way.
+pub struct Connecting(Receiver<Reply>);
 
 struct Shared {
     pending: Mutex<HashMap<u64, Sender<Reply>>>,
@@ -202,7 +205,13 @@ impl Vm {
         }
     }
 
-    fn ask_with(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Result<(Answer, Vec<OwnedFd>), VmError> {
+    fn ask_with(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Reply {
+        let asked = self.send(command, fds)?;
+        self.answer(&asked)
+    }
+
+    /// Sends a command; its answer comes by itself.
+    fn send(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Result<Receiver<Reply>, VmError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = mpsc::channel();
         lock(&self.shared.pending).insert(id, sender);
@@ -212,7 +221,11 @@ impl Vm {
             lock(&self.shared.pending).remove(&id);
             return Err(self.end_error());
         }
-        receiver.recv().unwrap_or_else(|_| Err(self.end_error()))
+        Ok(receiver)
+    }
+
+    fn answer(&self, asked: &Receiver<Reply>) -> Reply {
+        asked.recv().unwrap_or_else(|_| Err(self.end_error()))
     }
 
     /// Why the VM is gone.
@@ -235,8 +248,24 @@ impl Vm {
     /// # Errors
     /// [`VmError`] if nothing listens there within `timeout`.
     pub fn connect(&self, port: u32, timeout: Duration) -> Result<UnixStream, VmError> {
+        self.connected(self.ask_for_connection(port, timeout)?)
+    }
+
+    /// Asks for a connection as [`connect`](Self::connect) makes it, and does not wait for it.
+    ///
+    /// # Errors
+    /// [`VmError`] if the VMM cannot be asked.
+    pub fn ask_for_connection(&self, port: u32, timeout: Duration) -> Result<Connecting, VmError> {
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        match self.ask(Command::Connect { port, timeout_ms })? {
+        self.send(Command::Connect { port, timeout_ms }, &[]).map(Connecting)
+    }
+
+    /// The connection that was asked for.
+    ///
+    /// # Errors
+    /// As for [`connect`](Self::connect).
+    pub fn connected(&self, asked: Connecting) -> Result<UnixStream, VmError> {
+        match self.answer(&asked.0)? {
             (Answer::Connected, fds) => match fds.into_iter().next() {
                 Some(fd) => Ok(UnixStream::from(fd)),
                 None => Err(VmError::Refused("the VMM sent no socket with its answer".to_owned())),
