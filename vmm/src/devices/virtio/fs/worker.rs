@@ -22,29 +22,22 @@ pub fn run(server: &FuseServer, mut queues: Vec<VirtQueue>) {
 }
 
 /// Bytes of a request or an answer: those that are read or written, of which the server takes 1 MiB, and what
-/// stands before them.
-const MAX_MESSAGE: u64 = (1 << 20) + (64 << 10);
-
-/// Whether both directions of a request are of a size that the server takes. It makes buffers as large as the
-/// guest's before it looks what it is asked, and buffers that overlap can be far more than the guest's memory.
-fn has_sane_size(chain: &Chain) -> bool {
-    let readable: u64 = chain.clone().readable().map(|buffer| u64::from(buffer.len())).sum();
-    let writable: u64 = chain.clone().writable().map(|buffer| u64::from(buffer.len())).sum();
-    readable <= MAX_MESSAGE && writable <= MAX_MESSAGE
-}
+/// stands before them. The server makes buffers as large as the guest's before it looks what it is asked, and
+/// buffers that overlap can be far more than the guest's memory.
+const MAX_MESSAGE: usize = (1 << 20) + (64 << 10);
 
 /// Serves one request; returns the bytes written into its buffers.
 fn serve(server: &FuseServer, memory: &Memory, chain: Chain) -> u32 {
-    if !has_sane_size(&chain) {
-        crate::log_line!("a file system request is larger than any can be");
-        return 0;
-    }
     let reader = Reader::from_descriptor_chain(memory, chain.clone());
     let writer = VirtioFsWriter::new(memory, chain);
     let (Ok(reader), Ok(writer)) = (reader, writer) else {
         crate::log_line!("a file system request lies outside guest memory");
         return 0;
     };
+    if reader.available_bytes() > MAX_MESSAGE || writer.available_bytes() > MAX_MESSAGE {
+        crate::log_line!("a file system request is larger than any can be");
+        return 0;
+    }
     match server.handle_message(reader, Writer::VirtioFs(writer), None, None) {
         Ok(written) => u32::try_from(written).unwrap_or(u32::MAX),
         Err(error) => {
