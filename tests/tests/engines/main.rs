@@ -13,7 +13,6 @@ mod network;
 mod networks;
 mod refused;
 mod resources;
-mod rich;
 mod running;
 mod storage;
 mod systemd;
