@@ -13,7 +13,7 @@ def emulator():
 
 
 def _build(folder):
-    with Step("compiling QEMU with a fault of its nested virtualisation mended (about 5 minutes, once)"):
+    with Step("compiling QEMU with our patches (about 5 minutes, once)"):
         make_root(None, "trixie", paths.read_list(_RECIPE / "packages"), log=folder / "mmdebstrap.log", sources=True,
                   options=[f"--customize-hook={_RECIPE / 'build-in'}",
                            f"--customize-hook=copy-out /build/qemu-system-x86_64 {folder}"])
