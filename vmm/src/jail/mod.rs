@@ -4,6 +4,7 @@
 //! its VM the VMM gives up what it still has ([`confine`]); and each of its threads keeps only the
 //! system calls that it needs ([`seccomp`]). `docs/security.md` lists what is left.
 
+mod bpf;
 pub mod confine;
 pub mod seccomp;
 pub mod spawn;
