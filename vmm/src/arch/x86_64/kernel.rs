@@ -9,8 +9,7 @@ use elf::endian::LittleEndian;
 use elf::note::Note;
 use elf::segment::ProgramHeader;
 use elf::{ElfStream, ParseError};
-use vm_memory::mmap::{MmapRegion, MmapRegionError};
-use vm_memory::{FileOffset, GuestAddress, GuestMemory as _, GuestMemoryRegion as _, VolatileMemory};
+use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryRegion as _};
 
 use super::layout::HIGH_RAM_START;
 use crate::memory::{self, Memory};
@@ -36,14 +35,6 @@ pub enum LoadError {
         name: String,
         /// What the kernel said.
         source: io::Error,
-    },
-    /// It cannot be mapped.
-    #[error("the guest kernel {name} could not be mapped")]
-    Map {
-        /// The file.
-        name: String,
-        /// What is wrong.
-        source: MmapRegionError,
     },
     /// A part of it is not in the file.
     #[error("the guest kernel {0} is cut off")]
@@ -107,19 +98,15 @@ pub fn load(memory: &Memory, kernel: &File, name: &str) -> Result<GuestAddress, 
 
 /// Copies what of the segments is in the file to where they belong. All else is zeros already.
 fn copy(memory: &Memory, kernel: &File, segments: &[ProgramHeader], name: &str) -> Result<(), LoadError> {
-    let read = |source| LoadError::Read { name: name.to_owned(), source };
-    let source = FileOffset::new(kernel.try_clone().map_err(read)?, 0);
-    let size = usize::try_from(kernel.metadata().map_err(read)?.len()).unwrap_or(usize::MAX);
-    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
-    let file = MmapRegion::<()>::build(Some(source), size, libc::PROT_READ, flags)
-        .map_err(|source| LoadError::Map { name: name.to_owned(), source })?;
     for segment in segments.iter().filter(|segment| segment.p_filesz > 0) {
-        let range = usize::try_from(segment.p_offset).ok().zip(usize::try_from(segment.p_filesz).ok());
-        let bytes = range.and_then(|(offset, length)| file.get_slice(offset, length).ok());
-        let bytes = bytes.ok_or_else(|| LoadError::Short(name.to_owned()))?;
         let address = segment.p_paddr;
-        memory::write_through_file(memory, GuestAddress(address), &bytes)
-            .map_err(|source| LoadError::Place { name: name.to_owned(), address, source })?;
+        let copied =
+            memory::copy_file(memory, GuestAddress(address), kernel, segment.p_offset, segment.p_filesz);
+        copied.map_err(|source| match source.raw_os_error() {
+            Some(libc::EFAULT) => LoadError::Place { name: name.to_owned(), address, source },
+            _ if source.kind() == io::ErrorKind::UnexpectedEof => LoadError::Short(name.to_owned()),
+            _ => LoadError::Read { name: name.to_owned(), source },
+        })?;
     }
     Ok(())
 }
