@@ -19,13 +19,34 @@ impl Trigger for SerialInterrupt {
     }
 }
 
-/// A 16550A whose output goes to `W`.
-pub struct SerialPort<W: Write>(Serial<SerialInterrupt, NoEvents, W>);
+/// Bytes of output that are kept: a guest must not fill the host's disk.
+const KEPT: u64 = 16 << 20;
+
+/// An output that takes so many more bytes, and then an error for each.
+struct Limited<W> {
+    output: W,
+    left: u64,
+}
+
+impl<W: Write> Write for Limited<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.left = self.left.checked_sub(bytes.len() as u64).ok_or(io::ErrorKind::StorageFull)?;
+        self.output.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+/// A 16550A whose output goes to `W`, the first 16 MiB of it.
+pub struct SerialPort<W: Write>(Serial<SerialInterrupt, NoEvents, Limited<W>>);
 
 impl<W: Write> SerialPort<W> {
     /// A serial port that interrupts through `interrupt` and writes to `output`.
     pub fn new(interrupt: EventFd, output: W) -> Self {
-        SerialPort(Serial::new(SerialInterrupt(interrupt), output))
+        SerialPort(Serial::new(SerialInterrupt(interrupt), Limited { output, left: KEPT }))
     }
 }
 
@@ -41,5 +62,21 @@ impl<W: Write + Send> BusDevice for SerialPort<W> {
             // A full or closed output loses the guest's debugging text, and nothing else.
             let _ = self.0.write(offset, byte);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_cannot_write_for_ever() {
+        let mut kept = Vec::new();
+        let mut port = SerialPort::new(EventFd::new(0).unwrap(), &mut kept);
+        for _ in 0..KEPT + 1000 {
+            port.write(0, b"x");
+        }
+        drop(port);
+        assert_eq!(kept.len() as u64, KEPT);
     }
 }
