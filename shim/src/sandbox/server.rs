@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
 use pouch_vmm::control::ControlSocket;
@@ -23,6 +24,8 @@ use crate::network::{WireError, watch};
 
 /// The signal that nothing outlives.
 const KILL: u32 = libc::SIGKILL as u32;
+/// Time until another attempt to accept a connection, where one failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Stack of a connection's thread.
 const STACK: usize = 256 * 1024;
 /// The most processes that are told of.
@@ -34,7 +37,12 @@ const MAX_PROCESSES: usize = 4096;
 /// What starting a thread says.
 pub fn serve(listener: HostListener, sandbox: Arc<Sandbox>, events: Sender<Event>) -> io::Result<()> {
     thread::Builder::new().name("listener".to_owned()).stack_size(STACK).spawn(move || {
-        while let Ok(socket) = listener.accept() {
+        loop {
+            let Ok(socket) = listener.accept() else {
+                // For want of descriptors or memory, which others may give back.
+                thread::sleep(ACCEPT_PAUSE);
+                continue;
+            };
             let connection = Connection {
                 socket: Arc::new(socket),
                 sandbox: sandbox.clone(),
