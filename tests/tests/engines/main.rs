@@ -13,6 +13,7 @@ mod network;
 mod networks;
 mod refused;
 mod resources;
+mod rich;
 mod running;
 mod storage;
 mod systemd;
