@@ -8,18 +8,16 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::create::refuse_descriptors;
 use super::exec_process::ProcessOptions;
-use super::{CliError, Global, Outcome, other, write_pid_file};
+use super::{CliError, Global, Outcome, forward, other, write_pid_file};
 use crate::container::Status;
 use crate::sandbox::client::HostClient;
 use crate::sandbox::launch::inherit_only;
@@ -196,7 +194,7 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
     let console = terminal.as_ref().map(File::try_clone).transpose().map_err(other)?;
     let streams = fds.into_iter().map(UnixStream::from).collect();
     let outputs = start_relays(streams, terminal).map_err(other)?;
-    forward_signals(&host.socket, exec_id, console).map_err(other)?;
+    forward::signals(host.socket, Some(exec_id), console).map_err(other)?;
     started()?;
     let (answer, _) = client.ask(&Request::Wait)?;
     let Answer::Exited { status, stdout_bytes, stderr_bytes } = answer else {
@@ -221,27 +219,4 @@ fn open_terminal(host: &ExecHost) -> Result<Option<File>, CliError> {
             Ok(Some(File::from(stdin)))
         }
     }
-}
-
-/// Passes signals and changes of the terminal's size on to the guest's process.
-fn forward_signals(socket: &Path, exec_id: String, console: Option<File>) -> io::Result<()> {
-    let socket = socket.to_owned();
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        while let Some(signal) = signals::next() {
-            let exec_id = Some(exec_id.clone());
-            let request = if signal == Signal::SIGWINCH {
-                match console.as_ref().and_then(|console| terminal::size(console.as_fd())) {
-                    Some((rows, columns)) => Request::Resize { exec_id, rows, columns },
-                    None => continue,
-                }
-            } else {
-                Request::Signal { exec_id, signal: signal as u32, all: false }
-            };
-            // The process may be ending.
-            if let Ok(client) = HostClient::connect(&socket) {
-                let _ = client.ask(&request);
-            }
-        }
-    })?;
-    Ok(())
 }

@@ -8,6 +8,7 @@ mod events;
 mod exec;
 mod exec_process;
 mod features;
+mod forward;
 mod internal;
 mod kill;
 mod list;

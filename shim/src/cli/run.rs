@@ -1,20 +1,17 @@
 //! `run`: create, start, wait, delete.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::process::Child;
-use std::thread;
 
 use clap::Args;
-use nix::sys::signal::Signal;
 
 use super::create::CreateOptions;
-use super::{CliError, Global, Outcome, delete, other, start};
-use crate::container::{Bundle, ContainerDir};
-use crate::sandbox::client::HostClient;
-use crate::sandbox::protocol::Request;
+use super::{CliError, Global, Outcome, delete, forward, other, start};
+use crate::container::Bundle;
 use crate::stdio::signals;
-use crate::stdio::terminal::{self, RawTerminal};
+use crate::stdio::terminal::RawTerminal;
 
 #[derive(Args)]
 pub struct Run {
@@ -61,7 +58,12 @@ impl Run {
         if self.detach {
             return Ok(0);
         }
-        forward_signals(&dir)?;
+        let console = if own_terminal {
+            Some(File::from(io::stdin().as_fd().try_clone_to_owned().map_err(other)?))
+        } else {
+            None
+        };
+        forward::signals(dir.socket(), None, console).map_err(other)?;
         let status = child.wait().map_err(other)?;
         drop(raw);
         if let Ok(state) = dir.load()
@@ -74,29 +76,4 @@ impl Run {
         // Statuses are from 0 to 255.
         Ok(code as u8)
     }
-}
-
-/// Passes signals and changes of the terminal's size on to the container.
-fn forward_signals(dir: &ContainerDir) -> Result<(), CliError> {
-    let path = dir.socket();
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            while let Some(signal) = signals::next() {
-                let request = if signal == Signal::SIGWINCH {
-                    match terminal::size(io::stdin().as_fd()) {
-                        Some((rows, columns)) => Request::Resize { exec_id: None, rows, columns },
-                        None => continue,
-                    }
-                } else {
-                    Request::Signal { exec_id: None, signal: signal as u32, all: false }
-                };
-                // The container may be ending.
-                if let Ok(host) = HostClient::connect(&path) {
-                    let _ = host.ask(&request);
-                }
-            }
-        })
-        .map_err(other)?;
-    Ok(())
 }

@@ -23,7 +23,6 @@ use crate::container::hooks;
 use crate::container::size::VmSize;
 use crate::container::state::HostProcess;
 use crate::container::{Bundle, ContainerDir, State, Status, resources, size};
-use crate::errors::chain;
 use crate::logging::{Log, rfc3339};
 use crate::network::namespace;
 use crate::stdio::terminal;
@@ -51,10 +50,6 @@ struct Plan<'a> {
     state: State,
 }
 
-fn failure(error: impl std::error::Error + 'static) -> Failure {
-    Failure::new(chain(&error))
-}
-
 /// Creates the container that `launch` describes; `ended` is called when its VM has ended.
 ///
 /// # Errors
@@ -65,8 +60,8 @@ pub fn create(
     ended: impl FnOnce(Option<ExitReason>) + Send + 'static,
 ) -> Result<Created, Failure> {
     let mut plan = Plan::make(launch, log)?;
-    plan.dir.save(&plan.state).map_err(failure)?;
-    vm::preflight(&launch.config, plan.dir.path()).map_err(failure)?;
+    plan.dir.save(&plan.state).map_err(Failure::of)?;
+    vm::preflight(&launch.config, plan.dir.path()).map_err(Failure::of)?;
     let birth = plan.enter_surroundings()?;
     let vm = plan.start_vm(&birth, ended)?;
     plan.state.vmm = HostProcess::find(vm.pid());
@@ -88,21 +83,21 @@ pub fn create(
 impl<'a> Plan<'a> {
     /// Reads the bundle; nothing of the host is changed.
     fn make(launch: &'a Launch, log: &Log) -> Result<Self, Failure> {
-        let bundle = Bundle::load(&launch.bundle).map_err(failure)?;
-        let mut guest = guest_spec::translate(&bundle).map_err(failure)?;
+        let bundle = Bundle::load(&launch.bundle).map_err(Failure::of)?;
+        let mut guest = guest_spec::translate(&bundle).map_err(Failure::of)?;
         for warning in &guest.warnings {
             log.warning(warning);
         }
         let host_cpus =
             thread::available_parallelism().map_or(1, |n| u8::try_from(n.get()).unwrap_or(u8::MAX));
-        let size = size::vm_size(&bundle.spec, &launch.config, host_cpus).map_err(failure)?;
-        let id = launch.id.parse().map_err(failure)?;
+        let size = size::vm_size(&bundle.spec, &launch.config, host_cpus).map_err(Failure::of)?;
+        let id = launch.id.parse().map_err(Failure::of)?;
         let dir = ContainerDir::new(&launch.root, &id);
         let linux = bundle.spec.linux().as_ref();
         let specified = linux.and_then(|linux| linux.cgroups_path().as_deref());
-        let cgroup = Cgroup::new(specified, id.as_str(), launch.systemd_cgroup).map_err(failure)?;
+        let cgroup = Cgroup::new(specified, id.as_str(), launch.systemd_cgroup).map_err(Failure::of)?;
         // Before the state names it: whoever clears up after a failure removes what the state names.
-        cgroup.check_unused().map_err(failure)?;
+        cgroup.check_unused().map_err(Failure::of)?;
         let limits = linux.and_then(|linux| linux.resources().as_ref());
         let limits = limits.map(|limits| resources::split(limits, size)).unwrap_or_default();
         if let Some(linux) = guest.spec.linux_mut() {
@@ -117,13 +112,13 @@ impl<'a> Plan<'a> {
     fn enter_surroundings(&self) -> Result<Birth, Failure> {
         let (bundle, guest) = (&self.bundle, &self.guest);
         set_oom_score(bundle)?;
-        let birth = self.cgroup.make().map_err(failure)?;
-        namespace::enter(guest.network_namespace.as_deref()).map_err(failure)?;
-        share::enter_namespace().map_err(failure)?;
+        let birth = self.cgroup.make().map_err(Failure::of)?;
+        namespace::enter(guest.network_namespace.as_deref()).map_err(Failure::of)?;
+        share::enter_namespace().map_err(Failure::of)?;
         if guest.root == RootSource::Directory && bundle.root().readonly().unwrap_or(false) {
-            mount_points::make(&bundle.root_path(), &guest.spec, &guest.shared).map_err(failure)?;
+            mount_points::make(&bundle.root_path(), &guest.spec, &guest.shared).map_err(Failure::of)?;
         }
-        share::build(&self.tree(), &guest.shared).map_err(failure)?;
+        share::build(&self.tree(), &guest.shared).map_err(Failure::of)?;
         Ok(birth)
     }
 
@@ -148,7 +143,7 @@ impl<'a> Plan<'a> {
                 Birth::Inherited => None,
             },
         };
-        Vm::start(&description, ended).map_err(failure)
+        Vm::start(&description, ended).map_err(Failure::of)
     }
 
     /// Creates the container in the guest.
@@ -156,18 +151,18 @@ impl<'a> Plan<'a> {
         // The VMM was born in the cgroup; this process joins it while the guest boots.
         let joining = matches!(birth, Birth::In(_)).then(|| {
             let cgroup = self.cgroup.clone();
-            thread::spawn(move || cgroup.enter().map_err(failure))
+            thread::spawn(move || cgroup.enter().map_err(Failure::of))
         });
         let created = connect(vm, self.launch).and_then(|agent| {
             let (bundle, guest) = (&self.bundle, &self.guest);
             let io = create_container(vm, &agent, bundle, guest, self.size.vcpus, self.launch)?;
             let stand_ins = [&self.state.host, &self.state.vmm].into_iter().flatten();
             let pids: Vec<i32> = stand_ins.map(|process| process.pid).collect();
-            view::cover(&self.tree(), &self.dir.path().join("view"), guest, &pids).map_err(failure)?;
+            view::cover(&self.tree(), &self.dir.path().join("view"), guest, &pids).map_err(Failure::of)?;
             Ok((agent, io))
         });
         // A boot is not the container's doing: its limits begin here.
-        let limited = joined(joining).and_then(|()| self.cgroup.limit(&self.limits).map_err(failure));
+        let limited = joined(joining).and_then(|()| self.cgroup.limit(&self.limits).map_err(Failure::of));
         created.and_then(|created| limited.map(|()| created))
     }
 }
@@ -221,9 +216,9 @@ fn connect(vm: &Vm, launch: &Launch) -> Result<Agent, Failure> {
     let timeout = Duration::from_secs(launch.config.boot_timeout_seconds.into());
     let stream = vm.connect_to_agent(timeout).map_err(|error| match error {
         VmError::Refused(text) => Failure::new(format!("the guest did not start: {text}")),
-        other => failure(other),
+        other => Failure::of(other),
     })?;
-    Agent::new(stream).map_err(failure)
+    Agent::new(stream).map_err(Failure::of)
 }
 
 /// Sets the guest up, creates the container in it, and connects its streams; also returns the
@@ -255,7 +250,7 @@ fn create_container(
         storages.push(root);
     }
     let tokens = Tokens::new(terminal.is_some(), size).map_err(|error| error.failure())?;
-    let spec = serde_json::to_vec(&guest.spec).map_err(failure)?;
+    let spec = serde_json::to_vec(&guest.spec).map_err(Failure::of)?;
     agent.create(&launch.id, spec, tokens.stdio(), storages).map_err(|error| error.failure())?;
     let streams = tokens.connect(vm).map_err(|error| error.failure())?;
     Ok((streams, terminal))
@@ -269,13 +264,13 @@ fn host_terminal(bundle: &Bundle, launch: &Launch) -> Result<Option<File>, Failu
             Err(Failure::new("--console-socket is given, but process.terminal does not ask for a terminal"))
         }
         (None, false) => Ok(None),
-        (Some(path), true) => terminal::send_console(path).map(Some).map_err(failure),
+        (Some(path), true) => terminal::send_console(path).map(Some).map_err(Failure::of),
         (None, true) => {
             let stdin = io::stdin();
             if !nix::unistd::isatty(stdin.as_fd()).unwrap_or(false) {
-                return Err(failure(terminal::TerminalError::NoTerminal));
+                return Err(Failure::of(terminal::TerminalError::NoTerminal));
             }
-            stdin.as_fd().try_clone_to_owned().map(|fd| Some(File::from(fd))).map_err(failure)
+            stdin.as_fd().try_clone_to_owned().map(|fd| Some(File::from(fd))).map_err(Failure::of)
         }
     }
 }

@@ -64,10 +64,6 @@ pub struct Host {
     log: Log,
 }
 
-fn failure(error: impl std::error::Error + 'static) -> Failure {
-    Failure::new(chain(&error))
-}
-
 impl Host {
     /// Creates the container that `launch` describes.
     ///
@@ -101,14 +97,14 @@ impl Host {
         terminal: Option<File>,
         sender: &Sender<Event>,
     ) -> Result<Vec<OutputRelay>, Failure> {
-        let console = terminal.as_ref().map(File::try_clone).transpose().map_err(failure)?;
-        let outputs = start_relays(streams, terminal).map_err(failure)?;
-        stdio::let_go(&sandbox.dir.path().join("host.log")).map_err(failure)?;
-        watch_exit(sandbox.clone(), sender.clone()).map_err(failure)?;
-        forward_signals(sandbox.clone(), console).map_err(failure)?;
-        let listener = HostListener::bind(&sandbox.dir.socket()).map_err(failure)?;
-        sandbox.update_state(|_| ()).map_err(failure)?;
-        server::serve(listener, sandbox.clone(), sender.clone()).map_err(failure)?;
+        let console = terminal.as_ref().map(File::try_clone).transpose().map_err(Failure::of)?;
+        let outputs = start_relays(streams, terminal).map_err(Failure::of)?;
+        stdio::let_go(&sandbox.dir.path().join("host.log")).map_err(Failure::of)?;
+        watch_exit(sandbox.clone(), sender.clone()).map_err(Failure::of)?;
+        forward_signals(sandbox.clone(), console).map_err(Failure::of)?;
+        let listener = HostListener::bind(&sandbox.dir.socket()).map_err(Failure::of)?;
+        sandbox.update_state(|_| ()).map_err(Failure::of)?;
+        server::serve(listener, sandbox.clone(), sender.clone()).map_err(Failure::of)?;
         Ok(outputs)
     }
 

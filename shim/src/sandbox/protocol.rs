@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::container::Status;
+use crate::errors::chain;
 use crate::logging::LogFormat;
 
 /// What a sandbox host process is started with.
@@ -64,6 +65,11 @@ impl Failure {
     /// An ordinary failure.
     pub fn new(message: impl Into<String>) -> Self {
         Failure { message: message.into(), status: 1 }
+    }
+
+    /// An ordinary failure, with its sources.
+    pub fn of(error: impl std::error::Error + 'static) -> Self {
+        Failure::new(chain(&error))
     }
 }
 

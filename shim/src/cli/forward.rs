@@ -1,0 +1,41 @@
+//! Passes on to a process in a guest what happens to the one that stands for it here.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::thread;
+
+use nix::sys::signal::Signal;
+
+use crate::sandbox::client::HostClient;
+use crate::sandbox::protocol::Request;
+use crate::stdio::signals;
+use crate::stdio::terminal;
+
+/// Passes signals, which must be blocked, and changes of the size of the terminal `console` on to the process
+/// `exec_id`, or to the container's own, through the host process that listens at `socket`. Both end with this
+/// process.
+///
+/// # Errors
+/// What starting a thread says.
+pub fn signals(socket: PathBuf, exec_id: Option<String>, console: Option<File>) -> io::Result<()> {
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        while let Some(signal) = signals::next() {
+            let exec_id = exec_id.clone();
+            let request = if signal == Signal::SIGWINCH {
+                match console.as_ref().and_then(|console| terminal::size(console.as_fd())) {
+                    Some((rows, columns)) => Request::Resize { exec_id, rows, columns },
+                    None => continue,
+                }
+            } else {
+                Request::Signal { exec_id, signal: signal as u32, all: false }
+            };
+            // The process may be ending.
+            if let Ok(host) = HostClient::connect(&socket) {
+                let _ = host.ask(&request);
+            }
+        }
+    })?;
+    Ok(())
+}
