@@ -330,11 +330,11 @@ fn enable_controllers(path: &Path) {
     }
 }
 
-/// The path of a unit in systemd's form, SLICE:PREFIX:NAME.
+/// The path of a unit in systemd's form, SLICE:PREFIX:NAME. The name of a slice is taken as it is.
 fn unit_path(specified: &Path) -> Option<PathBuf> {
     let text = specified.to_string_lossy();
     let [slice, prefix, name] = text.split(':').collect::<Vec<_>>()[..] else { return None };
-    let unit = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
+    let unit = if name.ends_with(".slice") { name.to_owned() } else { format!("{prefix}-{name}.scope") };
     Some(slice_path(slice).join(unit))
 }
 
@@ -376,7 +376,8 @@ mod tests {
         assert_eq!(slice_path(""), Path::new("system.slice"));
         let path = |text: &str| unit_path(Path::new(text));
         assert_eq!(path("a-b.slice:docker:1").unwrap(), Path::new("a.slice/a-b.slice/docker-1.scope"));
-        assert_eq!(path("::1").unwrap(), Path::new("system.slice/1.scope"));
+        assert_eq!(path("::1").unwrap(), Path::new("system.slice/-1.scope"));
+        assert_eq!(path("a.slice::b.slice").unwrap(), Path::new("a.slice/b.slice"));
         assert_eq!(path("/docker/1"), None);
     }
 
