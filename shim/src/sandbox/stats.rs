@@ -13,12 +13,6 @@ const MAX_NAME: usize = 32;
 /// The counters as one object.
 pub fn to_json(id: &str, stats: &ContainerStatsResponse) -> Value {
     let nanoseconds = |usec: u64| usec.saturating_mul(1000);
-    let raw: serde_json::Map<String, Value> = stats
-        .memory_stat
-        .iter()
-        .take(MAX_MEMORY_STAT)
-        .map(|(key, value)| (key.chars().take(50).collect(), json!(value)))
-        .collect();
     let devices = |read: fn(&pouch_protocol::agent::BlockStats) -> (u64, u64)| -> Value {
         stats
             .block
@@ -32,12 +26,8 @@ pub fn to_json(id: &str, stats: &ContainerStatsResponse) -> Value {
             })
             .collect()
     };
-    let cache = raw.get("file").cloned().unwrap_or(json!(0));
     // 0 is runc's word for none.
     let pids_limit = if stats.pids_max == u64::MAX { 0 } else { stats.pids_max };
-    let total = |ram: u64, swap: u64| ram.saturating_add(swap);
-    // cgroup v2 counts no failures, nor the kernel's memory by itself.
-    let uncounted = json!({"limit": 0, "failcnt": 0});
     json!({
         "type": "stats",
         "id": id,
@@ -54,23 +44,7 @@ pub fn to_json(id: &str, stats: &ContainerStatsResponse) -> Value {
                     "throttledTime": nanoseconds(stats.cpu_throttled_usec),
                 },
             },
-            "memory": {
-                "cache": cache,
-                "usage": {
-                    "limit": stats.memory_max,
-                    "usage": stats.memory_current,
-                    "max": stats.memory_peak,
-                    "failcnt": 0,
-                },
-                "swap": {
-                    "limit": total(stats.memory_max, stats.memory_swap_max),
-                    "usage": total(stats.memory_current, stats.memory_swap_current),
-                    "failcnt": 0,
-                },
-                "kernel": uncounted,
-                "kernelTCP": uncounted,
-                "raw": raw,
-            },
+            "memory": memory(stats),
             "pids": {"current": stats.pids_current, "limit": pids_limit},
             "blkio": {
                 "ioServiceBytesRecursive": devices(|device| (device.read_bytes, device.write_bytes)),
@@ -80,6 +54,36 @@ pub fn to_json(id: &str, stats: &ContainerStatsResponse) -> Value {
             "intel_rdt": {},
             "network_interfaces": interfaces(stats),
         },
+    })
+}
+
+/// The memory's counters.
+fn memory(stats: &ContainerStatsResponse) -> Value {
+    let raw: serde_json::Map<String, Value> = stats
+        .memory_stat
+        .iter()
+        .take(MAX_MEMORY_STAT)
+        .map(|(key, value)| (key.chars().take(50).collect(), json!(value)))
+        .collect();
+    let total = |ram: u64, swap: u64| ram.saturating_add(swap);
+    // cgroup v2 counts no failures, nor the kernel's memory by itself.
+    let uncounted = json!({"limit": 0, "failcnt": 0});
+    json!({
+        "cache": raw.get("file").cloned().unwrap_or(json!(0)),
+        "usage": {
+            "limit": stats.memory_max,
+            "usage": stats.memory_current,
+            "max": stats.memory_peak,
+            "failcnt": 0,
+        },
+        "swap": {
+            "limit": total(stats.memory_max, stats.memory_swap_max),
+            "usage": total(stats.memory_current, stats.memory_swap_current),
+            "failcnt": 0,
+        },
+        "kernel": uncounted,
+        "kernelTCP": uncounted,
+        "raw": raw,
     })
 }
 
