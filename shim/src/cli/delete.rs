@@ -79,6 +79,10 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
     if let Some(vmm) = state.vmm {
         end(vmm);
     }
+    // Of several that delete it, one runs its hooks.
+    let Some(_lock) = dir.lock().map_err(other)? else {
+        return if force { Ok(()) } else { Err(other(StateError::NotFound(dir.id().clone()))) };
+    };
     clean_up(&dir);
     hooks::run_all(Point::Poststop, &state, |error| global.log().warning(&chain(&error)));
     if dir.exists() {

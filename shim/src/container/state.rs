@@ -1,6 +1,8 @@
 //! The state of containers: a directory each, with a state file.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -200,6 +202,27 @@ impl ContainerDir {
         }
     }
 
+    /// Waits until nobody else takes over or removes the directory, and keeps others from it until the file is
+    /// dropped. `None` if there is no directory, or none any more.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] if it cannot be locked.
+    pub fn lock(&self) -> Result<Option<File>, StateError> {
+        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let file = match File::open(&self.path) {
+            Err(error) if gone(&error) => return Ok(None),
+            other => other.map_err(|source| self.error(&self.path, source))?,
+        };
+        file.lock().map_err(|source| self.error(&self.path, source))?;
+        let locked = file.metadata().map_err(|source| self.error(&self.path, source))?;
+        // Whoever had it may have removed it, and another may have made it anew.
+        match fs::metadata(&self.path) {
+            Ok(now) if (now.dev(), now.ino()) == (locked.dev(), locked.ino()) => Ok(Some(file)),
+            Err(error) if !gone(&error) => Err(self.error(&self.path, error)),
+            _ => Ok(None),
+        }
+    }
+
     /// The container's name.
     pub fn id(&self) -> &ContainerId {
         &self.id
@@ -331,6 +354,25 @@ mod tests {
         dir.remove().unwrap();
         dir.remove().unwrap();
         assert_eq!(list(&root.path().join("deep")).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_directory_is_removed_by_one_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = ContainerDir::new(root.path(), &"a".parse().unwrap());
+        assert!(dir.lock().unwrap().is_none());
+        dir.create().unwrap();
+        let held = dir.lock().unwrap().unwrap();
+        let (other, (sender, receiver)) = (dir.clone(), std::sync::mpsc::channel());
+        let waiting = std::thread::spawn(move || sender.send(other.lock().unwrap().is_some()).unwrap());
+        assert!(receiver.recv_timeout(std::time::Duration::from_millis(50)).is_err());
+        dir.remove().unwrap();
+        dir.create().unwrap();
+        drop(held);
+        // It waited for a directory that is gone; the one with its name is another's.
+        assert!(!receiver.recv().unwrap());
+        waiting.join().unwrap();
+        assert!(dir.lock().unwrap().is_some());
     }
 
     /// A newer build must read it, or it can neither stop nor remove the containers that run during an upgrade.

@@ -44,6 +44,8 @@ pub fn launch(launch: &Launch) -> Result<Child, Failure> {
 fn claim(dir: &ContainerDir) -> Result<(), StateError> {
     match dir.create() {
         Err(StateError::Exists(id)) => {
+            // Two that find the same directory left behind must not both take it over.
+            let _lock = dir.lock()?;
             // A state of "creating" is shown as stopped once the host process is gone; a container
             // that had been created has an exit status or a VM.
             let abandoned = match dir.load() {

@@ -157,6 +157,29 @@ fn a_failure_after_the_end_is_a_warning() {
 }
 
 #[test]
+fn hooks_run_once_when_several_delete_at_once() {
+    // runc runs them for each.
+    vm_only!();
+    let bundle = Bundle::busybox().args(["true"]);
+    let folder = bundle.path().to_owned();
+    let container = bundle
+        .set("/hooks", json!({"poststop": [hook(&folder, "echo poststop {} >> $0/notes; sleep 1")]}))
+        .create();
+    let pid = container.pid();
+    container.start();
+    container.reap(pid);
+    container.await_status("stopped");
+    let delete = || container.invocation(&["delete", "--force", &container.id]).run().ok();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(delete);
+        }
+    });
+    assert_eq!(points(&folder), ["poststop"]);
+    container.operation(&["delete"]).fails_naming(&["does not exist"]);
+}
+
+#[test]
 fn nothing_left_when_a_hook_after_the_start_fails() {
     // runc 1.1 runs it in `create`.
     vm_only!();
