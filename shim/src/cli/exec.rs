@@ -4,12 +4,10 @@
 //! this process, or with `--detach` or a console socket one that stays behind.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use clap::Args;
@@ -20,7 +18,7 @@ use super::exec_process::ProcessOptions;
 use super::{CliError, Global, Outcome, forward, other, write_pid_file};
 use crate::container::Status;
 use crate::sandbox::client::HostClient;
-use crate::sandbox::launch::inherit_only;
+use crate::sandbox::companion;
 use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
 use crate::stdio::terminal::{self, RawTerminal};
 use crate::stdio::{self, signals, start_relays};
@@ -98,34 +96,9 @@ impl Exec {
 
     /// Starts a process that stays, and returns when the guest's process runs.
     fn leave_behind(&self, host: &ExecHost) -> Outcome {
-        let (mut report_reader, report_writer) = io::pipe().map_err(other)?;
-        // Not on its command line: that has a limit, and all users of the host can read it.
-        let (host_reader, mut host_writer) = io::pipe().map_err(other)?;
-        let inherited = [report_writer.as_raw_fd(), host_reader.as_raw_fd()];
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .arg0("pouch-vm")
-            .arg(HOST_COMMAND)
-            .args(inherited.map(|fd| fd.to_string()))
-            .stdin(Stdio::inherit())
-            .stdout(Stdio::inherit())
-            .stderr(Stdio::inherit());
-        // SAFETY: the calls may be made between fork and exec, and touch no memory.
-        unsafe {
-            command.pre_exec(move || {
-                libc::setsid();
-                inherit_only(&inherited)
-            });
-        }
-        let mut child = command.spawn().map_err(other)?;
-        drop((report_writer, host_reader));
-        // One that ended early says so below.
-        let _ = host_writer.write_all(&serde_json::to_vec(host).map_err(other)?);
-        drop(host_writer);
-        let mut text = Vec::new();
-        report_reader.read_to_end(&mut text).map_err(other)?;
-        match serde_json::from_slice(&text) {
-            Ok(Report::Created) => {
+        let (mut child, report) = companion::start(HOST_COMMAND, None, host).map_err(other)?;
+        match report {
+            Some(Report::Created) => {
                 if let Err(error) = write_pid_file(self.pid_file.as_ref(), child.id()) {
                     // The guest's process goes with the one that stands for it.
                     let _ = child.kill();
@@ -138,38 +111,26 @@ impl Exec {
                 let status = child.wait().map_err(other)?;
                 Ok(status.code().unwrap_or(255) as u8)
             }
-            Ok(Report::Failed(failure)) => Err(failure.into()),
-            Err(_) => Err(CliError::Other("the process that was to stay behind ended early".to_owned())),
+            Some(Report::Failed(failure)) => Err(failure.into()),
+            None => Err(CliError::Other("the process that was to stay behind ended early".to_owned())),
         }
     }
 }
 
 /// The whole life of an exec's process that stays behind.
-pub fn exec_host(report_fd: RawFd, host_fd: RawFd) -> Outcome {
-    // SAFETY: F_SETFD changes a flag of a number and touches no memory.
-    let inherited = |fd: RawFd| fd >= 3 && unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } >= 0;
-    if report_fd == host_fd || !inherited(report_fd) || !inherited(host_fd) {
-        return Err(CliError::Other(format!("{HOST_COMMAND} is for pouch-vm's own use")));
-    }
-    // SAFETY: the descriptors are open, and the command line names each once.
-    let [report, host] = [report_fd, host_fd].map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
-    let report = std::cell::Cell::new(Some(report));
-    let tell = |word: &Report| match (report.take(), serde_json::to_vec(word)) {
-        (Some(mut report), Ok(bytes)) => report.write_all(&bytes),
-        _ => Ok(()),
-    };
-    let host: ExecHost = serde_json::from_reader(io::BufReader::new(host)).map_err(other)?;
+pub fn exec_host(host_fd: RawFd, report_fd: RawFd) -> Outcome {
+    let (host, mut first_word): (ExecHost, _) = companion::take(host_fd, report_fd).map_err(other)?;
     let log = host.socket.with_file_name("host.log");
     let result = run_here(host, || {
         // An engine takes the operation for over when nobody holds its output any more.
         stdio::let_go(&log).map_err(other)?;
         // Where nobody listens any more, nobody would know of the process either.
-        tell(&Report::Created).map_err(other)
+        first_word.give(&Report::Created).map_err(other)
     });
     if let Err(error) = &result {
         let status = error.status();
         // As above; there is nothing left to end.
-        let _ = tell(&Report::Failed(Failure { message: crate::errors::chain(error), status }));
+        let _ = first_word.give(&Report::Failed(Failure { message: crate::errors::chain(error), status }));
     }
     result
 }

@@ -29,8 +29,8 @@ enum Command {
     },
     OomVictim,
     ExecHost {
-        report_fd: i32,
         host_fd: i32,
+        report_fd: i32,
     },
 }
 
@@ -46,8 +46,8 @@ pub fn main() -> Option<u8> {
             launch::host_main(launch_fd, report_fd) as u8
         }
         Ok(Internal { command: Command::OomVictim }) => oom::victim_main() as u8,
-        Ok(Internal { command: Command::ExecHost { report_fd, host_fd } }) => {
-            exec::exec_host(report_fd, host_fd).unwrap_or_else(|error| {
+        Ok(Internal { command: Command::ExecHost { host_fd, report_fd } }) => {
+            exec::exec_host(host_fd, report_fd).unwrap_or_else(|error| {
                 Log { file: None, format: LogFormat::Text }.error(&chain(&error));
                 error.status()
             })

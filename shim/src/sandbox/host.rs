@@ -71,9 +71,6 @@ impl Host {
     /// [`Failure`] for the user. The VM is gone then; directory and cgroup are the caller's to
     /// remove.
     pub fn create(launch: &Launch) -> Result<Self, Failure> {
-        // Leads a session: the container's terminal becomes its own, and nobody else's signals
-        // reach it. It is no group leader, so this cannot fail.
-        let _ = nix::unistd::setsid();
         signals::block();
         let log = Log { file: launch.log.clone(), format: launch.log_format() };
         let (sender, events) = mpsc::channel();

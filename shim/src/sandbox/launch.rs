@@ -1,11 +1,10 @@
 //! Starts a sandbox host process and waits for its first word.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::io;
+use std::os::fd::RawFd;
+use std::process::Child;
 
+use super::companion;
 use super::host::Host;
 use super::protocol::{Failure, Launch, Report};
 use crate::container::{ContainerDir, State, StateError, Status};
@@ -13,8 +12,6 @@ use crate::errors::chain;
 
 /// The hidden command that a host process is started with.
 pub const HOST_COMMAND: &str = "sandbox-host";
-/// Bytes of the longest first word.
-const MAX_REPORT: u64 = 64 * 1024;
 
 /// Creates a container: on return its host process runs, and is a child of this process.
 ///
@@ -82,70 +79,21 @@ pub fn clean_up(dir: &ContainerDir) {
 }
 
 fn start_host(launch: &Launch) -> io::Result<(Child, Report)> {
-    let (launch_reader, mut launch_writer) = io::pipe()?;
-    let (report_reader, report_writer) = io::pipe()?;
-    let inherited = [launch_reader.as_raw_fd(), report_writer.as_raw_fd()];
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg0("pouch-vm")
-        .arg(HOST_COMMAND)
-        .args(inherited.map(|fd| fd.to_string()))
-        .arg(&launch.id)
-        .stdin(Stdio::inherit())
-        .stdout(Stdio::inherit())
-        .stderr(Stdio::inherit());
-    // SAFETY: the function makes system calls only, as is allowed between fork and exec.
-    unsafe { command.pre_exec(move || inherit_only(&inherited)) };
-    let mut child = command.spawn()?;
-    drop((launch_reader, report_writer));
-    // A host process that is gone already shows itself by its report.
-    let _ = launch_writer.write_all(&serde_json::to_vec(launch)?);
-    drop(launch_writer);
-    let mut text = Vec::new();
-    report_reader.take(MAX_REPORT).read_to_end(&mut text)?;
-    if text.is_empty() {
-        let status = child.wait()?;
-        let failure = Failure::new(format!("the host process of the container ended early: {status}"));
-        return Ok((child, Report::Failed(failure)));
-    }
-    Ok((child, serde_json::from_slice(&text)?))
-}
-
-/// Lets the program that is about to be executed inherit `fds` and the standard streams only: an
-/// engine's pipe that a process held open for the life of a container would never end.
-///
-/// # Errors
-/// What `fcntl(2)` says.
-pub fn inherit_only(fds: &[RawFd]) -> io::Result<()> {
-    // SAFETY: these calls take numbers only.
-    unsafe {
-        // Before Linux 5.11 the flag is unknown: then descriptors stay open, and no harm is done
-        // but the one above.
-        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
-        for fd in fds {
-            if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
-                return Err(io::Error::last_os_error());
-            }
+    let (mut child, report) = companion::start(HOST_COMMAND, Some(&launch.id), launch)?;
+    let report = match report {
+        Some(report) => report,
+        None => {
+            let text = format!("the host process of the container ended early: {}", child.wait()?);
+            Report::Failed(Failure::new(text))
         }
-    }
-    Ok(())
+    };
+    Ok((child, report))
 }
 
 /// The whole life of a host process; returns its exit status.
 pub fn host_main(launch_fd: RawFd, report_fd: RawFd) -> i32 {
-    let (Some(launch), Some(report)) = (take_fd(launch_fd), take_fd(report_fd)) else {
-        eprintln!("pouch-vm: {HOST_COMMAND} is for pouch-vm's own use");
-        return 1;
-    };
-    // Executed through /proc/self/exe, the process would be called "exe".
-    // SAFETY: the name is NUL-terminated and outlives the call.
-    unsafe { libc::prctl(libc::PR_SET_NAME, c"pouch-vm".as_ptr()) };
-    let mut text = String::new();
-    let launch: Launch = match File::from(launch)
-        .read_to_string(&mut text)
-        .and_then(|_| serde_json::from_str(&text).map_err(io::Error::from))
-    {
-        Ok(launch) => launch,
+    let (launch, mut first_word) = match companion::take(launch_fd, report_fd) {
+        Ok(taken) => taken,
         Err(error) => {
             eprintln!("pouch-vm: {HOST_COMMAND}: {error}");
             return 1;
@@ -155,19 +103,7 @@ pub fn host_main(launch_fd: RawFd, report_fd: RawFd) -> i32 {
         Ok(host) => (Some(host), Report::Created),
         Err(failure) => (None, Report::Failed(failure)),
     };
-    let mut report = File::from(report);
     // If nobody listens any more, the container is there all the same, and can be deleted.
-    let _ = serde_json::to_vec(&word).map(|bytes| report.write_all(&bytes));
-    drop(report);
+    let _ = first_word.give(&word);
     host.map_or(1, Host::run)
-}
-
-/// Takes over a descriptor that was inherited, and keeps it from being inherited again.
-fn take_fd(fd: RawFd) -> Option<OwnedFd> {
-    // SAFETY: the call changes a flag of a number and touches no memory.
-    if fd < 3 || unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return None;
-    }
-    // SAFETY: the descriptor is open, and the command line names each once.
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }

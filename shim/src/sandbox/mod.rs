@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod companion;
 pub mod creation;
 pub mod exec;
 pub mod host;

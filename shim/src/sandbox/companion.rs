@@ -1,0 +1,122 @@
+//! A process of pouch-vm that may outlive the command that starts it. It gets what it is to do by one pipe, and
+//! gives its first word by another.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::protocol::Report;
+
+/// Bytes of the longest first word.
+const MAX_REPORT: u64 = 64 * 1024;
+
+/// Starts pouch-vm's internal `command` with the standard streams of this process, in a session of its own, and
+/// waits for its first word: `None` if it ended without one. `name` is for whoever looks at the list of processes.
+///
+/// # Errors
+/// What the kernel says; the process has been started in vain then, and ends by itself.
+pub fn start(
+    command: &str,
+    name: Option<&str>,
+    task: &impl Serialize,
+) -> io::Result<(Child, Option<Report>)> {
+    // Not on its command line: that has a limit, and all users of the host can read it.
+    let (task_reader, mut task_writer) = io::pipe()?;
+    let (report_reader, report_writer) = io::pipe()?;
+    let inherited = [task_reader.as_raw_fd(), report_writer.as_raw_fd()];
+    let mut process = Command::new("/proc/self/exe");
+    process
+        .arg0("pouch-vm")
+        .arg(command)
+        .args(inherited.map(|fd| fd.to_string()))
+        .args(name)
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::inherit())
+        .stderr(Stdio::inherit());
+    // SAFETY: the calls may be made between fork and exec, and touch no memory.
+    unsafe {
+        process.pre_exec(move || {
+            // Nobody else's signals shall reach it. A child leads no group, so this cannot fail.
+            libc::setsid();
+            inherit_only(&inherited)
+        });
+    }
+    let child = process.spawn()?;
+    drop((task_reader, report_writer));
+    // One that is gone already shows itself by its report.
+    let _ = task_writer.write_all(&serde_json::to_vec(task)?);
+    drop(task_writer);
+    let mut text = Vec::new();
+    report_reader.take(MAX_REPORT).read_to_end(&mut text)?;
+    let report = if text.is_empty() { None } else { Some(serde_json::from_slice(&text)?) };
+    Ok((child, report))
+}
+
+/// What a process that [`start`] started finds: its task, and the pipe for its first word.
+///
+/// # Errors
+/// If the descriptors are not those that it was started with, or the task makes no sense.
+pub fn take<T: DeserializeOwned>(task_fd: RawFd, report_fd: RawFd) -> io::Result<(T, FirstWord)> {
+    if task_fd == report_fd {
+        return Err(for_own_use());
+    }
+    let (mut task, report) = (take_fd(task_fd)?, take_fd(report_fd)?);
+    // Executed through /proc/self/exe, the process would be called "exe".
+    // SAFETY: the name is NUL-terminated and outlives the call.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"pouch-vm".as_ptr()) };
+    let mut text = Vec::new();
+    task.read_to_end(&mut text)?;
+    Ok((serde_json::from_slice(&text)?, FirstWord(Some(report))))
+}
+
+/// The pipe for the first word.
+pub struct FirstWord(Option<File>);
+
+impl FirstWord {
+    /// Gives it. What comes after the first is not heard.
+    ///
+    /// # Errors
+    /// If nobody listens.
+    pub fn give(&mut self, word: &Report) -> io::Result<()> {
+        match self.0.take() {
+            Some(mut pipe) => pipe.write_all(&serde_json::to_vec(word)?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Lets the program that is about to be executed inherit `fds` and the standard streams only: an
+/// engine's pipe that a process held open for the life of a container would never end.
+fn inherit_only(fds: &[RawFd]) -> io::Result<()> {
+    // SAFETY: these calls take numbers only.
+    unsafe {
+        // Before Linux 5.11 the flag is unknown: then descriptors stay open, and no harm is done
+        // but the one above.
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        for fd in fds {
+            if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes over a descriptor that was inherited, and keeps it from being inherited again.
+fn take_fd(fd: RawFd) -> io::Result<File> {
+    // SAFETY: the call changes a flag of a number and touches no memory.
+    if fd < 3 || unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(for_own_use());
+    }
+    // SAFETY: the descriptor is open, and the command line names each once.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+fn for_own_use() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "this command is for pouch-vm's own use")
+}
