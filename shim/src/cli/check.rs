@@ -13,7 +13,8 @@ use crate::config::Config;
 use crate::container::size::VmSize;
 use crate::errors::chain;
 use crate::sandbox::agent::Agent;
-use crate::sandbox::vm::{Vm, VmDescription, VmError, log_tail};
+use crate::sandbox::vm::{Vm, VmError};
+use crate::sandbox::vm_files::{VmDescription, log_path, log_tail};
 
 /// MiB of memory of the guest that is booted.
 const MEMORY_MIB: u32 = 256;
@@ -62,7 +63,7 @@ impl Check {
             }
             Err(error) => {
                 let mut text = format!("This host cannot run containers: {}.\n", chain(&error));
-                if let Some(line) = log_tail(&folder.0.join("vmm.log")) {
+                if let Some(line) = log_tail(&log_path(&folder.0)) {
                     text.push_str(&format!("The VMM's last words: {line}\n"));
                 }
                 if !self.quiet {

@@ -15,8 +15,9 @@ use pouch_vmm::exit::ExitReason;
 use super::agent::Agent;
 use super::exec::{Sandbox, Streams, Tokens};
 use super::protocol::{Failure, Launch};
-use super::vm::{Disk, Vm, VmDescription, VmError};
-use super::{mount_points, share, view, vm};
+use super::vm::{Vm, VmError};
+use super::vm_files::{self, Disk, VmDescription};
+use super::{mount_points, share, view};
 use crate::cgroup::{Birth, Cgroup};
 use crate::container::guest_spec::{self, GuestSpec, ROOTFS, RootSource};
 use crate::container::hooks;
@@ -61,7 +62,7 @@ pub fn create(
 ) -> Result<Created, Failure> {
     let mut plan = Plan::make(launch, log)?;
     plan.dir.save(&plan.state).map_err(Failure::of)?;
-    vm::preflight(&launch.config, plan.dir.path()).map_err(Failure::of)?;
+    vm_files::preflight(&launch.config, plan.dir.path()).map_err(Failure::of)?;
     let birth = plan.enter_surroundings()?;
     let vm = plan.start_vm(&birth, ended)?;
     plan.state.vmm = HostProcess::find(vm.pid());

@@ -15,3 +15,4 @@ pub mod stats;
 mod turns;
 pub mod view;
 pub mod vm;
+pub mod vm_files;

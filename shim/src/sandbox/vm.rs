@@ -2,27 +2,29 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{iter, thread};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use pouch_protocol::{AGENT_PORT, SHARE_TAG};
-use pouch_vmm::config::{BlockConfig, FileSource, MAX_NETWORK_SLOTS, NetworkConfig, ShareConfig, VmConfig};
+use pouch_protocol::AGENT_PORT;
+use pouch_vmm::config::NetworkConfig;
 use pouch_vmm::control::{Answer, Command, ControlSocket, Message, Request};
 use pouch_vmm::exit::ExitReason;
 use pouch_vmm::jail::{JailedChild, Spawn, SpawnError};
 
 use super::agent::printable;
-use crate::config::{Config, ConfigError};
-use crate::container::size::VmSize;
+use super::vm_files::{Files, FilesError, VmDescription, log_path, log_tail};
 
+/// How long a VMM may take for an answer. Generous, as the host may be overloaded: it is for one that is stopped
+/// or that its guest has taken over.
+const ANSWER: Duration = Duration::from_secs(120);
 /// How long a VMM may take to end by itself before it is killed.
 const END_GRACE: Duration = Duration::from_secs(5);
 /// How long to wait for the last message of a VMM that is gone.
@@ -32,55 +34,15 @@ const LEAST_TRY: Duration = Duration::from_millis(100);
 /// Where the host's kernel takes over the frames of an interface.
 const VHOST_NET: &str = "/dev/vhost-net";
 
-/// A disk for the VM.
-#[derive(Clone, Debug)]
-pub struct Disk {
-    /// The image file or block device.
-    pub path: PathBuf,
-    /// The name by which the guest finds it.
-    pub serial: String,
-    /// Without writing.
-    pub read_only: bool,
-}
-
-/// What a VM is to be.
-#[derive(Clone, Debug)]
-pub struct VmDescription<'a> {
-    /// The configuration.
-    pub config: &'a Config,
-    /// vCPUs and memory.
-    pub size: VmSize,
-    /// The share tree.
-    pub share: Option<&'a Path>,
-    /// Disks.
-    pub disks: Vec<Disk>,
-    /// Where the VMM's log and the console go: an existing directory.
-    pub directory: &'a Path,
-    /// The directory of the cgroup in which the VMM starts.
-    pub cgroup: Option<&'a File>,
-}
-
 /// A VM could not be started, or does not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
-    /// A file that it needs cannot be opened.
-    #[error("{what} {path} cannot be opened{hint}")]
-    Open {
-        /// What the file is.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the user can do.
-        hint: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The configuration does not say where the files are.
+    /// What it is started with cannot be had.
     #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A socket or file for the VMM could not be made.
-    #[error("a descriptor for the VMM could not be made")]
-    Descriptor(#[source] io::Error),
+    Files(#[from] FilesError),
+    /// The socket or the thread for its messages could not be made.
+    #[error("the VMM cannot be spoken to")]
+    Messages(#[source] io::Error),
     /// The VMM's process could not be started.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
@@ -90,6 +52,9 @@ pub enum VmError {
     /// The VMM ended without a word.
     #[error("the VMM ended without a word; the last line of its log: {0}")]
     Gone(String),
+    /// The VMM is there, and does not answer.
+    #[error("the VMM did not answer within {} s: is it stopped, or the host overloaded?", .0.as_secs())]
+    Silent(Duration),
     /// The VMM refuses.
     #[error("{0}")]
     Refused(String),
@@ -98,7 +63,11 @@ pub enum VmError {
 type Reply = Result<(Answer, Vec<OwnedFd>), VmError>;
 
 /// A connection on its way.
-pub struct Connecting(Receiver<Reply>);
+pub struct Connecting {
+    answer: Receiver<Reply>,
+    /// How long the VMM may take for its answer.
+    limit: Duration,
+}
 
 struct Shared {
     pending: Mutex<HashMap<u64, Sender<Reply>>>,
@@ -143,19 +112,16 @@ impl Vm {
         ended: impl FnOnce(Option<ExitReason>) + Send + 'static,
     ) -> Result<Self, VmError> {
         let files = Files::open(description)?;
-        let (ours, theirs) = ControlSocket::pair().map_err(VmError::Descriptor)?;
-        let log = description.directory.join("vmm.log");
-        let log_file = open_log(&log).map_err(VmError::Descriptor)?;
-        let config_file = memfd_with(&files.config).map_err(VmError::Descriptor)?;
-        let config_fd = config_file.as_raw_fd().to_string();
+        let (ours, theirs) = ControlSocket::pair().map_err(VmError::Messages)?;
+        let config_fd = files.config.as_raw_fd().to_string();
         let control_fd = theirs.as_raw_fd().to_string();
         let mut inherited: Vec<RawFd> = files.files.iter().map(AsRawFd::as_raw_fd).collect();
-        inherited.extend([config_file.as_raw_fd(), theirs.as_raw_fd()]);
+        inherited.extend([files.config.as_raw_fd(), theirs.as_raw_fd()]);
         let spawn = Spawn {
             program: &files.vmm,
             arguments: &["--config-fd", &config_fd, "--control-fd", &control_fd],
             files: &inherited,
-            log: log_file.as_raw_fd(),
+            log: files.log.as_raw_fd(),
             cgroup: description.cgroup.map(AsRawFd::as_raw_fd),
         };
         let child = spawn.spawn()?;
@@ -166,13 +132,13 @@ impl Vm {
             .name("vmm".to_owned())
             .stack_size(256 * 1024)
             .spawn(move || ended(read_messages(&reader, &reader_shared)))
-            .map_err(VmError::Descriptor)?;
+            .map_err(VmError::Messages)?;
         Ok(Vm {
             child,
             socket,
             shared,
             next_id: AtomicU64::new(1),
-            log,
+            log: log_path(description.directory),
             vhost_net: description.config.vhost_net,
         })
     }
@@ -207,7 +173,7 @@ impl Vm {
 
     fn ask_with(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Reply {
         let asked = self.send(command, fds)?;
-        self.answer(&asked)
+        self.answer(&asked, ANSWER)
     }
 
     /// Sends a command; its answer comes by itself.
@@ -224,8 +190,12 @@ impl Vm {
         Ok(receiver)
     }
 
-    fn answer(&self, asked: &Receiver<Reply>) -> Reply {
-        asked.recv().unwrap_or_else(|_| Err(self.end_error()))
+    fn answer(&self, asked: &Receiver<Reply>, limit: Duration) -> Reply {
+        match asked.recv_timeout(limit) {
+            Ok(reply) => reply,
+            Err(RecvTimeoutError::Timeout) => Err(VmError::Silent(limit)),
+            Err(RecvTimeoutError::Disconnected) => Err(self.end_error()),
+        }
     }
 
     /// Why the VM is gone.
@@ -257,7 +227,8 @@ impl Vm {
     /// [`VmError`] if the VMM cannot be asked.
     pub fn ask_for_connection(&self, port: u32, timeout: Duration) -> Result<Connecting, VmError> {
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        self.send(Command::Connect { port, timeout_ms }, &[]).map(Connecting)
+        let answer = self.send(Command::Connect { port, timeout_ms }, &[])?;
+        Ok(Connecting { answer, limit: timeout + ANSWER })
     }
 
     /// The connection that was asked for.
@@ -265,7 +236,7 @@ impl Vm {
     /// # Errors
     /// As for [`connect`](Self::connect).
     pub fn connected(&self, asked: Connecting) -> Result<UnixStream, VmError> {
-        match self.answer(&asked.0)? {
+        match self.answer(&asked.answer, asked.limit)? {
             (Answer::Connected, fds) => match fds.into_iter().next() {
                 Some(fd) => Ok(UnixStream::from(fd)),
                 None => Err(VmError::Refused("the VMM sent no socket with its answer".to_owned())),
@@ -338,105 +309,4 @@ fn reply(shared: &Shared, id: u64, reply: Reply) {
         // The asker may have given up.
         let _ = sender.send(reply);
     }
-}
-
-/// Opens what every VM needs, to find out early that it cannot be.
-///
-/// # Errors
-/// [`VmError`] names the file.
-pub fn preflight(config: &Config, directory: &Path) -> Result<(), VmError> {
-    let size = VmSize { vcpus: 1, memory_mib: 0 };
-    Files::open(&VmDescription { config, size, share: None, disks: Vec::new(), directory, cgroup: None })
-        .map(drop)
-}
-
-/// Everything that the VMM gets as descriptors, and the description that names them.
-struct Files {
-    vmm: PathBuf,
-    config: String,
-    files: Vec<File>,
-}
-
-impl Files {
-    fn open(description: &VmDescription<'_>) -> Result<Self, VmError> {
-        let config = description.config;
-        let parts = config.installation()?;
-        let mut files = Vec::new();
-        let open_file = |what, path: &Path, write: bool, hint| {
-            OpenOptions::new().read(true).write(write).open(path).map_err(|source| VmError::Open {
-                what,
-                path: path.to_owned(),
-                hint,
-                source,
-            })
-        };
-        let mut open = |what, path: &Path, write: bool, hint| {
-            let file = open_file(what, path, write, hint)?;
-            let source = FileSource::Fd(file.as_raw_fd());
-            files.push(file);
-            Ok::<_, VmError>(source)
-        };
-        let reinstall = "; is pouch-vm fully installed?";
-        // Executed by its name: this tells early that it is there.
-        drop(open_file("the VMM", &parts.vmm, false, reinstall)?);
-        let kvm = open(
-            "the KVM device",
-            &config.kvm,
-            true,
-            "; load the module kvm_intel or kvm_amd, and see `pouch-vm check`",
-        )?;
-        let kernel = open("the guest kernel", &parts.kernel, false, reinstall)?;
-        let root = open("the guest root", &parts.guest_root, false, reinstall)?;
-        let console = if config.console {
-            let path = description.directory.join("console.log");
-            let file = open_log(&path).map_err(VmError::Descriptor)?;
-            drop(file);
-            Some(open("the console log", &path, true, "")?)
-        } else {
-            None
-        };
-        let mut blocks = Vec::new();
-        for disk in &description.disks {
-            let file = open("the disk", &disk.path, !disk.read_only, "")?;
-            blocks.push(BlockConfig { file, serial: disk.serial.clone(), read_only: disk.read_only });
-        }
-        let vm = VmConfig {
-            vcpus: description.size.vcpus,
-            memory_mib: description.size.memory_mib,
-            kernel,
-            root,
-            kernel_arguments: config.kernel_arguments.clone(),
-            console,
-            kvm,
-            share: description
-                .share
-                .map(|path| ShareConfig { path: path.to_owned(), tag: SHARE_TAG.to_owned() }),
-            blocks,
-            network_slots: MAX_NETWORK_SLOTS,
-            vsock_cid: 3,
-        };
-        let config = serde_json::to_string(&vm).map_err(|error| VmError::Descriptor(error.into()))?;
-        Ok(Files { vmm: parts.vmm, config, files })
-    }
-}
-
-fn open_log(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
-}
-
-/// A file in memory with this content, at its start.
-fn memfd_with(content: &str) -> io::Result<File> {
-    let fd = nix::sys::memfd::memfd_create(c"pouch-vm-config", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
-    let mut file = File::from(fd);
-    file.write_all(content.as_bytes())?;
-    file.rewind()?;
-    Ok(file)
-}
-
-/// The end of the VMM's log, for an error that has no other explanation.
-pub fn log_tail(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    File::open(path).ok()?.take(64 * 1024).read_to_string(&mut text).ok()?;
-    text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
 }
