@@ -183,14 +183,7 @@ impl PreparedStdio {
 
     /// Starts to carry the streams. `master` is the terminal's, if there is one.
     pub fn start(self, master: Option<OwnedFd>) -> Result<ProcessStdio, StdioError> {
-        let mut stdio = ProcessStdio {
-            stdin_close: Arc::new(Notify::new()),
-            stdout: None,
-            stderr: None,
-            terminal: Mutex::new(None),
-            ended: Arc::default(),
-            pumps: Mutex::new(Vec::new()),
-        };
+        let mut stdio = ProcessStdio::none();
         let mut pumps = Vec::new();
         match self.streams {
             Streams::Pipes { stdin, stdout, stderr } => {
