@@ -1,15 +1,16 @@
 //! The container's network: what the engine set up in the network namespace reaches the guest.
 //!
-//! [`namespace`] puts the sandbox host process there. When the container starts, [`inspect`] looks
-//! at what there is; each Ethernet interface gets a [`tap`] device beside it, frames go over from
-//! one to the other both ways ([`redirect`]), the VMM makes a virtio interface of the tap device,
-//! and the agent gives that the name, addresses and routes of the engine's ([`wiring`]). [`resolver`]
-//! makes the engine's own DNS resolver answer in the guest, and [`watch`] follows what the engine
-//! changes later.
+//! [`namespace`] puts the sandbox host process there, unless [`occupants`] finds others in it. When the
+//! container starts, [`inspect`] looks at what there is; each Ethernet interface gets a [`tap`] device
+//! beside it, frames go over from one to the other both ways ([`redirect`]), the VMM makes a virtio
+//! interface of the tap device, and the agent gives that the name, addresses and routes of the engine's
+//! ([`wiring`]). [`resolver`] makes the engine's own DNS resolver answer in the guest, and [`watch`]
+//! follows what the engine changes later.
 
 pub mod inspect;
 pub mod namespace;
 pub mod netlink;
+pub mod occupants;
 pub mod redirect;
 pub mod resolver;
 pub mod tap;

@@ -1,11 +1,13 @@
 //! The container's network namespace on the host.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns, unshare};
+
+use super::occupants::{self, Occupant};
 
 /// The namespace could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +26,18 @@ pub enum NamespaceError {
          share; publish ports instead"
     )]
     Hosts(PathBuf),
+    /// Others live in it, from whom the VM would take it.
+    #[error(
+        "linux.namespaces network path {path} is the network of process {} ({}), which a container in a VM would \
+         take away and cannot share; put both on one user-defined network, or give this container a network of its \
+         own", occupant.pid, occupant.name
+    )]
+    Inhabited {
+        /// The namespace's file.
+        path: PathBuf,
+        /// One of those who live there.
+        occupant: Occupant,
+    },
     /// A new one could not be made.
     #[error("a network namespace could not be made")]
     Create(#[source] nix::Error),
@@ -40,8 +54,12 @@ pub fn enter(namespace: Option<&Path>) -> Result<(), NamespaceError> {
         Some(path) => {
             let error = |source| NamespaceError::Join { path: path.to_owned(), source };
             let file = File::open(path).map_err(error)?;
-            if is_hosts(&file) {
+            let metadata = file.metadata().map_err(error)?;
+            if is_hosts(&metadata) {
                 return Err(NamespaceError::Hosts(path.to_owned()));
+            }
+            if let Some(occupant) = occupants::find(&metadata).map_err(error)? {
+                return Err(NamespaceError::Inhabited { path: path.to_owned(), occupant });
             }
             setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| error(errno.into()))
         }
@@ -50,10 +68,32 @@ pub fn enter(namespace: Option<&Path>) -> Result<(), NamespaceError> {
 
 /// Whether the namespace is that of the first process or of this one. Docker before 25 names it so for
 /// `--network host`, where others name none.
-fn is_hosts(namespace: &File) -> bool {
-    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    let Ok(asked) = namespace.metadata().map(identity) else { return false };
+fn is_hosts(namespace: &Metadata) -> bool {
     ["/proc/1/ns/net", "/proc/self/ns/net"]
         .into_iter()
-        .any(|other| fs::metadata(other).is_ok_and(|metadata| identity(metadata) == asked))
+        .any(|other| fs::metadata(other).is_ok_and(|other| identity(&other) == identity(namespace)))
+}
+
+/// By what a namespace is told from others, whatever path leads to it.
+pub(super) fn identity(namespace: &Metadata) -> (u64, u64) {
+    (namespace.dev(), namespace.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_namespace_is_refused_as_such_though_processes_live_there() {
+        let error = enter(Some(Path::new("/proc/self/ns/net"))).unwrap_err();
+        assert!(matches!(error, NamespaceError::Hosts(_)), "{error}");
+    }
+
+    #[test]
+    fn who_would_lose_the_network_is_named() {
+        let occupant = Occupant { pid: 77, name: "nginx".to_owned() };
+        let error = NamespaceError::Inhabited { path: "/proc/77/ns/net".into(), occupant }.to_string();
+        assert!(error.starts_with("linux.namespaces network path /proc/77/ns/net"), "{error}");
+        assert!(error.contains("process 77 (nginx)") && error.contains("user-defined network"), "{error}");
+    }
 }
