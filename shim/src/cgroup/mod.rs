@@ -4,6 +4,7 @@
 //! and cgroup v1 are libcgroups' business.
 
 pub mod oom;
+pub mod settings;
 
 use std::fs::{self, File};
 use std::io;

@@ -32,7 +32,7 @@ pub fn split(resources: &LinuxResources, size: VmSize) -> Split {
     host.set_block_io(guest.block_io().clone());
     guest.set_block_io(None);
     if let Some(cpu) = resources.cpu() {
-        host.set_cpu(Some(cpu.clone()));
+        host.set_cpu(Some(without_real_time(cpu)));
         guest.set_cpu(Some(without_numbers(cpu)));
     }
     if let Some(memory) = resources.memory() {
@@ -61,6 +61,13 @@ fn is_hosts(file: &str) -> bool {
 fn without_numbers(cpu: &LinuxCpu) -> LinuxCpu {
     let mut cpu = cpu.clone();
     cpu.set_cpus(None).set_mems(None);
+    cpu
+}
+
+/// The guest refuses these by name.
+fn without_real_time(cpu: &LinuxCpu) -> LinuxCpu {
+    let mut cpu = cpu.clone();
+    cpu.set_realtime_period(None).set_realtime_runtime(None);
     cpu
 }
 
@@ -96,6 +103,17 @@ mod tests {
         assert_eq!(host.reservation(), Some(5));
         assert_eq!(both.guest.memory().unwrap().limit(), Some(256 << 20));
         assert_eq!(of(r#"{"memory": {"limit": -1}}"#).host.memory(), &None);
+    }
+
+    #[test]
+    fn what_the_guest_refuses_by_name_is_left_to_it() {
+        let both = of(r#"{"cpu": {"realtimeRuntime": 5, "realtimePeriod": 6, "quota": 7}}"#);
+        let parts = |part: &LinuxResources| {
+            let cpu = part.cpu().clone().unwrap();
+            (cpu.realtime_runtime(), cpu.realtime_period(), cpu.quota())
+        };
+        assert_eq!(parts(&both.guest), (Some(5), Some(6), Some(7)));
+        assert_eq!(parts(&both.host), (None, None, Some(7)));
     }
 
     #[test]

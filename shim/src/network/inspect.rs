@@ -48,6 +48,8 @@ pub struct Found {
     pub neighbors: Vec<Neighbor>,
     /// There are tap devices of a VM.
     pub taps: bool,
+    /// What cannot be in a guest.
+    pub problems: Vec<WireError>,
 }
 
 impl Found {
@@ -60,7 +62,7 @@ impl Found {
 /// Looks at the namespace of `netlink`.
 ///
 /// # Errors
-/// [`WireError`] if the kernel does not tell, or names what cannot be in a guest.
+/// [`WireError`] if the kernel does not tell.
 pub fn inspect(netlink: &mut Netlink) -> Result<Found, WireError> {
     let mut found = Found::default();
     let links = netlink.list("list interfaces", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
@@ -76,7 +78,10 @@ pub fn inspect(netlink: &mut Netlink) -> Result<Found, WireError> {
     let addresses = netlink.list("list addresses", message)?;
     let addresses: Vec<AddressMessage> = addresses.into_iter().filter_map(address).collect();
     for link in links {
-        found.interfaces.extend(interface(&link, &addresses)?);
+        match interface(&link, &addresses) {
+            Ok(interface) => found.interfaces.extend(interface),
+            Err(error) => found.problems.push(error),
+        }
     }
     if found.interfaces.is_empty() {
         return Ok(found);
@@ -85,10 +90,10 @@ pub fn inspect(netlink: &mut Netlink) -> Result<Found, WireError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family;
         for answer in netlink.list("list routes", RouteNetlinkMessage::GetRoute(message))? {
-            if let RouteNetlinkMessage::NewRoute(message) = answer
-                && let Some(route) = route(&message, &found)?
-            {
-                found.routes.push(route);
+            let RouteNetlinkMessage::NewRoute(message) = answer else { continue };
+            match route(&message, &found) {
+                Ok(route) => found.routes.extend(route),
+                Err(error) => found.problems.push(error),
             }
         }
     }

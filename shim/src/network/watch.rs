@@ -15,7 +15,7 @@ const SETTLE: Duration = Duration::from_millis(50);
 const STACK: usize = 256 * 1024;
 
 /// Follows `changes`, in a thread of its own, until the process ends. What cannot be
-/// followed is told with `report`.
+/// followed is told with `report`, once for as long as it lasts.
 ///
 /// # Errors
 /// [`WireError`] if there is no thread for it.
@@ -25,11 +25,34 @@ pub fn follow(
     report: impl Fn(&str) + Send + 'static,
 ) -> Result<(), WireError> {
     let spawned = thread::Builder::new().name("network".to_owned()).stack_size(STACK).spawn(move || {
+        let mut told = Vec::new();
         while changes.wait(SETTLE).is_ok() {
-            if let Err(error) = sandbox.update_network() {
-                report(&format!("a change of the network does not reach the guest: {}", chain(&error)));
+            let problems: Vec<String> = sandbox.update_network().iter().map(|error| chain(error)).collect();
+            for problem in news(&problems, &told) {
+                report(&format!("a change of the network does not reach the guest: {problem}"));
             }
+            told = problems;
         }
     });
     spawned.map(drop).map_err(|error| NetlinkError::other("follow changes of the network", error).into())
+}
+
+/// Those of `problems` that were not there the last time.
+fn news<'a>(problems: &'a [String], told: &[String]) -> Vec<&'a String> {
+    problems.iter().filter(|problem| !told.contains(problem)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_told_when_it_comes_and_not_while_it_lasts() {
+        let problems = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let (one, both, none) = (problems(&["one"]), problems(&["one", "two"]), problems(&[]));
+        assert_eq!(news(&one, &none), ["one"]);
+        assert_eq!(news(&both, &one), ["two"]);
+        assert!(news(&both, &both).is_empty());
+        assert_eq!(news(&one, &none), ["one"], "it went, and has come again");
+    }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use pouch_protocol::agent::SetNetworkRequest;
+use pouch_protocol::agent::{Interface, Neighbor, Route, SetNetworkRequest};
 use pouch_vmm::config::{MAX_NETWORK_SLOTS, MacAddress, NetworkConfig};
 
-use super::inspect::{self, FoundInterface};
+use super::inspect::{self, Found, FoundInterface};
 use super::netlink::Netlink;
 use super::{WireError, redirect, resolver, tap};
 use crate::sandbox::agent::Agent;
@@ -53,20 +53,54 @@ impl Wiring {
         }
     }
 
-    /// Gives the guest the network of the namespace that the calling thread is in, as it is now.
-    ///
-    /// # Errors
-    /// [`WireError`] names the interface or route.
-    pub fn update(&mut self, vm: &Vm, agent: &Agent) -> Result<(), WireError> {
-        if self.ended {
-            return Ok(());
+    /// Gives the guest the network of the namespace that the calling thread is in, as it is now. What cannot be had
+    /// does not keep the rest from it; returns why that is not had.
+    pub fn update(&mut self, vm: &Vm, agent: &Agent) -> Vec<WireError> {
+        let mut problems = Vec::new();
+        if !self.ended
+            && let Err(error) = self.follow(vm, agent, &mut problems)
+        {
+            problems.push(error);
         }
+        problems
+    }
+
+    /// Whatever one part cannot have goes to `problems`; an error is everything's.
+    fn follow(&mut self, vm: &Vm, agent: &Agent, problems: &mut Vec<WireError>) -> Result<(), WireError> {
         let mut netlink = Netlink::open()?;
         let mut found = inspect::inspect(&mut netlink)?;
         if found.taps && self.used == 0 {
             return Err(WireError::Taken);
         }
-        let mut request = SetNetworkRequest::new();
+        problems.append(&mut found.problems);
+        self.forget_what_went(&found);
+        let mut resolver = !found.interfaces.is_empty() && !self.resolver && resolver::is_there();
+        if resolver && let Err(error) = self.make_room_for_resolver(&mut netlink) {
+            problems.push(error);
+            resolver = false;
+        }
+        let mut wired = Vec::new();
+        for mut interface in found.interfaces {
+            let known = self.wires.get(&interface.index).copied();
+            let wire = known
+                .map_or_else(|| self.connect(&mut netlink, vm, &interface, resolver || self.resolver), Ok);
+            match wire {
+                Ok(wire) => {
+                    interface.guest.slot = wire.slot;
+                    wired.push(interface.guest);
+                }
+                Err(error) => problems.push(error),
+            }
+        }
+        self.tell(agent, request(wired, found.routes, found.neighbors))?;
+        if resolver {
+            resolver::forward(vm, agent)?;
+            self.resolver = true;
+        }
+        Ok(())
+    }
+
+    fn forget_what_went(&mut self, found: &Found) {
         self.wires.retain(|index, wire| {
             let stays = found.interfaces.iter().any(|interface| interface.index == *index);
             if !stays {
@@ -74,33 +108,24 @@ impl Wiring {
             }
             stays
         });
-        let resolver = !found.interfaces.is_empty() && !self.resolver && resolver::is_there();
-        if resolver {
-            resolver::reserve_ports()?;
-            for (index, wire) in &self.wires {
-                redirect::share_dns(&mut netlink, *index, wire.tap)?;
-            }
+    }
+
+    fn make_room_for_resolver(&self, netlink: &mut Netlink) -> Result<(), WireError> {
+        resolver::reserve_ports()?;
+        for (index, wire) in &self.wires {
+            redirect::share_dns(netlink, *index, wire.tap)?;
         }
-        for interface in &mut found.interfaces {
-            let wire = match self.wires.get(&interface.index) {
-                Some(wire) => *wire,
-                None => self.connect(&mut netlink, vm, interface, resolver || self.resolver)?,
-            };
-            interface.guest.slot = wire.slot;
-        }
+        Ok(())
+    }
+
+    /// Tells the agent what is not what it was told last.
+    fn tell(&mut self, agent: &Agent, mut request: SetNetworkRequest) -> Result<(), WireError> {
         request.removed.clone_from(&self.removed);
-        request.interfaces = found.interfaces.into_iter().map(|interface| interface.guest).collect();
-        request.routes = found.routes;
-        request.neighbors = found.neighbors;
         if request != self.told {
             agent.set_network(request.clone()).map_err(WireError::Guest)?;
             self.removed.clear();
             request.removed.clear();
             self.told = request;
-        }
-        if resolver {
-            resolver::forward(vm, agent)?;
-            self.resolver = true;
         }
         Ok(())
     }
@@ -136,5 +161,32 @@ impl Wiring {
         let wire = Wire { tap: tap.index, slot };
         self.wires.insert(interface.index, wire);
         Ok(wire)
+    }
+}
+
+/// What the guest is to have, where it has these interfaces and no others.
+fn request(wired: Vec<Interface>, routes: Vec<Route>, neighbors: Vec<Neighbor>) -> SetNetworkRequest {
+    let has = |name: &str| wired.iter().any(|interface| interface.name == name);
+    let routes = routes.into_iter().filter(|route| has(&route.interface)).collect();
+    let neighbors = neighbors.into_iter().filter(|neighbor| has(&neighbor.interface)).collect();
+    let mut request = SetNetworkRequest::new();
+    (request.routes, request.neighbors, request.interfaces) = (routes, neighbors, wired);
+    request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leads_to_an_interface_that_is_not_had_is_left_out() {
+        let interface = |name: &str| Interface { name: name.to_owned(), ..Interface::default() };
+        let route = |name: &str| Route { interface: name.to_owned(), ..Route::default() };
+        let neighbor = |name: &str| Neighbor { interface: name.to_owned(), ..Neighbor::default() };
+        let both = ["eth0", "eth8"];
+        let request = request(vec![interface("eth0")], both.map(route).to_vec(), both.map(neighbor).to_vec());
+        assert_eq!(request.interfaces, [interface("eth0")]);
+        assert_eq!(request.routes, [route("eth0")]);
+        assert_eq!(request.neighbors, [neighbor("eth0")]);
     }
 }

@@ -34,6 +34,8 @@ pub struct Sandbox {
     /// What it was made with.
     pub size: VmSize,
     state: Mutex<State>,
+    /// Held while limits change: each sees those before it, whole.
+    updating: Mutex<()>,
     /// What the guest has of the network, for a start that is tried again.
     wiring: Mutex<Wiring>,
     execs: AtomicU64,
@@ -135,6 +137,7 @@ impl Sandbox {
             agent,
             size,
             state: Mutex::new(state),
+            updating: Mutex::default(),
             wiring: Mutex::default(),
             execs: AtomicU64::new(1),
             exec_turns: Turns::default(),
@@ -147,20 +150,24 @@ impl Sandbox {
         self.dir.id().as_str()
     }
 
-    /// Gives the guest the network of the namespace that the calling thread is in, as it is now; false if there is
-    /// none.
-    ///
-    /// # Errors
-    /// [`WireError`] names the interface or route.
-    pub fn update_network(&self) -> Result<bool, WireError> {
-        let mut wiring = self.wiring.lock().unwrap_or_else(PoisonError::into_inner);
-        wiring.update(&self.vm, &self.agent)?;
-        Ok(!wiring.is_empty())
+    /// Gives the guest the network of the namespace that the calling thread is in, as it is now, as far as it can be
+    /// had; returns why the rest cannot.
+    pub fn update_network(&self) -> Vec<WireError> {
+        self.lock_wiring().update(&self.vm, &self.agent)
+    }
+
+    /// Whether the guest has a network.
+    pub fn has_network(&self) -> bool {
+        !self.lock_wiring().is_empty()
     }
 
     /// Gives the interfaces back to the namespace that the calling thread is in.
     pub fn give_network_back(&self) {
-        self.wiring.lock().unwrap_or_else(PoisonError::into_inner).undo();
+        self.lock_wiring().undo();
+    }
+
+    fn lock_wiring(&self) -> MutexGuard<'_, Wiring> {
+        self.wiring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_state(&self) -> MutexGuard<'_, State> {
@@ -217,7 +224,8 @@ impl Sandbox {
         self.dir.save(&state).map_err(|error| Failure::new(crate::errors::chain(&error)))
     }
 
-    /// New limits, in the guest and on the host; what they leave out stays as it is.
+    /// New limits, on the host and in the guest; what they leave out stays as it is. What either refuses changes
+    /// nothing with the other.
     ///
     /// # Errors
     /// A limit that the VM cannot have while it runs, or that is refused, by name.
@@ -231,9 +239,20 @@ impl Sandbox {
         }
         let split = resources::split(&resources, self.size);
         let guest = serde_json::to_vec(&split.guest).map_err(|error| failure(&error))?;
-        self.agent.update(self.id(), guest)?;
+        let _turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         let cgroup = self.lock_state().cgroup.clone();
-        cgroup.map_or(Ok(()), |cgroup| cgroup.limit(&split.host)).map_err(|error| failure(&error))
+        let before = cgroup.as_ref().map(|cgroup| cgroup.settings(&split.host));
+        let limited = cgroup.map_or(Ok(()), |cgroup| cgroup.limit(&split.host));
+        // The guest comes second: of the two it is the host's cgroup that can be put back.
+        let updated = match limited {
+            Ok(()) => self.agent.update(self.id(), guest).map_err(Failure::from),
+            Err(error) => Err(failure(&error)),
+        };
+        updated.inspect_err(|_| {
+            if let Some(before) = before {
+                before.restore();
+            }
+        })
     }
 
     /// Has the host's kernel count that memory ran out; the VM must have ended.

@@ -164,8 +164,11 @@ impl Connection {
     fn wire_network(&self) -> Result<(), WireError> {
         // Before it is looked at, so that no change is missed.
         let changes = Netlink::changes()?;
+        if let Some(error) = self.sandbox.update_network().into_iter().next() {
+            return Err(error);
+        }
         // No engine adds an interface to a container without a network.
-        if !self.sandbox.update_network()? {
+        if !self.sandbox.has_network() {
             return Ok(());
         }
         let report = |text: &str| eprintln!("{text}");
