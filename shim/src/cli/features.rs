@@ -10,35 +10,41 @@ use crate::container::state::OCI_VERSION;
 /// Options of mounts that are taken, for some kind of mount at least.
 const MOUNT_OPTIONS: &[&str] = &[
     "async",
-    "atime",
     "bind",
     "defaults",
-    "dev",
-    "diratime",
-    "exec",
     "iversion",
     "lazytime",
     "loud",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "private",
+    "rbind",
+    "rprivate",
+    "rslave",
+    "silent",
+    "slave",
+];
+
+/// Attributes of a mount point: each is an option, and with an `r` before it one for all mounts below too. The agent
+/// takes these (`is_flag` in `agent/src/container/spec/check.rs`), and libcontainer sets them in the guest.
+/// Docker binds read-only with all that is below a folder only if it finds `rro` among the options.
+const MOUNT_ATTRIBUTES: &[&str] = &[
+    "atime",
+    "dev",
+    "diratime",
+    "exec",
     "noatime",
     "nodev",
     "nodiratime",
     "noexec",
-    "noiversion",
-    "nolazytime",
-    "nomand",
     "norelatime",
     "nostrictatime",
     "nosuid",
     "nosymfollow",
-    "private",
-    "rbind",
     "relatime",
     "ro",
-    "rprivate",
-    "rslave",
     "rw",
-    "silent",
-    "slave",
     "strictatime",
     "suid",
     "symfollow",
@@ -107,7 +113,7 @@ fn document() -> Value {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        "mountOptions": MOUNT_OPTIONS,
+        "mountOptions": mount_options(),
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
             "capabilities": capabilities,
@@ -125,6 +131,14 @@ fn document() -> Value {
         },
         "potentiallyUnsafeConfigAnnotations": [],
     })
+}
+
+fn mount_options() -> Vec<String> {
+    let plain = MOUNT_OPTIONS.iter().chain(MOUNT_ATTRIBUTES).map(|option| (*option).to_owned());
+    let recursive = MOUNT_ATTRIBUTES.iter().map(|attribute| format!("r{attribute}"));
+    let mut options: Vec<String> = plain.chain(recursive).collect();
+    options.sort();
+    options
 }
 
 /// The filters of the guest.
@@ -145,4 +159,22 @@ fn seccomp() -> Value {
         "knownFlags": FLAGS,
         "supportedFlags": FLAGS,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_listed_once_with_the_recursive_ones_and_without_those_refused() {
+        let options = mount_options();
+        let has = |option: &str| options.iter().any(|listed| listed == option);
+        for option in ["bind", "ro", "rro", "rrw", "rnosuid", "rnosymfollow", "rstrictatime"] {
+            assert!(has(option), "{option}");
+        }
+        for option in ["rshared", "runbindable", "idmap", "ridmap", "rasync", "rnomand", "sync", "remount"] {
+            assert!(!has(option), "{option}");
+        }
+        assert!(options.windows(2).all(|pair| pair[0] < pair[1]), "{options:?}");
+    }
 }
