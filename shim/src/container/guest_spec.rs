@@ -19,6 +19,9 @@ pub const ROOTFS: &str = "rootfs";
 /// The directory of bind mounts' sources in the share tree.
 pub const MOUNTS: &str = "mounts";
 
+/// Bytes of the longest specification that the agent takes (`SPEC_MAX` in `agent/src/container/spec/mod.rs`).
+const MAX_DOCUMENT: usize = 2 << 20;
+
 /// Something of the host that must appear in the share tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedPath {
@@ -88,6 +91,30 @@ pub enum TranslateError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The agent would refuse it.
+    #[error(
+        "the specification has {0} bytes as the guest gets it, and may have {MAX_DOCUMENT}; shorten the longest of \
+         its lists, such as process.env, mounts or linux.seccomp.syscalls"
+    )]
+    TooLong(usize),
+    /// It is not JSON.
+    #[error("the specification cannot be written for the guest")]
+    Serialize(#[source] serde_json::Error),
+}
+
+impl GuestSpec {
+    /// The specification as the agent gets it.
+    ///
+    /// # Errors
+    /// [`TranslateError`] if it is longer than the agent takes.
+    pub fn document(&self) -> Result<Vec<u8>, TranslateError> {
+        let document = serde_json::to_vec(&self.spec).map_err(TranslateError::Serialize)?;
+        if document.len() > MAX_DOCUMENT {
+            Err(TranslateError::TooLong(document.len()))
+        } else {
+            Ok(document)
+        }
+    }
 }
 
 fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> TranslateError {
@@ -185,7 +212,7 @@ fn translate_linux(spec: &mut Spec) -> Result<Option<PathBuf>, TranslateError> {
         return Err(unsupported(
             "linux.namespaces",
             "there is no network namespace, and a container in a VM cannot use the host's network; give it \
-             one of its own",
+             one of its own, and publish ports instead",
         ));
     };
     require_namespaces(&kept)?;

@@ -73,7 +73,9 @@ fn what_cannot_be_is_refused_by_name() {
     let host_network = error(|value, _| {
         value["linux"]["namespaces"].as_array_mut().unwrap().pop();
     });
-    assert!(host_network.contains("give it one of its own"), "{host_network}");
+    for words in ["give it one of its own", "publish ports"] {
+        assert!(host_network.contains(words), "{host_network}");
+    }
     let host_pid = error(|value, _| {
         value["linux"]["namespaces"].as_array_mut().unwrap().remove(0);
     });
@@ -140,4 +142,17 @@ fn a_relative_destination_is_below_the_root() {
     let spec = guest.unwrap().spec;
     let destinations: Vec<_> = spec.mounts().iter().flatten().map(|mount| mount.destination()).collect();
     assert_eq!(destinations, [Path::new("/a/b"), Path::new("/c")]);
+}
+
+#[test]
+fn a_specification_that_the_agent_would_refuse_is_refused_early() {
+    let with_variable = |bytes: usize| {
+        let guest =
+            translate_with(|spec, _| spec["process"]["env"] = json!([format!("A={}", "x".repeat(bytes))]));
+        guest.unwrap().document().map_err(|error| error.to_string())
+    };
+    let short = with_variable(1 << 20).unwrap();
+    assert!((1 << 20..2 << 20).contains(&short.len()), "{}", short.len());
+    let error = with_variable(2 << 20).unwrap_err();
+    assert!(error.starts_with("the specification has 20") && error.contains("process.env"), "{error}");
 }

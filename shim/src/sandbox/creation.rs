@@ -43,6 +43,8 @@ struct Plan<'a> {
     launch: &'a Launch,
     bundle: Bundle,
     guest: GuestSpec,
+    /// Its specification as the agent gets it.
+    document: Vec<u8>,
     size: VmSize,
     dir: ContainerDir,
     cgroup: Cgroup,
@@ -104,8 +106,9 @@ impl<'a> Plan<'a> {
         if let Some(linux) = guest.spec.linux_mut() {
             linux.set_resources(Some(limits.guest));
         }
+        let document = guest.document().map_err(Failure::of)?;
         let state = initial_state(launch, &bundle, cgroup.clone());
-        Ok(Plan { launch, bundle, guest, size, dir, cgroup, limits: limits.host, state })
+        Ok(Plan { launch, bundle, guest, document, size, dir, cgroup, limits: limits.host, state })
     }
 
     /// Makes the cgroup, and puts this process where the container's is to be: into its network namespace, and
@@ -155,8 +158,8 @@ impl<'a> Plan<'a> {
             thread::spawn(move || cgroup.enter().map_err(Failure::of))
         });
         let created = connect(vm, self.launch).and_then(|agent| {
-            let (bundle, guest) = (&self.bundle, &self.guest);
-            let io = create_container(vm, &agent, bundle, guest, self.size.vcpus, self.launch)?;
+            let guest = &self.guest;
+            let io = self.create_container(vm, &agent)?;
             let stand_ins = [&self.state.host, &self.state.vmm].into_iter().flatten();
             let pids: Vec<i32> = stand_ins.map(|process| process.pid).collect();
             view::cover(&self.tree(), &self.dir.path().join("view"), guest, &pids).map_err(Failure::of)?;
@@ -165,6 +168,34 @@ impl<'a> Plan<'a> {
         // A boot is not the container's doing: its limits begin here.
         let limited = joined(joining).and_then(|()| self.cgroup.limit(&self.limits).map_err(Failure::of));
         created.and_then(|created| limited.map(|()| created))
+    }
+
+    /// Sets the guest up, creates the container in it, and connects its streams; also returns the
+    /// terminal of the host, if the container has one.
+    fn create_container(&self, vm: &Vm, agent: &Agent) -> Result<(Streams, Option<File>), Failure> {
+        let terminal = host_terminal(&self.bundle, self.launch)?;
+        let size = terminal.as_ref().and_then(|file| terminal::size(file.as_fd())).unwrap_or((0, 0));
+        let hostname = self.guest.spec.hostname().clone().unwrap_or_default();
+        let mut shared = Storage::new();
+        shared.driver = "virtiofs".to_owned();
+        shared.source = SHARE_TAG.to_owned();
+        shared.mount_point = SHARE_MOUNT_POINT.to_owned();
+        agent.setup(&hostname, self.size.vcpus, vec![shared]).map_err(|error| error.failure())?;
+        let mut storages = Vec::new();
+        if let RootSource::Disk { filesystem, read_only, .. } = &self.guest.root {
+            let mut root = Storage::new();
+            root.driver = "block".to_owned();
+            root.source = ROOTFS.to_owned();
+            root.mount_point = Path::new(GUEST_RUN_DIR).join(ROOTFS).display().to_string();
+            root.filesystem = (*filesystem).to_owned();
+            root.options = if *read_only { vec!["ro".to_owned()] } else { Vec::new() };
+            storages.push(root);
+        }
+        let tokens = Tokens::new(terminal.is_some(), size).map_err(|error| error.failure())?;
+        let spec = self.document.clone();
+        agent.create(&self.launch.id, spec, tokens.stdio(), storages).map_err(|error| error.failure())?;
+        let streams = tokens.connect(vm).map_err(|error| error.failure())?;
+        Ok((streams, terminal))
     }
 }
 
@@ -220,41 +251,6 @@ fn connect(vm: &Vm, launch: &Launch) -> Result<Agent, Failure> {
         other => Failure::of(other),
     })?;
     Agent::new(stream).map_err(Failure::of)
-}
-
-/// Sets the guest up, creates the container in it, and connects its streams; also returns the
-/// terminal of the host, if the container has one.
-fn create_container(
-    vm: &Vm,
-    agent: &Agent,
-    bundle: &Bundle,
-    guest: &GuestSpec,
-    cpus: u8,
-    launch: &Launch,
-) -> Result<(Streams, Option<File>), Failure> {
-    let terminal = host_terminal(bundle, launch)?;
-    let size = terminal.as_ref().and_then(|file| terminal::size(file.as_fd())).unwrap_or((0, 0));
-    let hostname = guest.spec.hostname().clone().unwrap_or_default();
-    let mut shared = Storage::new();
-    shared.driver = "virtiofs".to_owned();
-    shared.source = SHARE_TAG.to_owned();
-    shared.mount_point = SHARE_MOUNT_POINT.to_owned();
-    agent.setup(&hostname, cpus, vec![shared]).map_err(|error| error.failure())?;
-    let mut storages = Vec::new();
-    if let RootSource::Disk { filesystem, read_only, .. } = &guest.root {
-        let mut root = Storage::new();
-        root.driver = "block".to_owned();
-        root.source = ROOTFS.to_owned();
-        root.mount_point = Path::new(GUEST_RUN_DIR).join(ROOTFS).display().to_string();
-        root.filesystem = (*filesystem).to_owned();
-        root.options = if *read_only { vec!["ro".to_owned()] } else { Vec::new() };
-        storages.push(root);
-    }
-    let tokens = Tokens::new(terminal.is_some(), size).map_err(|error| error.failure())?;
-    let spec = serde_json::to_vec(&guest.spec).map_err(Failure::of)?;
-    agent.create(&launch.id, spec, tokens.stdio(), storages).map_err(|error| error.failure())?;
-    let streams = tokens.connect(vm).map_err(|error| error.failure())?;
-    Ok((streams, terminal))
 }
 
 /// The terminal for a container that asks for one: the engine's, or the caller's own.
