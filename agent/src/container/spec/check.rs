@@ -267,11 +267,12 @@ fn is_flag(option: &str) -> bool {
         "nostrictatime",
         "symfollow",
         "nosymfollow",
-        "async",
-        "nomand",
     ];
+    /// These are the file system's: mounts below have their own.
+    const NOT_RECURSIVE: &[&str] = &["async", "nomand"];
     const PROPAGATION: &[&str] = &["private", "rprivate", "slave", "rslave"];
     FLAGS.contains(&option)
+        || NOT_RECURSIVE.contains(&option)
         || PROPAGATION.contains(&option)
         || option.strip_prefix('r').is_some_and(|rest| FLAGS.contains(&rest))
 }
@@ -381,7 +382,7 @@ mod tests {
                 json!([{"destination": "/x", "type": kind, "source": "/y", "options": [option]}]),
             )
         };
-        for option in ["rshared", "idmap", "remount", "size=5", "sync", "lazytime"] {
+        for option in ["rshared", "idmap", "remount", "size=5", "sync", "lazytime", "rasync", "rnomand"] {
             assert!(mount("bind", option).starts_with("mounts[0].options: "), "{option}");
         }
         for option in ["rprivate", "ro", "rro", "rbind", "nosymfollow"] {
