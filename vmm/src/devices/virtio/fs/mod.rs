@@ -3,7 +3,10 @@
 //! Guest memory is private to the process, so the file system cannot be served from outside it.
 //! What the guest can reach is what the process's mount namespace shows: see [`crate::jail`].
 
+mod descriptors;
+mod known;
 mod links;
+mod locks;
 mod set_id;
 mod share;
 mod worker;

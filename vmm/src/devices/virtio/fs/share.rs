@@ -1,35 +1,37 @@
-//! The shared files, with a bound on how many of them the guest keeps in mind.
-//!
-//! The server holds a descriptor for each file that the guest knows, and with it some 3 KiB of the
-//! host kernel's memory. By itself a guest forgets files only when its own memory is short, so it
-//! would hold a multiple of that memory on the host. Beyond the bound it is told of files for no
-//! time at all, and Linux forgets such a file as soon as nothing uses it (`fuse_dentry_delete` in
-//! fs/fuse/dir.c). A guest that does not is stopped by the VMM's limit of open files.
+//! The shared files: what the guest asks of them, checked, counted and locked before the server does it.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, FOPEN_IN_KILL_SUIDGID, WRITE_KILL_PRIV, stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{
-    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    Context, DirEntry, Entry, FileLock, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
     SetattrValid, ZeroCopyReader, ZeroCopyWriter,
 };
 use fuse_backend_rs::passthrough::PassthroughFs;
+use nix::fcntl::OFlag;
 
-use super::links::Links;
-use super::set_id;
+use super::descriptors::Descriptors;
+use super::known::Known;
+use super::locks::{Access, Locks, Owner};
+use super::{links, set_id};
 
 /// A passthrough file system of which the guest keeps no more than a number of files.
 pub struct Share {
     files: PassthroughFs,
-    links: Links,
-    bound: usize,
-    /// The files that the guest knows by their numbers, with how often it was told of each: what FUSE
-    /// calls the lookup count.
-    known: Mutex<HashMap<u64, u64>>,
+    descriptors: Descriptors,
+    known: Mutex<Known>,
+    /// The files that the guest has open for writing, and as what: inode and handle.
+    written: Mutex<BTreeSet<(u64, u64)>>,
+    locks: Mutex<Locks>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Share {
@@ -39,34 +41,52 @@ impl Share {
     /// # Errors
     /// What opening `/proc/self/fd` says.
     pub fn new(files: PassthroughFs, bound: usize) -> io::Result<Self> {
-        Ok(Share { files, links: Links::new()?, bound, known: Mutex::default() })
+        let descriptors = Descriptors::new()?;
+        let known = Mutex::new(Known::new(bound));
+        let (written, locks) = Default::default();
+        Ok(Share { files, descriptors, known, written, locks })
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
-        self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Counts an entry that the guest is told of.
-    fn told(&self, mut entry: Entry) -> Entry {
-        let mut known = self.known();
-        let count = known.entry(entry.inode).or_default();
-        *count = count.saturating_add(1);
-        if known.len() > self.bound {
-            entry.entry_timeout = Duration::ZERO;
-        }
-        entry
+    fn told(&self, entry: Entry) -> Entry {
+        lock(&self.known).told(entry)
     }
 
     fn forgotten(&self, inode: u64, count: u64) {
-        let mut known = self.known();
-        if let Some(told) = known.get_mut(&inode) {
-            *told = told.saturating_sub(count);
-            if *told == 0 {
-                known.remove(&inode);
-            }
+        if lock(&self.known).forgotten(inode, count) {
+            lock(&self.locks).forget(inode);
         }
     }
+
+    /// Notes that the guest has a file open for writing, if these flags say so.
+    fn opened(&self, inode: u64, handle: Option<u64>, flags: u32) {
+        if let Some(handle) = handle
+            && flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32
+        {
+            lock(&self.written).insert((inode, handle));
+        }
+    }
+
+    fn is_written(&self, inode: u64) -> bool {
+        lock(&self.written).range((inode, 0)..=(inode, u64::MAX)).next().is_some()
+    }
+
+    /// Opens a file or directory anew, for locks.
+    fn open_for_locks(&self, context: &Context, inode: u64, access: Access) -> io::Result<File> {
+        let (attributes, _) = self.files.getattr(context, inode, None)?;
+        // Opening anything else does something.
+        if ![libc::S_IFREG, libc::S_IFDIR].contains(&(attributes.st_mode & libc::S_IFMT)) {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+        let flags = match access {
+            Access::Read => OFlag::O_RDONLY,
+            Access::Write => OFlag::O_RDWR,
+        };
+        self.descriptors.open(&self.files, context, inode, flags)
+    }
 }
+
+/// What the guest's kernel may do beside what the file system asks for: locks are the host's.
+const OPTIONS: FsOptions = FsOptions::POSIX_LOCKS.union(FsOptions::FLOCK_LOCKS);
 
 /// The largest value, and the largest list, of extended attributes (include/uapi/linux/limits.h:
 /// `XATTR_SIZE_MAX`, `XATTR_LIST_MAX`). The server makes room for what the guest asks for.
@@ -96,7 +116,6 @@ impl FileSystem for Share {
     type Handle = u64;
 
     pass_on! {
-        fn init(capable: FsOptions) -> io::Result<FsOptions>;
         fn getattr(ctx: &Context, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)>;
         fn readlink(ctx: &Context, inode: u64) -> io::Result<Vec<u8>>;
         fn unlink(ctx: &Context, parent: u64, name: &CStr) -> io::Result<()>;
@@ -109,8 +128,6 @@ impl FileSystem for Share {
         fn fsync(ctx: &Context, inode: u64, data_only: bool, handle: u64) -> io::Result<()>;
         fn fallocate(ctx: &Context, inode: u64, handle: u64, mode: u32, offset: u64, length: u64)
             -> io::Result<()>;
-        fn release(ctx: &Context, inode: u64, flags: u32, handle: u64, flush: bool, unlock: bool,
-            owner: Option<u64>) -> io::Result<()>;
         fn statfs(ctx: &Context, inode: u64) -> io::Result<statvfs64>;
         fn setxattr(ctx: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32) -> io::Result<()>;
         fn removexattr(ctx: &Context, inode: u64, name: &CStr) -> io::Result<()>;
@@ -120,6 +137,50 @@ impl FileSystem for Share {
         fn releasedir(ctx: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()>;
         fn access(ctx: &Context, inode: u64, mask: u32) -> io::Result<()>;
         fn lseek(ctx: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64>;
+    }
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        Ok(self.files.init(capable)? | OPTIONS)
+    }
+
+    fn release(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        flags: u32,
+        handle: u64,
+        flush: bool,
+        unlock: bool,
+        owner: Option<u64>,
+    ) -> io::Result<()> {
+        lock(&self.written).remove(&(inode, handle));
+        self.files.release(ctx, inode, flags, handle, flush, unlock, owner)
+    }
+
+    fn getlk(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        _handle: u64,
+        owner: u64,
+        wanted: FileLock,
+        flags: u32,
+    ) -> io::Result<FileLock> {
+        let open = |access| self.open_for_locks(ctx, inode, access);
+        lock(&self.locks).test(Owner::new(inode, owner, flags), &wanted, open)
+    }
+
+    fn setlk(
+        &self,
+        ctx: &Context,
+        inode: u64,
+        _handle: u64,
+        owner: u64,
+        wanted: FileLock,
+        flags: u32,
+    ) -> io::Result<()> {
+        let open = |access| self.open_for_locks(ctx, inode, access);
+        lock(&self.locks).set(Owner::new(inode, owner, flags), &wanted, self.is_written(inode), open)
     }
 
     fn getxattr(&self, ctx: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
@@ -162,10 +223,13 @@ impl FileSystem for Share {
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         check_flags(flags)?;
         let open = || self.files.open(ctx, inode, flags, fuse_flags);
-        if flags & libc::O_TRUNC as u32 == 0 {
-            return open();
-        }
-        set_id::keep(&self.files, ctx, inode, None, fuse_flags & FOPEN_IN_KILL_SUIDGID != 0, open)
+        let opened = if flags & libc::O_TRUNC as u32 == 0 {
+            open()?
+        } else {
+            set_id::keep(&self.files, ctx, inode, None, fuse_flags & FOPEN_IN_KILL_SUIDGID != 0, open)?
+        };
+        self.opened(inode, opened.0, flags);
+        Ok(opened)
     }
 
     fn write(
@@ -187,7 +251,9 @@ impl FileSystem for Share {
     }
 
     fn destroy(&self) {
-        self.known().clear();
+        lock(&self.known).clear();
+        lock(&self.written).clear();
+        *lock(&self.locks) = Locks::default();
         self.files.destroy();
     }
 
@@ -218,7 +284,7 @@ impl FileSystem for Share {
     fn link(&self, ctx: &Context, inode: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
         let entry = match self.files.link(ctx, inode, parent, name) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                self.links.link(&self.files, ctx, inode, parent, name)?;
+                links::link(&self.descriptors, &self.files, ctx, inode, parent, name)?;
                 self.files.lookup(ctx, parent, name)?
             }
             result => result?,
@@ -235,6 +301,7 @@ impl FileSystem for Share {
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
         check_flags(arguments.flags)?;
         let (entry, handle, options, backing) = self.files.create(ctx, parent, name, arguments)?;
+        self.opened(entry.inode, handle, arguments.flags);
         Ok((self.told(entry), handle, options, backing))
     }
 
@@ -274,15 +341,14 @@ impl FileSystem for Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::virtio::fs::VALIDITY;
     use fuse_backend_rs::passthrough::Config;
     use std::fs;
-
-    const VALID: Duration = Duration::from_secs(1);
 
     fn share(folder: &std::path::Path, bound: usize) -> Share {
         let config = Config {
             root_dir: folder.to_str().unwrap().to_owned(),
-            entry_timeout: VALID,
+            entry_timeout: VALIDITY,
             use_host_ino: true,
             ..Config::default()
         };
@@ -301,14 +367,17 @@ mod tests {
         let (share, context) = (share(folder.path(), 2), Context::default());
         let look = |name| share.lookup(&context, 1, name).unwrap();
         let [first, second, third] = names.map(look);
-        assert_eq!([first, second, third].map(|entry| entry.entry_timeout), [VALID, VALID, Duration::ZERO]);
+        assert_eq!(
+            [first, second, third].map(|entry| entry.entry_timeout),
+            [VALIDITY, VALIDITY, Duration::ZERO]
+        );
         // Told twice of one file, it knows one file.
         look(c"a");
         share.batch_forget(&context, vec![(third.inode, 1), (first.inode, 1)]);
-        assert_eq!(share.known().len(), 2);
+        assert_eq!(lock(&share.known).len(), 2);
         assert_eq!(look(c"c").entry_timeout, Duration::ZERO);
         share.forget(&context, first.inode, 1);
-        assert_eq!(look(c"b").entry_timeout, VALID);
+        assert_eq!(look(c"b").entry_timeout, VALIDITY);
     }
 
     #[test]
@@ -327,6 +396,33 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_locked_as_the_guest_has_it_open() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "").unwrap();
+        let (one, other) = (share(folder.path(), 100), share(folder.path(), 100));
+        let context = Context::default();
+        let lock = |share: &Share, inode, kind: i32| {
+            let wanted = FileLock { start: 0, end: 0, lock_type: kind as u32, pid: 1 };
+            share.setlk(&context, inode, 0, 1, wanted, 0).map_err(|error| error.raw_os_error().unwrap())
+        };
+        let look = |share: &Share| share.lookup(&context, 1, c"file").unwrap().inode;
+        let (first, second) = (look(&one), look(&other));
+        let handle = one.open(&context, first, libc::O_RDWR as u32, 0).unwrap().0.unwrap();
+        // For reading first, and then for writing, as databases do.
+        assert_eq!(lock(&one, first, libc::F_RDLCK), Ok(()));
+        assert_eq!(lock(&one, first, libc::F_WRLCK), Ok(()));
+        assert_eq!(lock(&other, second, libc::F_RDLCK), Err(libc::EAGAIN));
+        one.release(&context, first, 0, handle, false, false, None).unwrap();
+        assert!(!one.is_written(first));
+        // What is no file or directory is not opened.
+        one.mknod(&context, 1, c"fifo", libc::S_IFIFO | 0o644, 0, 0).unwrap();
+        let fifo = one.lookup(&context, 1, c"fifo").unwrap().inode;
+        assert_eq!(lock(&one, fifo, libc::F_RDLCK), Err(libc::EBADF));
+        one.forget(&context, first, 1);
+        assert_eq!(lock(&other, second, libc::F_RDLCK), Ok(()));
+    }
+
+    #[test]
     fn no_more_room_is_made_than_a_value_can_take() {
         let folder = tempfile::tempdir().unwrap();
         let (share, context) = (share(folder.path(), 100), Context::default());
@@ -342,7 +438,7 @@ mod tests {
         share.forget(&context, 77, u64::MAX);
         let made = share.mkdir(&context, 1, c"d", 0o755, 0).unwrap();
         share.forget(&context, made.inode, u64::MAX);
-        assert!(share.known().is_empty());
+        assert_eq!(lock(&share.known).len(), 0);
     }
 
     #[test]
@@ -356,6 +452,6 @@ mod tests {
         let mut rooms = [1, 1, 0].into_iter();
         let mut add = |_: DirEntry, _: Entry| Ok(rooms.next().unwrap_or(0));
         share.readdirplus(&context, 1, handle.unwrap_or_default(), 4096, 0, &mut add).unwrap();
-        assert_eq!(share.known().len(), 2);
+        assert_eq!(lock(&share.known).len(), 2);
     }
 }

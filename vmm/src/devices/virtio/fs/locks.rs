@@ -1,0 +1,334 @@
+//! Locks on files (flock(2), fcntl(2)), taken on the host for the guest's processes, so that they hold against the
+//! host and against other guests.
+//!
+//! Each owner in the guest, a process or an open file, has an open file of its own on the host for as long as it
+//! has a lock: to the host's kernel open files are owners of both kinds of locks ("Open file description locks" of
+//! fcntl_locking(2)). A lock is given at once or not at all: the guest asks again (kernel-config/0014-fuse-locks.patch).
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use fuse_backend_rs::api::filesystem::FileLock;
+use rangemap::RangeInclusiveMap;
+
+/// Owners of locks in one guest. Each costs a descriptor.
+const MAX_OWNERS: usize = 4096;
+/// Locks of one guest. Each costs memory of the host's kernel.
+const MAX_LOCKS: usize = 65_536;
+/// FUSE_LK_FLOCK of include/uapi/linux/fuse.h: flock(2), or else fcntl(2).
+const FLOCK: u32 = 1;
+/// The last byte that a lock can have: all the rest of the file.
+const LAST: u64 = i64::MAX as u64;
+
+/// Who has a lock, in the order of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// The file.
+    inode: u64,
+    /// By flock(2).
+    flock: bool,
+    /// The owner, as the guest's kernel calls it.
+    number: u64,
+}
+
+impl Owner {
+    /// The owner that a request with these flags names.
+    pub fn new(inode: u64, number: u64, flags: u32) -> Self {
+        Owner { inode, flock: flags & FLOCK != 0, number }
+    }
+}
+
+/// How a file is to be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// For reading.
+    Read,
+    /// For reading and writing.
+    Write,
+}
+
+struct Held {
+    file: File,
+    access: Access,
+    /// The types of its locks, by the first and last bytes.
+    locks: RangeInclusiveMap<u64, i32>,
+}
+
+/// What the guest's processes have.
+#[derive(Default)]
+pub struct Locks {
+    held: BTreeMap<Owner, Held>,
+    /// How many locks that is.
+    count: usize,
+}
+
+impl Locks {
+    /// Takes, changes or gives back a lock. `open` opens the file; with `written` the guest has it open for writing.
+    ///
+    /// # Errors
+    /// `EAGAIN` if another has it; `ENOLCK` if there are too many, or a file was locked for reading before it was opened for writing;
+    /// else what the kernel says.
+    pub fn set(
+        &mut self,
+        owner: Owner,
+        lock: &FileLock,
+        written: bool,
+        open: impl FnOnce(Access) -> io::Result<File>,
+    ) -> io::Result<()> {
+        let (kind, bytes, owners) = (kind(lock)?, range(lock)?, self.held.len());
+        let refused = || io::Error::from_raw_os_error(libc::ENOLCK);
+        let held = match self.held.entry(owner) {
+            _ if kind != libc::F_UNLCK && self.count >= MAX_LOCKS => return Err(refused()),
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(_) if kind == libc::F_UNLCK => return Ok(()),
+            Entry::Vacant(_) if owners >= MAX_OWNERS => return Err(refused()),
+            Entry::Vacant(place) => {
+                // Opened for writing, a file of an image's lower layer would be copied up: only what is written is.
+                let write = !owner.flock && (written || kind == libc::F_WRLCK);
+                let access = if write { Access::Write } else { Access::Read };
+                place.insert(Held { file: open(access)?, access, locks: RangeInclusiveMap::new() })
+            }
+        };
+        let result = match (owner.flock, kind, held.access) {
+            (true, ..) => flock(&held.file, kind),
+            // What is held through the file that is open would stand in the way of another.
+            (false, libc::F_WRLCK, Access::Read) => Err(refused()),
+            (false, ..) => fcntl(&held.file, libc::F_OFD_SETLK, &mut record(kind, bytes)),
+        };
+        let before = held.locks.len();
+        match &result {
+            Ok(()) if kind == libc::F_UNLCK => held.locks.remove(lock.start..=lock.end),
+            Ok(()) => held.locks.insert(lock.start..=lock.end, kind),
+            // One that is not given takes away what was there.
+            Err(_) if owner.flock => held.locks.clear(),
+            Err(_) => {}
+        }
+        let after = held.locks.len();
+        if after == 0 {
+            self.held.remove(&owner);
+        }
+        self.count = (self.count + after).saturating_sub(before);
+        result
+    }
+
+    /// A lock that stands in the way of `lock`, or `lock` with the type `F_UNLCK`. Its process is not told: it is
+    /// another machine's.
+    ///
+    /// # Errors
+    /// What opening the file says, or the kernel.
+    pub fn test(
+        &self,
+        owner: Owner,
+        lock: &FileLock,
+        open: impl FnOnce(Access) -> io::Result<File>,
+    ) -> io::Result<FileLock> {
+        let mut record = record(kind(lock)?, range(lock)?);
+        match self.held.get(&owner) {
+            Some(held) => fcntl(&held.file, libc::F_OFD_GETLK, &mut record)?,
+            None => fcntl(&open(Access::Read)?, libc::F_OFD_GETLK, &mut record)?,
+        }
+        let start = u64::try_from(record.l_start).unwrap_or(0);
+        // A length of 0 is the rest of the file.
+        let end = match u64::try_from(record.l_len) {
+            Ok(length) if length > 0 => start.saturating_add(length - 1),
+            _ => LAST,
+        };
+        // One of three small numbers.
+        Ok(FileLock { start, end, lock_type: record.l_type as u32, pid: 0 })
+    }
+
+    /// Gives all locks of a file back, which the guest does not know any more.
+    pub fn forget(&mut self, inode: u64) {
+        let owner = |flock, number| Owner { inode, flock, number };
+        let owners: Vec<Owner> =
+            self.held.range(owner(false, 0)..=owner(true, u64::MAX)).map(|(owner, _)| *owner).collect();
+        for owner in owners {
+            let held = self.held.remove(&owner);
+            self.count = self.count.saturating_sub(held.map_or(0, |held| held.locks.len()));
+        }
+    }
+}
+
+/// The type of a lock.
+fn kind(lock: &FileLock) -> io::Result<i32> {
+    [libc::F_RDLCK, libc::F_WRLCK, libc::F_UNLCK]
+        .into_iter()
+        .find(|kind| i64::from(*kind) == i64::from(lock.lock_type))
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// Where a lock begins, and how many bytes it has: 0 is the rest of the file.
+fn range(lock: &FileLock) -> io::Result<(i64, i64)> {
+    if lock.start > lock.end || lock.end > LAST {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // Both fit: they are no more than the last.
+    let (start, end) = (lock.start as i64, lock.end as i64);
+    Ok((start, if lock.end == LAST { 0 } else { end - start + 1 }))
+}
+
+fn record(kind: i32, (start, length): (i64, i64)) -> libc::flock {
+    // F_RDLCK and its like are small; the process must be 0 for locks of open files.
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: start,
+        l_len: length,
+        l_pid: 0,
+    }
+}
+
+fn fcntl(file: &File, command: i32, record: &mut libc::flock) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the kernel reads and writes one record, which is live.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(record)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn flock(file: &File, kind: i32) -> io::Result<()> {
+    let operation = match kind {
+        libc::F_RDLCK => libc::LOCK_SH,
+        libc::F_WRLCK => libc::LOCK_EX,
+        _ => libc::LOCK_UN,
+    };
+    // SAFETY: the call takes numbers only.
+    let result = unsafe { libc::flock(file.as_raw_fd(), operation | libc::LOCK_NB) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+    use std::path::{Path, PathBuf};
+
+    /// What one guest's processes ask of a file.
+    struct Guest {
+        locks: Locks,
+        path: PathBuf,
+        written: bool,
+    }
+
+    fn wanted(kind: i32, start: u64, end: u64) -> FileLock {
+        FileLock { start, end, lock_type: kind as u32, pid: 1 }
+    }
+
+    impl Guest {
+        fn new(path: &Path, written: bool) -> Self {
+            Guest { locks: Locks::default(), path: path.to_owned(), written }
+        }
+
+        fn owner(number: u64, flags: u32) -> Owner {
+            Owner::new(7, number, flags)
+        }
+
+        fn open(path: &Path) -> impl FnOnce(Access) -> io::Result<File> {
+            move |access| OpenOptions::new().read(true).write(access == Access::Write).open(path)
+        }
+
+        /// Whether the lock was given.
+        fn set(&mut self, number: u64, flags: u32, kind: i32, start: u64, end: u64) -> Result<(), i32> {
+            let open = Self::open(&self.path);
+            let result =
+                self.locks.set(Self::owner(number, flags), &wanted(kind, start, end), self.written, open);
+            result.map_err(|error| error.raw_os_error().unwrap())
+        }
+
+        fn test(&self, number: u64, kind: i32, start: u64, end: u64) -> (u32, u64, u64) {
+            let open = Self::open(&self.path);
+            let found = self.locks.test(Self::owner(number, 0), &wanted(kind, start, end), open).unwrap();
+            (found.lock_type, found.start, found.end)
+        }
+    }
+
+    fn file() -> tempfile::NamedTempFile {
+        tempfile::NamedTempFile::new().unwrap()
+    }
+
+    const READ: i32 = libc::F_RDLCK;
+    const WRITE: i32 = libc::F_WRLCK;
+    const NONE: i32 = libc::F_UNLCK;
+
+    #[test]
+    fn ranges_hold_against_other_guests_and_processes() {
+        let file = file();
+        let (mut one, mut other) = (Guest::new(file.path(), true), Guest::new(file.path(), true));
+        assert_eq!(one.set(1, 0, WRITE, 10, 19), Ok(()));
+        assert_eq!(other.set(1, 0, READ, 19, LAST), Err(libc::EAGAIN));
+        assert_eq!(one.set(2, 0, READ, 0, 10), Err(libc::EAGAIN));
+        assert_eq!(other.set(1, 0, WRITE, 20, LAST), Ok(()));
+        assert_eq!(one.test(1, READ, 0, LAST), (WRITE as u32, 20, LAST));
+        assert_eq!(other.test(3, READ, 0, 15), (WRITE as u32, 10, 19));
+        assert_eq!(other.test(3, READ, 0, 9).0, NONE as u32);
+        // A part of it is free again, then all.
+        assert_eq!(one.set(1, 0, NONE, 15, 19), Ok(()));
+        assert_eq!(other.set(4, 0, READ, 15, 19), Ok(()));
+        assert_eq!(one.set(1, 0, NONE, 0, LAST), Ok(()));
+        assert!(one.locks.held.is_empty() && one.locks.count == 0);
+    }
+
+    #[test]
+    fn a_lock_for_reading_becomes_one_for_writing() {
+        let file = file();
+        let mut guest = Guest::new(file.path(), true);
+        assert_eq!(guest.set(1, 0, READ, 0, 99), Ok(()));
+        assert_eq!(guest.set(2, 0, READ, 0, 99), Ok(()));
+        assert_eq!(guest.set(1, 0, WRITE, 0, 9), Err(libc::EAGAIN));
+        // What it had it has still.
+        assert_eq!(guest.set(2, 0, WRITE, 50, 59), Err(libc::EAGAIN));
+        assert_eq!(guest.set(2, 0, NONE, 0, LAST), Ok(()));
+        assert_eq!(guest.set(1, 0, WRITE, 0, 9), Ok(()));
+        assert_eq!(guest.set(2, 0, READ, 50, 59), Ok(()));
+        // A file that only was read is not opened for writing after all.
+        let mut reader = Guest::new(file.path(), false);
+        assert_eq!(reader.set(1, 0, READ, 90, 90), Ok(()));
+        assert_eq!(reader.set(1, 0, WRITE, 91, 91), Err(libc::ENOLCK));
+    }
+
+    #[test]
+    fn whole_files_hold_against_other_guests() {
+        let file = file();
+        let (mut one, mut other) = (Guest::new(file.path(), false), Guest::new(file.path(), false));
+        let all = |guest: &mut Guest, kind| guest.set(1, FLOCK, kind, 0, LAST);
+        assert_eq!((all(&mut one, READ), all(&mut other, READ)), (Ok(()), Ok(())));
+        assert_eq!(all(&mut one, WRITE), Err(libc::EAGAIN));
+        // By flock(2) that took the other one away.
+        assert!(one.locks.held.is_empty());
+        assert_eq!(all(&mut other, WRITE), Ok(()));
+        assert_eq!(all(&mut one, READ), Err(libc::EAGAIN));
+        other.locks.forget(7);
+        assert_eq!(all(&mut one, WRITE), Ok(()));
+    }
+
+    #[test]
+    fn what_was_not_given_leaves_nothing() {
+        let file = file();
+        let (mut one, mut other) = (Guest::new(file.path(), true), Guest::new(file.path(), true));
+        assert_eq!(one.set(1, 0, WRITE, 0, 0), Ok(()));
+        assert_eq!(other.set(1, 0, WRITE, 0, 0), Err(libc::EAGAIN));
+        assert!(other.locks.held.is_empty());
+        for (kind, start, end) in [(3, 0, 0), (-1, 0, 0), (WRITE, 1, 0), (READ, 0, LAST + 1)] {
+            assert_eq!(other.set(1, 0, kind, start, end), Err(libc::EINVAL));
+        }
+        assert_eq!(other.set(1, 0, NONE, 0, LAST), Ok(()));
+    }
+
+    #[test]
+    fn a_guest_has_so_many_and_no_more() {
+        let file = file();
+        let mut guest = Guest::new(file.path(), true);
+        for number in 0..MAX_OWNERS as u64 {
+            // Where a process may open fewer files, the test ends there.
+            match guest.set(number, 0, READ, 0, 0) {
+                Err(libc::EMFILE) => return,
+                given => assert_eq!(given, Ok(())),
+            }
+        }
+        assert_eq!(guest.set(u64::MAX, 0, READ, 0, 0), Err(libc::ENOLCK));
+        guest.locks.count = MAX_LOCKS;
+        assert_eq!(guest.set(0, 0, READ, 9, 9), Err(libc::ENOLCK));
+        assert_eq!(guest.set(0, 0, NONE, 0, LAST), Ok(()));
+    }
+}
