@@ -18,7 +18,7 @@ use nix::fcntl::OFlag;
 use super::descriptors::Descriptors;
 use super::known::Known;
 use super::locks::{Access, Locks, Owner};
-use super::{links, set_id};
+use super::{VALIDITY, links, set_id};
 
 /// A passthrough file system of which the guest keeps no more than a number of files.
 pub struct Share {
@@ -85,8 +85,17 @@ impl Share {
     }
 }
 
-/// What the guest's kernel may do beside what the file system asks for: locks are the host's.
-const OPTIONS: FsOptions = FsOptions::POSIX_LOCKS.union(FsOptions::FLOCK_LOCKS);
+/// What the guest's kernel may do beside what the file system asks for. Locks are the host's; requests are large, and several
+/// reads on their way; a file that is opened anew and cut needs one request; and what others wrote to a file that is open is seen when
+/// its time of change is another (see kernel-config/0016-fuse-own-writes.patch).
+const OPTIONS: FsOptions = FsOptions::POSIX_LOCKS
+    .union(FsOptions::FLOCK_LOCKS)
+    .union(FsOptions::BIG_WRITES)
+    .union(FsOptions::MAX_PAGES)
+    .union(FsOptions::ASYNC_READ)
+    .union(FsOptions::ATOMIC_O_TRUNC)
+    .union(FsOptions::PARALLEL_DIROPS)
+    .union(FsOptions::AUTO_INVAL_DATA);
 
 /// The largest value, and the largest list, of extended attributes (include/uapi/linux/limits.h:
 /// `XATTR_SIZE_MAX`, `XATTR_LIST_MAX`). The server makes room for what the guest asks for.
@@ -258,7 +267,13 @@ impl FileSystem for Share {
     }
 
     fn lookup(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
-        self.files.lookup(ctx, parent, name).map(|entry| self.told(entry))
+        match self.files.lookup(ctx, parent, name) {
+            // The guest need not ask again at once: compilers and shells look for a file in many places.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(Entry { inode: 0, entry_timeout: VALIDITY, ..Entry::default() })
+            }
+            result => result.map(|entry| self.told(entry)),
+        }
     }
 
     fn symlink(&self, ctx: &Context, target: &CStr, parent: u64, name: &CStr) -> io::Result<Entry> {
@@ -300,7 +315,11 @@ impl FileSystem for Share {
         arguments: CreateIn,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
         check_flags(arguments.flags)?;
-        let (entry, handle, options, backing) = self.files.create(ctx, parent, name, arguments)?;
+        let (mut entry, handle, options, backing) = self.files.create(ctx, parent, name, arguments)?;
+        // Of a file that was there already, the entry is what it was before it was cut.
+        if arguments.flags & libc::O_TRUNC as u32 != 0 {
+            entry.attr.st_size = 0;
+        }
         self.opened(entry.inode, handle, arguments.flags);
         Ok((self.told(entry), handle, options, backing))
     }
@@ -341,7 +360,6 @@ impl FileSystem for Share {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::virtio::fs::VALIDITY;
     use fuse_backend_rs::passthrough::Config;
     use std::fs;
 
@@ -378,6 +396,28 @@ mod tests {
         assert_eq!(look(c"c").entry_timeout, Duration::ZERO);
         share.forget(&context, first.inode, 1);
         assert_eq!(look(c"b").entry_timeout, VALIDITY);
+    }
+
+    #[test]
+    fn that_there_is_no_file_is_to_be_kept_in_mind() {
+        let folder = tempfile::tempdir().unwrap();
+        let (share, context) = (share(folder.path(), 100), Context::default());
+        let missing = share.lookup(&context, 1, c"missing").unwrap();
+        assert_eq!((missing.inode, missing.entry_timeout), (0, VALIDITY));
+        assert_eq!(lock(&share.known).len(), 0);
+        fs::write(folder.path().join("missing"), "").unwrap();
+        assert_ne!(share.lookup(&context, 1, c"missing").unwrap().inode, 0);
+    }
+
+    #[test]
+    fn a_file_that_was_there_after_all_is_empty_when_it_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "text").unwrap();
+        let (share, context) = (share(folder.path(), 100), Context::default());
+        let flags = (libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC) as u32;
+        let create = CreateIn { flags, mode: 0o644, umask: 0, fuse_flags: 0 };
+        let (entry, ..) = share.create(&context, 1, c"file", create).unwrap();
+        assert_eq!((entry.attr.st_size, fs::read(folder.path().join("file")).unwrap()), (0, vec![]));
     }
 
     #[test]
