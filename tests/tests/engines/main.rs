@@ -15,6 +15,7 @@ mod refused;
 mod resources;
 mod rich;
 mod running;
+mod sharing;
 mod storage;
 mod systemd;
 mod terminals;
