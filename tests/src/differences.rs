@@ -24,6 +24,8 @@ pub enum Difference {
     SharedPropagation,
     /// A socket of the host bound into a container.
     Socket,
+    /// A socket in a folder of the host that is bound into a container.
+    SocketInFolder,
     /// Devices of the host.
     Devices,
     /// Files without a name (O_TMPFILE) on the root file system or a volume.
@@ -64,6 +66,9 @@ impl Difference {
             }
             Difference::Socket => {
                 "a socket ends in the host's kernel; pouch-vm passes it on or refuses, and says so"
+            }
+            Difference::SocketInFolder => {
+                "nobody listens to the socket's file in the guest's kernel; one that is bound itself is passed on"
             }
             Difference::Devices => "devices of the host are not in the VM; pouch-vm refuses, and says so",
             Difference::UnnamedFiles => {

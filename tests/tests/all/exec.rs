@@ -64,6 +64,17 @@ fn it_has_the_containers_capabilities_and_not_more() {
 }
 
 #[test]
+fn it_can_have_more_capabilities_and_no_new_privileges() {
+    let bundle = Bundle::debian().set("/process/noNewPrivileges", json!(false));
+    let container = bundle.args(["sleep", "1000"]).capable(&["CAP_CHOWN"]).start();
+    let arguments = ["grep", "-E", "CapEff|NoNewPrivs", "/proc/self/status"];
+    let more = container.exec_with(&["--cap", "CAP_NET_ADMIN"], &arguments).ok();
+    assert_eq!(more, "CapEff:\t0000000000001001\nNoNewPrivs:\t0");
+    let none_new = container.exec_with(&["--no-new-privs"], &arguments).ok();
+    assert_eq!(none_new, "CapEff:\t0000000000000001\nNoNewPrivs:\t1");
+}
+
+#[test]
 fn a_process_file_says_it_all() {
     let container = sleeper();
     let process = json!({

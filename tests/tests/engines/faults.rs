@@ -2,12 +2,15 @@
 
 use std::process::Stdio;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pouch_tests::engine::eventually;
 use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests, processes};
+use serde_json::Value;
 
 engine_tests! {
     both: the_containers_process_is_killed, the_vmm_is_killed, the_client_is_killed, the_disk_is_full;
-    docker: the_daemon_is_started_anew;
+    docker: the_daemon_is_started_anew, containers_come_back_with_the_daemon;
     podman: the_monitor_is_killed;
 }
 
@@ -68,18 +71,26 @@ fn the_disk_is_full(engine: Engine) {
     unmounted.ok();
 }
 
-/// The daemon's settings as they were, and a daemon that has read them.
-struct Settings(String);
+/// Whether containers outlive the daemon, as a test wants it. In the end a daemon runs with which they do not: that
+/// is said in its file, because a daemon goes on with what its file no longer names.
+struct LiveRestore;
 
-const SETTINGS: &str = "/etc/docker/daemon.json";
-
-impl Settings {
-    fn with_live_restore() -> Self {
-        let text = std::fs::read_to_string(SETTINGS).unwrap();
-        std::fs::write(SETTINGS, text.replacen('{', "{ \"live-restore\": true,", 1)).unwrap();
-        let settings = Settings(text);
+impl LiveRestore {
+    fn set(engine: Engine, on: bool) -> Self {
+        Self::write(on);
+        let set = LiveRestore;
         reload();
-        settings
+        eventually("live restore is set", || {
+            engine.command(&["info", "--format", "{{.LiveRestoreEnabled}}"]).run().text() == on.to_string()
+        });
+        set
+    }
+
+    fn write(on: bool) {
+        const SETTINGS: &str = "/etc/docker/daemon.json";
+        let mut settings: Value = serde_json::from_slice(&std::fs::read(SETTINGS).unwrap()).unwrap();
+        settings["live-restore"] = on.into();
+        std::fs::write(SETTINGS, settings.to_string()).unwrap();
     }
 }
 
@@ -88,9 +99,12 @@ fn daemon() -> Option<i32> {
     processes::runs(pid).then_some(pid)
 }
 
+fn signal_daemon(signal: Signal) {
+    kill(Pid::from_raw(daemon().unwrap()), signal).unwrap();
+}
+
 fn reload() {
-    let pid = daemon().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGHUP).unwrap();
+    signal_daemon(Signal::SIGHUP);
 }
 
 /// Starts the daemon if it does not run.
@@ -98,19 +112,16 @@ fn start_daemon() {
     Invocation::of(pouch_tests::engine::DAEMONS, ["start"]).leaves_something_behind().run().ok();
 }
 
-impl Drop for Settings {
+impl Drop for LiveRestore {
     fn drop(&mut self) {
-        let _ = std::fs::write(SETTINGS, &self.0);
+        Self::write(false);
         start_daemon();
         reload();
     }
 }
 
 fn the_daemon_is_started_anew(engine: Engine) {
-    let settings = Settings::with_live_restore();
-    eventually("live restore is on", || {
-        engine.command(&["info", "--format", "{{.LiveRestoreEnabled}}"]).run().text() == "true"
-    });
+    let live_restore = LiveRestore::set(engine, true);
     let container =
         engine.start_sh(&["-i"], "echo ready; until [ -e /go ]; do sleep 0.1; done; echo end; exit 5");
     let ends = engine.start_sh(&[], "until [ -e /go ]; do sleep 0.1; done; sleep 4; exit 6");
@@ -131,7 +142,30 @@ fn the_daemon_is_started_anew(engine: Engine) {
     assert_eq!(container.wait(), 5);
     assert_eq!(container.logs(), "ready\nend");
     remove(&[container, ends]);
-    drop(settings);
+    drop(live_restore);
+}
+
+fn containers_come_back_with_the_daemon(engine: Engine) {
+    let policies = ["always", "unless-stopped", "no", "unless-stopped"];
+    let containers = policies.map(|policy| engine.start_idle(&["--restart", policy]));
+    let _live_restore = LiveRestore::set(engine, false);
+    let [always, unless_stopped, never, stopped] = &containers;
+    stopped.ok(&["stop"]);
+    let come_back = [always, unless_stopped].map(|container| {
+        container.sh("echo kept >/file");
+        (container, container.pid())
+    });
+    signal_daemon(Signal::SIGTERM);
+    eventually("the daemon is gone", || daemon().is_none());
+    start_daemon();
+    for (container, pid) in come_back {
+        container.await_inspect("{{.State.Status}}", "running");
+        assert_ne!(container.pid(), pid);
+        assert_eq!(container.sh("cat /file"), "kept");
+    }
+    for container in [never, stopped] {
+        assert_eq!(container.status(), "exited");
+    }
 }
 
 /// While the daemon is the one that they were made for.

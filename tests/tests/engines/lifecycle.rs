@@ -7,7 +7,8 @@ use pouch_tests::{Engine, engine_tests};
 
 engine_tests! {
     both: created_then_started, stop, stop_signal_of_the_image, stop_that_is_not_heeded, kill_with_signals, restart,
-        pause_and_unpause, removal_in_every_state, wait_and_exit_status, restart_on_failure, restart_always, rename;
+        pause_and_unpause, removal_in_every_state, removal_between_restarts, removal_during_exec, wait_and_exit_status,
+        restart_on_failure, restart_always, rename;
     docker_28: created_then_started, stop, stop_that_is_not_heeded, kill_with_signals, restart, removal_in_every_state;
 }
 
@@ -124,6 +125,25 @@ fn removal_in_every_state(engine: Engine) {
     let exited = engine.start(&[], "debian", &["false"]);
     assert_eq!(exited.wait(), 1);
     exited.ok(&["rm"]);
+    let left = engine.command(&["ps", "--all", "--quiet"]).run().ok();
+    assert_eq!(left, "");
+}
+
+fn removal_between_restarts(engine: Engine) {
+    let container = engine.start(&["--restart", "always"], "debian", &["false"]);
+    eventually("it was restarted", || container.inspect("{{.RestartCount}}") != "0");
+    container.ok(&["rm", "--force"]);
+    let left = engine.command(&["ps", "--all", "--quiet"]).run().ok();
+    assert_eq!(left, "");
+}
+
+fn removal_during_exec(engine: Engine) {
+    let container = engine.start_idle(&[]);
+    let mut client = container.exec_invocation(&[], &["sleep", "987"]).into_command().spawn().unwrap();
+    container.exec(&["-d"], &["sleep", "986"]).ok();
+    eventually("both run", || container.exec(&[], &["pgrep", "-c", "-f", "^sleep 98"]).text() == "2");
+    container.ok(&["rm", "--force"]);
+    assert_ne!(client.wait().unwrap().code(), Some(0));
     let left = engine.command(&["ps", "--all", "--quiet"]).run().ok();
     assert_eq!(left, "");
 }

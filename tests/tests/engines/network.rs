@@ -3,13 +3,14 @@
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 
+use pouch_tests::bundle::unique_id;
 use pouch_tests::engine::eventually;
 use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests};
 
 engine_tests! {
-    both: addresses_and_routes, published_ports, outward, none, host, of_another_container, addresses_by_hand,
+    both: addresses_and_routes, published_ports, outward, none, host, of_another_container, of_one_without_a_vm, addresses_by_hand,
         network_after_a_restart;
-    docker_28: addresses_and_routes, published_ports, outward, none, host, of_another_container, network_after_a_restart;
+    docker_28: addresses_and_routes, published_ports, outward, none, host, of_another_container, of_one_without_a_vm, network_after_a_restart;
 }
 
 /// The engine's own network.
@@ -128,7 +129,7 @@ fn none(engine: Engine) {
 fn host(engine: Engine) {
     let output = engine.sh(&["--network", "host"], "ip -o -4 addr");
     if Difference::HostNetwork.with_vm() && output.status != 0 {
-        return output.fails_naming(&["network", "host"]);
+        return output.fails_naming(&["network", "host", "publish ports"]);
     }
     assert!(output.ok().contains("10.0.2.15"), "{output}");
 }
@@ -142,9 +143,24 @@ fn of_another_container(engine: Engine) {
         &["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/80; echo hello >&3; read -r x <&3; echo $x"],
     );
     if Difference::ContainerNetwork.with_vm() && output.status != 0 {
-        output.fails_naming(&["network", "container"]);
+        output.fails_naming(&["network", "container", "put both on one"]);
     } else {
         assert_eq!(output.ok(), "HELLO");
+    }
+    echo(&format!("{}:80", one.address(default_network(engine))), 8);
+}
+
+/// One of the engine's default runtime, from which the VM would take the network.
+fn of_one_without_a_vm(engine: Engine) {
+    let one = EngineContainer::named(engine, &unique_id());
+    let arguments = ["run", "--detach", "--name", &one.name, "pouch-test/python", "python3", "-c", SERVER];
+    engine.command(&arguments).run().ok();
+    one.await_logs("ready");
+    let output = engine.sh(&["--network", &format!("container:{}", one.name)], "echo shared");
+    if Difference::ContainerNetwork.with_vm() {
+        output.fails_naming(&["network", "put both on one"]);
+    } else {
+        assert_eq!(output.ok(), "shared");
     }
     echo(&format!("{}:80", one.address(default_network(engine))), 8);
 }

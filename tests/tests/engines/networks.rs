@@ -1,13 +1,18 @@
 //! Networks that users define: names, aliases, several at once, IPv6.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, UdpSocket};
+
 use pouch_tests::engine::eventually;
 use pouch_tests::{Engine, EngineContainer, Invocation, engine_tests};
 
 engine_tests! {
-    both: names_and_aliases, resolver_by_udp_and_tcp, traffic_between_containers, two_networks, connected_before_the_start,
-        connected_while_running, internet_protocol_6, size_of_packets, an_internal_network, multicast, names_follow_a_restart;
-    docker_28: names_and_aliases, resolver_by_udp_and_tcp, two_networks, connected_before_the_start, connected_while_running,
-        internet_protocol_6;
+    both: names_and_aliases, resolver_by_udp_and_tcp, names_of_the_outside_world, traffic_between_containers, two_networks,
+        connected_before_the_start, connected_while_running, internet_protocol_6, size_of_packets, an_internal_network,
+        multicast, names_follow_a_restart;
+    docker: names_once_connected;
+    docker_28: names_and_aliases, resolver_by_udp_and_tcp, names_of_the_outside_world, two_networks,
+        connected_before_the_start, connected_while_running, internet_protocol_6, names_once_connected;
 }
 
 /// The address of each name as a container sees it, or what `getent` ends with.
@@ -67,6 +72,54 @@ fn resolver_by_udp_and_tcp(engine: Engine) {
     let mut lines: Vec<String> = output.ok().lines().map(str::to_owned).collect();
     lines.dedup();
     assert_eq!(lines, [address], "{output}");
+}
+
+/// Answers a query: each name has one address, and what begins with `long` has it by TCP only.
+fn answer(query: &[u8], by_tcp: bool) -> Vec<u8> {
+    let question = &query[12..];
+    let end = question.iter().position(|byte| *byte == 0).unwrap();
+    let truncated = !by_tcp && question.starts_with(b"\x04long");
+    let has_one = !truncated && question[end..].starts_with(b"\0\0\x01");
+    let head = [0x85 | u8::from(truncated) << 1, 0x80, 0, 1, 0, has_one.into(), 0, 0, 0, 0];
+    let record: &[u8] = if has_one { b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x0a\x09\x08\x07" } else { b"" };
+    [&query[..2], &head, &question[..end + 5], record].concat()
+}
+
+/// Is a name server on an address of the host until the test's process ends.
+fn serve_names(address: &'static str) {
+    let (datagrams, streams) =
+        (UdpSocket::bind((address, 53)).unwrap(), TcpListener::bind((address, 53)).unwrap());
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        loop {
+            let (length, peer) = datagrams.recv_from(&mut query).unwrap();
+            datagrams.send_to(&answer(&query[..length], false), peer).unwrap();
+        }
+    });
+    std::thread::spawn(move || {
+        for stream in streams.incoming() {
+            let (mut stream, mut length) = (stream.unwrap(), [0; 2]);
+            while stream.read_exact(&mut length).is_ok() {
+                let mut query = vec![0; u16::from_be_bytes(length).into()];
+                stream.read_exact(&mut query).unwrap();
+                let found = answer(&query, true);
+                stream.write_all(&[&(found.len() as u16).to_be_bytes()[..], &found].concat()).unwrap();
+            }
+        }
+    });
+}
+
+fn names_of_the_outside_world(engine: Engine) {
+    // The host's own, on another network than the container's.
+    let server = "10.0.2.15";
+    serve_names(server);
+    let network = engine.network(&[]);
+    let container = engine.start_idle(&["--network", &network.name, "--dns", server]);
+    // The engine's resolver is asked, which asks that one.
+    let configured = container.sh("cat /etc/resolv.conf");
+    assert!(!configured.contains(&format!("nameserver {server}")), "{configured}");
+    assert_eq!(resolved(&container, &["short.example", "long.example"]), ["10.9.8.7", "10.9.8.7"]);
+    assert_eq!(resolved(&container, &[&container.name]), [container.address(&network.name)]);
 }
 
 fn traffic_between_containers(engine: Engine) {
@@ -129,6 +182,19 @@ fn connected_while_running(engine: Engine) {
     eventually("the interface is there", || interfaces(&container).contains(&address));
     engine.command(&["network", "disconnect", &two.name, &container.name]).run().ok();
     eventually("it is gone", || !interfaces(&container).contains(&address));
+}
+
+/// The network that it is started with has no resolver.
+fn names_once_connected(engine: Engine) {
+    let network = engine.network(&[]);
+    let neighbour = engine.start_idle(&["--network", &network.name, "--network-alias", "first"]);
+    let container = engine.start_idle(&[]);
+    assert_eq!(resolved(&container, &["first"]), ["status 2"]);
+    engine.command(&["network", "connect", &network.name, &container.name]).run().ok();
+    let addresses = [neighbour.address(&network.name)];
+    eventually("the neighbour has a name", || resolved(&container, &["first"]) == addresses);
+    container.sh("ping -c 1 -W 60 first >/dev/null");
+    assert_eq!(resolved(&neighbour, &[&container.name]), [container.address(&network.name)]);
 }
 
 fn internet_protocol_6(engine: Engine) {

@@ -4,7 +4,7 @@ use pouch_tests::{Difference, Engine, engine_tests};
 
 engine_tests! {
     both: output_and_status, input_to_its_end, detached, not_found_and_not_executable, identity, names_and_addresses,
-        privileges, init, image_settings, four_at_once;
+        privileges, privileges_of_a_file, init, image_settings, four_at_once;
 }
 
 fn output_and_status(engine: Engine) {
@@ -90,6 +90,18 @@ fn privileges(engine: Engine) {
     assert!(text.starts_with("CapEff:\t000001ffffffffff") && text.ends_with("tmpfs"), "{text}");
     let output = engine.sh(&["--sysctl", "net.core.somaxconn=1234"], "cat /proc/sys/net/core/somaxconn");
     assert_eq!(output.ok(), "1234");
+}
+
+/// On the root file system and on a volume. Podman mounts volumes without such privileges.
+fn privileges_of_a_file(engine: Engine) {
+    let script = "set -e; cd $FOLDER; cp /usr/bin/id id; chmod 4755 id; cp /usr/bin/grep grep
+        setcap cap_net_bind_service+ep grep; setpriv='setpriv --reuid 1000 --regid 1000 --clear-groups'
+        $setpriv ./id -u; $setpriv ./grep CapEff /proc/self/status";
+    let (with, without) = ("0\nCapEff:\t0000000000000400", "1000\nCapEff:\t0000000000000000");
+    for (folder, expected) in [("/srv", with), ("/data", if engine.is_docker() { with } else { without })] {
+        let output = engine.sh(&["-v", "/data", "-e", &format!("FOLDER={folder}")], script);
+        assert_eq!(output.ok(), expected, "{folder}");
+    }
 }
 
 fn init(engine: Engine) {

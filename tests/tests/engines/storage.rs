@@ -9,8 +9,8 @@ use pouch_tests::{Difference, Engine, Invocation, engine_tests};
 
 engine_tests! {
     both: named_volumes, a_volume_of_two_containers, binds, read_only_binds, a_read_only_root, copy, changes_are_seen,
-        a_container_becomes_an_image, propagation, late_mounts, a_socket_of_the_host, devices_of_the_host,
-        volumes_from_another;
+        a_container_becomes_an_image, a_running_container_becomes_an_image, propagation, late_mounts, a_socket_of_the_host,
+        a_socket_in_a_folder_of_the_host, devices_of_the_host, volumes_from_another;
 }
 
 /// A folder of the host with a file in it, on the disk.
@@ -193,6 +193,19 @@ fn a_container_becomes_an_image(engine: Engine) {
     assert_eq!(engine.run(&[], "committed", &["sh", "-c", script]).ok(), "12:34 6755 2\ngone");
 }
 
+fn a_running_container_becomes_an_image(engine: Engine) {
+    let container = engine.start_sh(&[], "exec 3>/srv/open; echo held >&3; echo ready; exec sleep 1000");
+    container.await_logs("ready");
+    container.sh("echo committed >/srv/file; rm /etc/motd; echo more >>/etc/passwd");
+    let _image = Image(engine, "pouch-test/committed");
+    engine.command(&["commit", &container.name, "pouch-test/committed"]).run().ok();
+    let script = "cat /srv/file /srv/open; tail -n 1 /etc/passwd; test -e /etc/motd || echo gone";
+    assert_eq!(engine.run(&[], "committed", &["sh", "-c", script]).ok(), "committed\nheld\nmore\ngone");
+    // It goes on.
+    assert_eq!(container.status(), "running");
+    assert_eq!(container.sh("cat /srv/file"), "committed");
+}
+
 fn propagation(engine: Engine) {
     let folder = folder();
     let kinds = ["rprivate", "private", "rslave", "slave"];
@@ -235,10 +248,9 @@ impl Drop for Unmount {
     }
 }
 
-/// As with the socket of a database or of the engine itself.
-fn a_socket_of_the_host(engine: Engine) {
-    let folder = folder();
-    let socket = folder.path().join("socket");
+/// A socket in a folder of the host, whose other end sends back what comes.
+fn socket_in(folder: &Path) -> std::path::PathBuf {
+    let socket = folder.join("socket");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -247,15 +259,35 @@ fn a_socket_of_the_host(engine: Engine) {
             std::thread::spawn(move || std::io::copy(&mut reader, &mut stream));
         }
     });
-    let script = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n\
-        s.sendall(b'x' * 100000)\ns.shutdown(socket.SHUT_WR)\nn = 0\n\
-        while True:\n    b = s.recv(65536)\n    if not b: break\n    n += len(b)\nprint(n)";
-    let arguments = ["python3", "-c", script, "/run/host.socket"];
+    socket
+}
+
+const SEND_TO_SOCKET: &str = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n\
+    s.sendall(b'x' * 100000)\ns.shutdown(socket.SHUT_WR)\nn = 0\n\
+    while True:\n    b = s.recv(65536)\n    if not b: break\n    n += len(b)\nprint(n)";
+
+/// As with the socket of a database or of the engine itself.
+fn a_socket_of_the_host(engine: Engine) {
+    let folder = folder();
+    let socket = socket_in(folder.path());
+    let arguments = ["python3", "-c", SEND_TO_SOCKET, "/run/host.socket"];
     let output = engine.run(&["-v", &option(&socket, "/run/host.socket")], "python", &arguments);
     if Difference::Socket.with_vm() && output.status != 0 {
         return output.fails_naming(&["socket", socket.to_str().unwrap()]);
     }
     assert_eq!(output.ok(), "100000");
+}
+
+fn a_socket_in_a_folder_of_the_host(engine: Engine) {
+    let folder = folder();
+    socket_in(folder.path());
+    let arguments = ["python3", "-c", SEND_TO_SOCKET, "/data/socket"];
+    let output = engine.run(&["-v", &option(folder.path(), "/data")], "python", &arguments);
+    if Difference::SocketInFolder.with_vm() {
+        output.fails_naming(&["ConnectionRefusedError"]);
+    } else {
+        assert_eq!(output.ok(), "100000");
+    }
 }
 
 fn devices_of_the_host(engine: Engine) {

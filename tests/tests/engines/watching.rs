@@ -7,7 +7,7 @@ use pouch_tests::{Difference, Engine, engine_tests, processes};
 use serde_json::Value;
 
 engine_tests! {
-    both: ps_and_inspect, top, stats, events, health;
+    both: ps_and_inspect, top, stats, traffic_in_stats, events, health, a_health_check_that_hangs;
 }
 
 fn ps_and_inspect(engine: Engine) {
@@ -72,17 +72,49 @@ fn stats(engine: Engine) {
     });
 }
 
+/// What a number with its unit is, such as `16.5kB`.
+fn bytes(text: &str) -> f64 {
+    let number = text.trim_end_matches(char::is_alphabetic);
+    let factor = match &text[number.len()..] {
+        "B" => 1e0,
+        "kB" => 1e3,
+        "MB" => 1e6,
+        _ => panic!("{text}"),
+    };
+    number.parse::<f64>().unwrap() * factor
+}
+
+fn traffic_in_stats(engine: Engine) {
+    let container = engine.start_idle(&[]);
+    container.sh(
+        "gateway=$(ip route | awk '$1 == \"default\" { print $3 }'); ping -c 3 -W 60 -s 5000 $gateway >/dev/null
+        dd if=/dev/zero of=/srv/file bs=1M count=8 conv=fsync status=none",
+    );
+    let text = container.ok(&["stats", "--no-stream", "--format", "{{.NetIO}} / {{.BlockIO}}"]);
+    let numbers: Vec<f64> = text.split(" / ").map(bytes).collect();
+    let [received, sent, _, written] = numbers[..] else { panic!("{text}") };
+    assert!(received > 15e3 && sent > 15e3 && written > 8e6, "{text}");
+}
+
 fn events(engine: Engine) {
     let container = engine.start_sh(&[], "exit 6");
     container.wait();
     let name = format!("container={}", container.name);
     let end: &[&str] = if engine.is_docker() { &["--until", "0s"] } else { &["--stream=false"] };
-    let filter = ["--since", "10m", "--filter", &name, "--format", "{{json .}}"];
+    let format = if engine.is_docker() {
+        "{{.Action}} {{.Actor.Attributes.exitCode}}"
+    } else {
+        "{{.Status}} {{.ContainerExitCode}}"
+    };
+    let filter = ["--since", "10m", "--filter", &name, "--format", format];
     let arguments = [&["events"], end, &filter].concat();
+    let death = if engine.is_docker() { "die 6" } else { "died 6" };
+    let mut text = String::new();
     eventually("the death is told", || {
-        let text = engine.command(&arguments).run().text();
-        text.contains("die") && text.contains("start") && text.contains("create") && text.contains('6')
+        text = engine.command(&arguments).run().ok();
+        text.lines().any(|line| line == death)
     });
+    assert!(text.contains("create") && text.contains("start"), "{text}");
 }
 
 fn health(engine: Engine) {
@@ -107,4 +139,33 @@ fn health(engine: Engine) {
     assert!(container.inspect("{{json .State.Health.Log}}").contains("not yet"));
     container.sh("touch /healthy");
     eventually("it is healthy", || check() == "healthy");
+}
+
+fn a_health_check_that_hangs(engine: Engine) {
+    // Podman waits for its end, and leaves the timer to systemd.
+    let (interval, hang) = if engine.is_docker() { ("1s", "987") } else { ("disable", "5") };
+    let command = format!("[ ! -e /hangs ] || exec sleep {hang}");
+    let options = [
+        "--health-cmd",
+        &command,
+        "--health-timeout",
+        "1s",
+        "--health-interval",
+        interval,
+        "--health-retries",
+        "1",
+    ];
+    let container = engine.start_sh(&options, "touch /hangs; exec sleep 1000");
+    eventually("it is unhealthy", || {
+        if !engine.is_docker() {
+            container.command(&["healthcheck", "run"]).run();
+        }
+        container.inspect("{{.State.Health.Status}}") == "unhealthy"
+    });
+    let log = container.inspect("{{json .State.Health.Log}}");
+    let told = if engine.is_docker() { "exceeded timeout" } else { "\"ExitCode\":-1" };
+    assert!(log.contains(told), "{log}");
+    container.sh("rm /hangs");
+    let pattern = format!("^sleep {hang}");
+    eventually("none of them is left", || container.exec(&[], &["pgrep", "-f", &pattern]).status == 1);
 }
