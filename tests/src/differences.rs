@@ -38,6 +38,8 @@ pub enum Difference {
     Kernel,
     /// The host's cgroup of a container.
     HostCgroup,
+    /// More memory, or processors, than a container was started with.
+    Growth,
 }
 
 impl Difference {
@@ -82,6 +84,7 @@ impl Difference {
             }
             Difference::Kernel => "the container has a kernel of its own",
             Difference::HostCgroup => "the host's cgroup holds the VM, not the processes in it",
+            Difference::Growth => "a VM does not grow while it runs; pouch-vm refuses, and says so",
         }
     }
 

@@ -7,7 +7,7 @@ use pouch_tests::{Difference, Engine, EngineContainer, engine_tests};
 
 engine_tests! {
     both: memory_and_processors, ulimits, number_of_processes, memory_runs_out, tmpfs_and_shm_sizes, update_while_running,
-        update_refused, score, in_the_cgroup, host_memory_runs_out;
+        update_refused, update_beyond_the_first_size, score, in_the_cgroup, host_memory_runs_out;
     podman: disk_throughput;
 }
 
@@ -95,6 +95,27 @@ fn update_refused(engine: Engine) {
         container.command(&["update", "--memory", "1k"]).run().fails_naming(&["memory"]);
     }
     assert_eq!(container.sh("cat /sys/fs/cgroup/memory.max"), "268435456");
+}
+
+/// Of a container that runs, and of one that is stopped.
+fn update_beyond_the_first_size(engine: Engine) {
+    let container = engine.start_idle(&["--memory", "256m", "--memory-swap", "1g"]);
+    let more = container.command(&["update", "--memory", "512m"]).run();
+    let grown = if Difference::Growth.with_vm() {
+        more.fails_naming(&["memory", "the VM has", "create the container anew"]);
+        "268435456"
+    } else {
+        more.ok();
+        "536870912"
+    };
+    assert_eq!(container.sh("cat /sys/fs/cgroup/memory.max"), grown);
+    if engine.is_docker() {
+        assert_eq!(container.inspect("{{.HostConfig.Memory}}"), grown);
+        container.ok(&["stop", "--time", "0"]);
+        container.ok(&["update", "--memory", "512m"]);
+        container.ok(&["start"]);
+        assert_eq!(container.sh("cat /sys/fs/cgroup/memory.max"), "536870912");
+    }
 }
 
 fn score(engine: Engine) {
