@@ -2,7 +2,7 @@
 
 use std::fs::{self, Metadata};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::namespace::identity;
 use crate::sandbox::companion;
@@ -16,9 +16,10 @@ pub struct Occupant {
     pub name: String,
 }
 
-/// The first process that is found in the namespace and is none of pouch-vm's: neither this one nor one that
-/// stands for a container with a VM. Whether such a VM has the network is told by its tap devices, when there is
-/// something to be taken.
+/// The first process that is found in the namespace with all of its threads and is none of pouch-vm's: neither this
+/// one nor one that stands for a container with a VM. Whether such a VM has the network is told by its tap devices,
+/// when there is something to be taken. An engine is there with a thread only, which made the namespace: Podman's
+/// first one may stay for good.
 ///
 /// # Errors
 /// If processes cannot be listed.
@@ -33,9 +34,8 @@ fn find_below(processes: &Path, namespace: &Metadata) -> io::Result<Option<Occup
         if pid == std::process::id() {
             continue;
         }
-        // One that has ended meanwhile lives nowhere.
-        let Ok(own) = fs::metadata(entry.path().join("ns/net")) else { continue };
-        if identity(&own) != identity(namespace) {
+        if !is_in(&entry.path(), namespace) || !threads(&entry.path()).all(|thread| is_in(&thread, namespace))
+        {
             continue;
         }
         let Ok(name) = fs::read(entry.path().join("comm")) else { continue };
@@ -47,6 +47,16 @@ fn find_below(processes: &Path, namespace: &Metadata) -> io::Result<Option<Occup
     Ok(None)
 }
 
+/// Whether a process or thread, given by its folder in /proc, is in the namespace. One that has ended meanwhile is
+/// nowhere.
+fn is_in(folder: &Path, namespace: &Metadata) -> bool {
+    fs::metadata(folder.join("ns/net")).is_ok_and(|own| identity(&own) == identity(namespace))
+}
+
+fn threads(process: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(process.join("task")).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
 fn printable(name: &[u8]) -> String {
     name.iter().map(|byte| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '?' }).collect()
 }
@@ -55,7 +65,6 @@ fn printable(name: &[u8]) -> String {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
-    use std::path::PathBuf;
 
     /// A folder as /proc is, with processes (number, namespace, name).
     fn folder(processes: &[(&str, &str, &str)]) -> (tempfile::TempDir, PathBuf) {
@@ -65,8 +74,13 @@ mod tests {
             fs::write(folder.path().join(namespace), "").unwrap();
         }
         for (pid, namespace, name) in processes {
-            fs::create_dir_all(proc.join(pid).join("ns")).unwrap();
-            symlink(folder.path().join(namespace), proc.join(pid).join("ns/net")).unwrap();
+            // Those of a process that is an engine are its first one and one elsewhere.
+            let threads = if *name == "podman" { vec![*namespace, "ours"] } else { vec![*namespace; 2] };
+            let folders = [proc.join(pid), proc.join(pid).join("task/1"), proc.join(pid).join("task/2")];
+            for (thread, namespace) in folders.iter().zip([*namespace].into_iter().chain(threads)) {
+                fs::create_dir_all(thread.join("ns")).unwrap();
+                symlink(folder.path().join(namespace), thread.join("ns/net")).unwrap();
+            }
             fs::write(proc.join(pid).join("comm"), format!("{name}\n")).unwrap();
         }
         (folder, proc)
@@ -92,6 +106,7 @@ mod tests {
             ("6", "ours", "x"),
             ("self", "theirs", "x"),
             ("7", "theirs", "pouch-vm"),
+            ("8", "theirs", "podman"),
             (own.as_str(), "theirs", "x"),
         ];
         assert_eq!(occupant(&others), None);
