@@ -63,12 +63,18 @@ impl Hook {
     pub const DEVICE: Hook = Hook { program_type: 15, attach_type: 6 };
     /// connect(2) to an IPv4 address.
     pub const CONNECT4: Hook = Hook { program_type: 18, attach_type: 10 };
-    /// Sending a UDP datagram to an IPv4 address that the sender names.
+    /// connect(2) to an IPv6 address, which may be a mapped one of IPv4.
+    pub const CONNECT6: Hook = Hook { program_type: 18, attach_type: 11 };
+    /// Sending a UDP datagram to an IPv4 address, mapped or not, that the sender names.
     pub const UDP4_SEND: Hook = Hook { program_type: 18, attach_type: 14 };
-    /// Telling where a UDP datagram came from.
+    /// The source address of a UDP datagram that an IPv4 socket receives.
     pub const UDP4_RECEIVE: Hook = Hook { program_type: 18, attach_type: 19 };
+    /// The source address of a UDP datagram that an IPv6 socket receives.
+    pub const UDP6_RECEIVE: Hook = Hook { program_type: 18, attach_type: 20 };
     /// getpeername(2) of an IPv4 socket.
     pub const PEER4: Hook = Hook { program_type: 18, attach_type: 29 };
+    /// getpeername(2) of an IPv6 socket.
+    pub const PEER6: Hook = Hook { program_type: 18, attach_type: 30 };
 }
 
 /// The start of `union bpf_attr` for BPF_PROG_LOAD.

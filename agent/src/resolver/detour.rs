@@ -2,6 +2,8 @@
 //!
 //! Programs on the guest's root cgroup do it, for sockets of the guest's own network namespace
 //! only: an engine inside the container may have such a resolver in each of its namespaces.
+//! A socket of IPv6 that is not for IPv6 only may name the address too, as ::ffff:127.0.0.11; Java
+//! does so always.
 
 use std::fs::File;
 use std::io;
@@ -23,22 +25,30 @@ const DOMAIN: u16 = 53;
 const SO_NETNS_COOKIE: libc::c_int = 71;
 /// `bpf_get_netns_cookie` of linux/bpf.h.
 const GET_NETNS_COOKIE: i32 = 122;
-/// Offsets in `struct bpf_sock_addr` of linux/bpf.h; both are in network order.
+/// Offsets in `struct bpf_sock_addr` of linux/bpf.h; all are in network order.
 const ADDRESS: i16 = 4;
+const ADDRESS6: [i16; 4] = [8, 12, 16, 20];
 const PORT: i16 = 24;
+/// The third word of a mapped address (RFC 4291, section 2.5.5.2); those before it are 0.
+const MAPPED: u32 = 0xffff;
 
 /// Makes `port` stand in for port 53 of `address`.
 pub fn lay(address: Ipv4Addr, port: u16) -> Result<(), ResolverError> {
     let error = |step| move |error| ResolverError::Detour(step, error);
     let cookie = namespace_cookie().map_err(error("tell namespaces apart for"))?;
     let cgroup = File::open(CGROUP).map_err(error("find the cgroup of"))?;
-    for (hook, from, to) in [
-        (Hook::CONNECT4, DOMAIN, port),
-        (Hook::UDP4_SEND, DOMAIN, port),
-        (Hook::UDP4_RECEIVE, port, DOMAIN),
-        (Hook::PEER4, port, DOMAIN),
+    let (plain, mapped) = (plain(address), mapped(address));
+    // The kernel turns a mapped address that a datagram is sent to into a plain one before it asks.
+    for (hook, words, from, to) in [
+        (Hook::CONNECT4, &plain[..], DOMAIN, port),
+        (Hook::CONNECT6, &mapped[..], DOMAIN, port),
+        (Hook::UDP4_SEND, &plain[..], DOMAIN, port),
+        (Hook::UDP4_RECEIVE, &plain[..], port, DOMAIN),
+        (Hook::UDP6_RECEIVE, &mapped[..], port, DOMAIN),
+        (Hook::PEER4, &plain[..], port, DOMAIN),
+        (Hook::PEER6, &mapped[..], port, DOMAIN),
     ] {
-        let program = bpf::load(&assemble(address, from, to, cookie), hook).map_err(error("load"))?;
+        let program = bpf::load(&assemble(words, from, to, cookie), hook).map_err(error("load"))?;
         bpf::attach(cgroup.as_fd(), program.as_fd(), hook, None).map_err(error("attach"))?;
     }
     Ok(())
@@ -62,23 +72,29 @@ fn namespace_cookie() -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
-/// The program that changes the port `from` of `address` to `to`, in the namespace with `cookie`. It
-/// always answers 1: go on.
-fn assemble(address: Ipv4Addr, from: u16, to: u16, cookie: u64) -> Vec<Instruction> {
+/// What a program for IPv4 finds where, if the address is this.
+fn plain(address: Ipv4Addr) -> [(i16, i32); 1] {
+    [(ADDRESS, i32::from_ne_bytes(address.octets()))]
+}
+
+/// What a program for IPv6 finds where, if the address is this one, mapped.
+fn mapped(address: Ipv4Addr) -> [(i16, i32); 4] {
+    let [first, second, third, fourth] = ADDRESS6;
+    let marker = i32::from_ne_bytes(MAPPED.to_be_bytes());
+    [(fourth, i32::from_ne_bytes(address.octets())), (third, marker), (second, 0), (first, 0)]
+}
+
+/// The program that changes the port `from` of the address with these words to `to`, in the namespace
+/// with `cookie`. It always answers 1: go on.
+fn assemble(words: &[(i16, i32)], from: u16, to: u16, cookie: u64) -> Vec<Instruction> {
     const ANSWER: u8 = 0;
     const ARGUMENT: u8 = 1;
     const VALUE: u8 = 2;
     // Kept over calls.
     const CONTEXT: u8 = 6;
     let network_order = |port: u16| i32::from(port.to_be());
-    let address = i32::from_ne_bytes(address.octets());
     let load = |offset| instruction(LOAD_WORD, VALUE | CONTEXT << 4, offset, 0);
-    vec![
-        instruction(MOVE_REGISTER, CONTEXT | ARGUMENT << 4, 0, 0),
-        load(ADDRESS),
-        instruction(JUMP_NOT_EQUAL, VALUE, 8, address),
-        load(PORT),
-        instruction(JUMP_NOT_EQUAL, VALUE, 6, network_order(from)),
+    let change = [
         // The argument register still holds the context.
         instruction(CALL, 0, 0, GET_NETNS_COOKIE),
         instruction(LOAD_NUMBER, VALUE, 0, cookie as i32),
@@ -86,8 +102,18 @@ fn assemble(address: Ipv4Addr, from: u16, to: u16, cookie: u64) -> Vec<Instructi
         instruction(JUMP_NOT_EQUAL_REGISTER, ANSWER | VALUE << 4, 2, 0),
         instruction(MOVE_IMMEDIATE, VALUE, 0, network_order(to)),
         instruction(STORE_WORD, CONTEXT | VALUE << 4, PORT, 0),
-        // Where all jumps go.
-        instruction(MOVE_IMMEDIATE, ANSWER, 0, 1),
-        instruction(EXIT, 0, 0, 0),
-    ]
+    ];
+    let mut program = vec![instruction(MOVE_REGISTER, CONTEXT | ARGUMENT << 4, 0, 0)];
+    let comparisons = words.len() + 1;
+    for (done, (offset, wanted)) in words.iter().copied().chain([(PORT, network_order(from))]).enumerate() {
+        // Over the comparisons that follow, of two instructions each, and the change.
+        let over = 2 * (comparisons - done - 1) + change.len();
+        program.push(load(offset));
+        program.push(instruction(JUMP_NOT_EQUAL, VALUE, over as i16, wanted));
+    }
+    program.extend(change);
+    // Where all jumps go.
+    program.push(instruction(MOVE_IMMEDIATE, ANSWER, 0, 1));
+    program.push(instruction(EXIT, 0, 0, 0));
+    program
 }

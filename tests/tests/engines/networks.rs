@@ -41,7 +41,8 @@ fn names_and_aliases(engine: Engine) {
     assert!(configured.contains(&resolver), "{configured}");
 }
 
-/// Asks the first name server of /etc/resolv.conf for a name, by UDP and by TCP.
+/// Asks the first name server of /etc/resolv.conf for a name, by UDP and by TCP, through sockets of IPv4 and, as
+/// Java does, through those of IPv6. Every answer and peer is to be the address that was asked.
 const ASK: &str = r"
 import socket, struct, sys
 server = next(l.split()[1] for l in open('/etc/resolv.conf') if l.startswith('nameserver'))
@@ -52,26 +53,28 @@ def address(answer):
     at = 12 + len(name) + 4
     at += 10 + (2 if answer[at] >= 0xc0 else len(name))
     return socket.inet_ntoa(answer[at:at + 4])
-u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.settimeout(60)
-u.sendto(query, (server, 53)); print(address(u.recv(4096)))
-t = socket.create_connection((server, 53), timeout=60)
-t.sendall(struct.pack('>H', len(query)) + query)
-def read(n):
+def read(t, n):
     data = b''
     while len(data) < n:
         more = t.recv(n - len(data)); assert more, data
         data += more
     return data
-print(address(read(struct.unpack('>H', read(2))[0])))";
+for family, host in (socket.AF_INET, server), (socket.AF_INET6, '::ffff:' + server):
+    def check(peer):
+        assert peer[:2] == (host, 53), peer
+    u = socket.socket(family, socket.SOCK_DGRAM); u.settimeout(60)
+    u.sendto(query, (host, 53)); answer, peer = u.recvfrom(4096); check(peer); print(address(answer))
+    u.connect((host, 53)); u.send(query); print(address(u.recv(4096))); check(u.getpeername())
+    t = socket.socket(family); t.settimeout(60); t.connect((host, 53)); check(t.getpeername())
+    t.sendall(struct.pack('>H', len(query)) + query)
+    print(address(read(t, struct.unpack('>H', read(t, 2))[0])))";
 
 fn resolver_by_udp_and_tcp(engine: Engine) {
     let network = engine.network(&[]);
     let one = engine.start_idle(&["--network", &network.name, "--network-alias", "first"]);
     let address = one.address(&network.name);
     let output = engine.run(&["--network", &network.name], "python", &["python3", "-c", ASK, "first"]);
-    let mut lines: Vec<String> = output.ok().lines().map(str::to_owned).collect();
-    lines.dedup();
-    assert_eq!(lines, [address], "{output}");
+    assert_eq!(output.ok().lines().collect::<Vec<_>>(), [&address; 6], "{output}");
 }
 
 /// Answers a query: each name has one address, and what begins with `long` has it by TCP only.
