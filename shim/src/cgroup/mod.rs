@@ -3,6 +3,7 @@
 //! Directories of cgroup v2 are made here, because a VMM can be born in one; limits, systemd's units
 //! and cgroup v1 are libcgroups' business.
 
+mod limits;
 pub mod oom;
 pub mod settings;
 
@@ -10,11 +11,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use libcgroups::common::{
-    AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
-};
+use libcgroups::common::{AnyCgroupManager, CgroupConfig, CgroupManager, create_cgroup_manager};
 use libcgroups_nix::unistd::Pid;
-use oci_spec::runtime::{LinuxCpu, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 /// Where the hierarchy is.
@@ -208,26 +206,9 @@ impl Cgroup {
         fs::write(self.directory().join("cgroup.procs"), "0").map_err(self.io_error("joined"))
     }
 
-    /// Sets limits; what they leave out stays as it is.
-    ///
-    /// # Errors
-    /// [`CgroupError::Limit`] names the field.
-    pub fn limit(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
-        if *resources == LinuxResources::default() {
-            return Ok(());
-        }
-        let manager = self.manager()?;
-        // One after the other, so that an error is that of a field.
-        for (field, resources) in by_field(resources) {
-            let options = ControllerOpt {
-                resources: &resources,
-                disable_oom_killer: false,
-                oom_score_adj: None,
-                freezer_state: None,
-            };
-            manager.apply(&options).map_err(|error| CgroupError::Limit { field, source: Box::new(error) })?;
-        }
-        Ok(())
+    /// What the kernel counts of disks, where it does so for what others write on behalf of the cgroup.
+    pub fn disk_statistics(&self) -> Option<String> {
+        fs::read_to_string(self.directory().join("io.stat")).ok()
     }
 
     /// Kills what is left in the cgroup and removes it; its parents too as far as they are ours.
@@ -261,54 +242,6 @@ impl Cgroup {
             }
         }
     }
-}
-
-/// Resources with one field each.
-fn by_field(resources: &LinuxResources) -> Vec<(&'static str, LinuxResources)> {
-    let part = |set: &dyn Fn(&mut LinuxResources)| {
-        let mut part = LinuxResources::default();
-        set(&mut part);
-        part
-    };
-    let cpu = resources.cpu().clone().unwrap_or_default();
-    let (mut numbers, mut time) = (LinuxCpu::default(), cpu.clone());
-    numbers.set_cpus(cpu.cpus().clone()).set_mems(cpu.mems().clone());
-    time.set_cpus(None).set_mems(None);
-    let some = |cpu: LinuxCpu| Some(cpu).filter(|cpu| *cpu != LinuxCpu::default());
-    let mut parts = vec![
-        (
-            "memory",
-            part(&|part| {
-                part.set_memory(*resources.memory());
-            }),
-        ),
-        (
-            "cpu",
-            part(&|part| {
-                part.set_cpu(some(time.clone()));
-            }),
-        ),
-        (
-            "cpu.cpus or cpu.mems",
-            part(&|part| {
-                part.set_cpu(some(numbers.clone()));
-            }),
-        ),
-        (
-            "blockIO",
-            part(&|part| {
-                part.set_block_io(resources.block_io().clone());
-            }),
-        ),
-        (
-            "unified",
-            part(&|part| {
-                part.set_unified(resources.unified().clone());
-            }),
-        ),
-    ];
-    parts.retain(|(_, part)| *part != LinuxResources::default());
-    parts
 }
 
 /// Has every directory above the cgroup hand controllers down to it. Where one does not, the limit
