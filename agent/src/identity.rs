@@ -1,11 +1,8 @@
-//! What makes a VM an individual: its name, its clock, its random numbers.
+//! What makes a VM an individual: its name and its random numbers.
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
-use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_settime};
 use ttrpc::proto::Code;
 
 use crate::error::{Coded, RequestError};
@@ -22,9 +19,6 @@ pub enum IdentityError {
     /// The kernel refused the host name.
     #[error("hostname: the kernel refused it")]
     Hostname(#[source] nix::Error),
-    /// The kernel refused the time.
-    #[error("time.nanoseconds: the kernel refused it")]
-    Time(#[source] nix::Error),
     /// The generator could not be fed.
     #[error("entropy.data: /dev/random refused it")]
     Entropy(#[source] io::Error),
@@ -47,15 +41,6 @@ pub fn set_hostname(name: &str) -> Result<(), IdentityError> {
         );
     }
     nix::unistd::sethostname(name).map_err(IdentityError::Hostname)
-}
-
-/// Sets the wall clock.
-pub fn set_time(nanoseconds: i64) -> Result<(), IdentityError> {
-    if nanoseconds <= 0 {
-        return Err(RequestError::new("time.nanoseconds", "must be after 1970").into());
-    }
-    let time = TimeSpec::from(Duration::from_nanos(nanoseconds.unsigned_abs()));
-    clock_settime(ClockId::CLOCK_REALTIME, time).map_err(IdentityError::Time)
 }
 
 /// Mixes `data` into the kernel's generator, credits it in full, and reseeds the generator,
@@ -112,7 +97,6 @@ mod tests {
         let text = |result: Result<(), IdentityError>| crate::error::chain(&result.unwrap_err());
         assert!(text(add_entropy(&[])).starts_with("entropy.data: "));
         assert!(text(add_entropy(&[0; ENTROPY_MAX + 1])).starts_with("entropy.data: "));
-        assert!(text(set_time(-1)).starts_with("time.nanoseconds: "));
         assert!(text(set_hostname("a/b")).starts_with("hostname: "));
     }
 }

@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod bpf;
+pub mod clock;
 pub mod container;
 pub mod cpus;
 pub mod error;

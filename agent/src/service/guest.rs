@@ -10,6 +10,7 @@ use pouch_protocol::agent::*;
 use ttrpc::proto::Code;
 
 use super::Agent;
+use crate::clock::{self, ClockError};
 use crate::cpus::{self, CpuError};
 use crate::error::Coded;
 use crate::identity::{self, IdentityError};
@@ -23,9 +24,12 @@ const NOBODY: &str = "";
 /// Why the sandbox could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// Name, clock or generator.
+    /// Name or generator.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Clock.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
     /// CPUs.
     #[error(transparent)]
     Cpus(#[from] CpuError),
@@ -44,6 +48,7 @@ impl Coded for SetupError {
     fn code(&self) -> Code {
         match self {
             Self::Identity(error) => error.code(),
+            Self::Clock(error) => error.code(),
             Self::Cpus(error) => error.code(),
             Self::Storage(error) => error.code(),
             Self::Network(error) => error.code(),
@@ -78,7 +83,7 @@ pub async fn setup(
         identity::add_entropy(&entropy.data)?;
     }
     if let Some(time) = request.time.as_ref() {
-        identity::set_time(time.nanoseconds)?;
+        clock::set(time.nanoseconds)?;
     }
     if !request.hostname.is_empty() {
         identity::set_hostname(&request.hostname)?;

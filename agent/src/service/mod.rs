@@ -260,9 +260,13 @@ impl Service for Rpc {
         complete(guest::online_cpus(request)).await
     }
 
-    async fn set_time(&self, _: &TtrpcContext, request: SetTimeRequest) -> ttrpc::Result<Empty> {
-        crate::identity::set_time(request.nanoseconds).map_err(status)?;
-        Ok(Empty::new())
+    async fn adjust_time(
+        &self,
+        _: &TtrpcContext,
+        request: AdjustTimeRequest,
+    ) -> ttrpc::Result<AdjustTimeResponse> {
+        let nanoseconds = crate::clock::adjust(request.offset_nanoseconds).map_err(status)?;
+        Ok(AdjustTimeResponse { nanoseconds, ..Default::default() })
     }
 
     async fn add_entropy(&self, _: &TtrpcContext, request: AddEntropyRequest) -> ttrpc::Result<Empty> {

@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pouch_protocol::agent::{
-    AddEntropyRequest, CheckRequest, CheckResponse, ContainerRequest, CreateContainerRequest, Empty,
-    ExecProcessRequest, ForwardResolverRequest, OnlineCpusRequest, ProcessRequest, ResizeTerminalRequest,
-    SetNetworkRequest, SetTimeRequest, SetupSandboxRequest, SignalProcessRequest, Stdio, Storage,
-    UpdateContainerRequest, WaitProcessResponse,
+    AddEntropyRequest, AdjustTimeRequest, CheckRequest, CheckResponse, ContainerRequest,
+    CreateContainerRequest, Empty, ExecProcessRequest, ForwardResolverRequest, OnlineCpusRequest,
+    ProcessRequest, ResizeTerminalRequest, SetNetworkRequest, SetTimeRequest, SetupSandboxRequest,
+    SignalProcessRequest, Stdio, Storage, UpdateContainerRequest, WaitProcessResponse,
 };
 use pouch_protocol::agent::{ContainerStatsResponse, ListProcessesResponse};
 use pouch_protocol::agent_client::AgentClient;
@@ -142,6 +142,18 @@ impl Agent {
     /// # Errors
     /// [`AgentError`] as the agent says it.
     pub fn set_network(&self, request: SetNetworkRequest) -> Result<(), AgentError> {
+    /// Moves the guest's wall clock by so many nanoseconds; returns what it shows then, in nanoseconds
+    /// since 1970.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn adjust_time(&self, offset: i64) -> Result<i64, AgentError> {
+        let mut request = AdjustTimeRequest::new();
+        request.offset_nanoseconds = offset;
+        let response = self.0.adjust_time(within(CALL), &request).map_err(error("AdjustTime"))?;
+        Ok(response.nanoseconds)
+    }
+
         self.0.set_network(within(CALL), &request).map(drop).map_err(error("SetNetwork"))
     }
 

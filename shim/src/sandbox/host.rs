@@ -20,7 +20,7 @@ use pouch_vmm::exit::ExitReason;
 use super::client::HostListener;
 use super::exec::{Sandbox, Streams};
 use super::protocol::{Failure, Launch};
-use super::{creation, server};
+use super::{clock, creation, server};
 use crate::container::Status;
 use crate::errors::chain;
 use crate::logging::Log;
@@ -105,6 +105,7 @@ impl Host {
         Ok(outputs)
     }
 
+        clock::follow(sandbox.clone()).map_err(Failure::of)?;
     /// Waits for the end, whatever it is, cleans up and returns the exit status.
     pub fn run(self) -> i32 {
         let end = self.wait_for_end();

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod clock;
 pub mod companion;
 pub mod creation;
 pub mod exec;
