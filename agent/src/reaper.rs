@@ -9,8 +9,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::process::{Exit, Process, WaitStatus, now_nanoseconds};
 use crate::service::Agent;
 
-/// How long a terminal's last output may take to arrive after its process has ended.
-const TERMINAL_SETTLE: Duration = Duration::from_millis(20);
+/// How long the count of a terminal's output may take after its process has ended, where the host has not
+/// connected the stream.
+const TERMINAL_SETTLE: Duration = Duration::from_secs(2);
 
 /// Waits for SIGCHLD.
 pub struct Reaper {
@@ -49,8 +50,8 @@ fn reap_all(agent: &Arc<Agent>) {
     }
 }
 
-/// Records how a process ended. A terminal's output passes through a kernel thread, so the
-/// count of it is taken a moment later.
+/// Records how a process ended. What stands in its terminal is taken out and counted first, for the kernel
+/// does not say how much that is.
 pub fn finish(agent: &Arc<Agent>, process: Arc<Process>, status: WaitStatus) {
     let at_nanoseconds = now_nanoseconds();
     process.stdio.process_ended();
@@ -59,12 +60,7 @@ pub fn finish(agent: &Arc<Agent>, process: Arc<Process>, status: WaitStatus) {
     }
     let agent = agent.clone();
     tokio::spawn(async move {
-        let _ = tokio::time::timeout(TERMINAL_SETTLE, async {
-            while !process.stdio.output_finished() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        })
-        .await;
+        let _ = tokio::time::timeout(TERMINAL_SETTLE, process.stdio.output_settled()).await;
         record(&agent, &process, status, at_nanoseconds);
     });
 }

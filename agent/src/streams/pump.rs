@@ -18,6 +18,8 @@ use super::{Claim, Connection};
 
 /// The size of one direction's buffer.
 const BUFFER_SIZE: usize = 32 * 1024;
+/// More than a terminal holds: the kernel has 8 KiB and a line discipline's 4 KiB.
+const REST_MAX: usize = 64 * 1024;
 /// How long an ended stream waits for the host to close its side.
 const LINGER: Duration = Duration::from_secs(5);
 /// After CloseStdin, data that is on its way may take this long between two reads.
@@ -31,12 +33,15 @@ pub struct OutputCount {
     taken: AtomicU64,
     /// The agent's end while the pump holds it.
     source: Mutex<Option<RawFd>>,
+    /// Everything that the process wrote has been counted.
+    settled: Notify,
 }
 
 impl OutputCount {
     /// Counts what is read from `source` from now on.
     pub fn of(source: &impl AsRawFd) -> Arc<Self> {
-        Arc::new(Self { taken: AtomicU64::new(0), source: Mutex::new(Some(source.as_raw_fd())) })
+        let source = Mutex::new(Some(source.as_raw_fd()));
+        Arc::new(Self { taken: AtomicU64::new(0), source, settled: Notify::new() })
     }
 
     fn add(&self, bytes: usize) {
@@ -46,10 +51,23 @@ impl OutputCount {
     /// The pump is about to close its end.
     pub fn finish(&self) {
         *self.source.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        self.settle();
+    }
+
+    /// The pump has counted all that the process, which has ended, wrote.
+    fn settle(&self) {
+        // Kept for one that begins to wait later.
+        self.settled.notify_one();
+    }
+
+    /// Waits until all is counted that the process, which has ended, wrote to its terminal.
+    pub async fn settled(&self) {
+        self.settled.notified().await;
     }
 
     /// True when the pump has read to the end.
-    pub fn finished(&self) -> bool {
+    #[cfg(test)]
+    fn finished(&self) -> bool {
         self.source.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).is_none()
     }
 
@@ -190,14 +208,57 @@ async fn terminal_output(
     ended: &Ended,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_SIZE];
+    // Whether the process lives, as far as has been looked.
+    let mut lives = true;
     loop {
-        let read = terminal.read(&mut buffer, ended).await?;
+        let read = tokio::select! {
+            read = terminal.read(&mut buffer, ended) => Some(read?),
+            () = ended.wait(), if lives => None,
+        };
+        let Some(read) = read else {
+            lives = false;
+            to_host.write_all(&take_rest(terminal, count)).await?;
+            continue;
+        };
         if read == 0 {
             return to_host.flush().await;
         }
         count.add(read);
-        to_host.write_all(&buffer[..read]).await?;
+        let rest = {
+            let write = to_host.write_all(&buffer[..read]);
+            tokio::pin!(write);
+            // A host that takes nothing does not keep what is left from being counted, and so the end from
+            // being told.
+            tokio::select! {
+                written = &mut write => { written?; None }
+                () = ended.wait(), if lives => {
+                    lives = false;
+                    let rest = take_rest(terminal, count);
+                    write.await?;
+                    Some(rest)
+                }
+            }
+        };
+        if let Some(rest) = rest {
+            to_host.write_all(&rest).await?;
+        }
     }
+}
+
+/// Takes what stands in the terminal when its process has ended. Another process may go on writing.
+fn take_rest(terminal: &Terminal, count: &OutputCount) -> Vec<u8> {
+    let mut rest = vec![0; REST_MAX];
+    let mut length = 0;
+    while length < REST_MAX {
+        match terminal.read_now(&mut rest[length..]) {
+            0 => break,
+            read => length += read,
+        }
+    }
+    rest.truncate(length);
+    count.add(length);
+    count.settle();
+    rest
 }
 
 async fn terminal_input(terminal: &Terminal, mut from_host: ReadHalf<Connection>) {
@@ -213,6 +274,16 @@ async fn terminal_input(terminal: &Terminal, mut from_host: ReadHalf<Connection>
 pub async fn discard_terminal(terminal: Arc<Terminal>, count: Arc<OutputCount>, ended: Arc<Ended>) {
     let _finish = Finish(count.clone());
     let mut buffer = vec![0; 4096];
+    loop {
+        tokio::select! {
+            read = terminal.read(&mut buffer, &ended) => match read {
+                Ok(read @ 1..) => count.add(read),
+                _ => return,
+            },
+            () = ended.wait() => break,
+        }
+    }
+    take_rest(&terminal, &count);
     while let Ok(read @ 1..) = terminal.read(&mut buffer, &ended).await {
         count.add(read);
     }
@@ -322,6 +393,35 @@ mod tests {
         let mut got = String::new();
         std::io::Read::read_to_string(&mut std::fs::File::from(theirs), &mut got).unwrap();
         assert_eq!(got, "last words");
+    }
+
+    #[tokio::test]
+    async fn what_a_terminal_holds_at_the_end_is_counted_before_a_slow_host_takes_it() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let master = Arc::new(Terminal::new(pty.master).unwrap());
+        let count = OutputCount::of(&*master);
+        let (claim, mut host) = connected(&StreamTable::new(), 6, 16).await;
+        let ended = Arc::new(Ended::default());
+        tokio::spawn(terminal(master, count.clone(), ended.clone(), claim));
+        crate::streams::stdio::set_nonblocking(&pty.slave).unwrap();
+        let mut process = std::fs::File::from(pty.slave);
+        let mut written = 0;
+        // Until nothing fits in any more, wherever it stands.
+        let mut full = 0;
+        while full < 20 {
+            match process.write(&[b'x'; 512]) {
+                Ok(count) => (written, full) = (written + count, 0),
+                Err(_) => full += 1,
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(process);
+        ended.set();
+        tokio::time::timeout(Duration::from_secs(60), count.settled()).await.unwrap();
+        assert_eq!(count.total(), written as u64);
+        let mut got = Vec::new();
+        host.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got.len(), written);
     }
 
     #[tokio::test]

@@ -290,9 +290,11 @@ impl ProcessStdio {
         (total(&self.stdout), total(&self.stderr))
     }
 
-    /// True when stdout has been read to its end.
-    pub fn output_finished(&self) -> bool {
-        self.stdout.as_ref().is_none_or(|count| count.finished())
+    /// Waits until all is counted that the process, which has ended, wrote to its terminal.
+    pub async fn output_settled(&self) {
+        if let Some(count) = &self.stdout {
+            count.settled().await;
+        }
     }
 
     /// Drops the streams, whatever is in them.

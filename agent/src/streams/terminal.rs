@@ -26,6 +26,20 @@ impl Ended {
         self.notify.notify_waiters();
     }
 
+    /// Waits until it has.
+    pub async fn wait(&self) {
+        loop {
+            let notified = self.notify.notified();
+            tokio::pin!(notified);
+            // Before the flag is read, so that no end is missed.
+            notified.as_mut().enable();
+            if self.flag.load(Ordering::Relaxed) {
+                return;
+            }
+            notified.await;
+        }
+    }
+
     /// Waits for a while, or until it has; says whether it has.
     async fn within(&self, time: Duration) -> bool {
         let notified = self.notify.notified();
@@ -89,6 +103,17 @@ impl Terminal {
                     *reader = register(self.master.try_clone()?)?;
                 }
                 result => return result,
+            }
+        }
+    }
+
+    /// Reads what stands in the terminal now. Once a process has ended, that is all that it wrote: the kernel
+    /// passes everything on before it says that there is nothing.
+    pub fn read_now(&self, buffer: &mut [u8]) -> usize {
+        loop {
+            match nix::unistd::read(&self.master, buffer) {
+                Err(nix::Error::EINTR) => {}
+                result => return result.unwrap_or(0),
             }
         }
     }
