@@ -2,7 +2,7 @@
 
 mod plan;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -83,6 +83,8 @@ struct Mounted {
     /// Mount points with their owners: a container's id, or nobody.
     owners: HashMap<String, String>,
     order: Vec<String>,
+    /// Those of disks that can be written to.
+    writable_disks: HashSet<String>,
 }
 
 impl Storages {
@@ -106,7 +108,17 @@ impl Storages {
     fn release(&self, target: &str) {
         let mut mounted = self.lock();
         mounted.owners.remove(target);
+        mounted.writable_disks.remove(target);
         mounted.order.retain(|other| other != target);
+    }
+
+    fn note_writable_disk(&self, target: &str) {
+        self.lock().writable_disks.insert(target.to_owned());
+    }
+
+    /// Whether a disk is mounted that can be written to.
+    pub fn have_writable_disk(&self) -> bool {
+        !self.lock().writable_disks.is_empty()
     }
 
     /// The mount points of an owner, the last one first.
@@ -127,6 +139,9 @@ pub async fn mount_all(storages: &Storages, owner: &str, list: Vec<Storage>) -> 
         let target = plan.target.clone();
         let mounted = match storages.reserve(&target, owner) {
             Ok(()) => {
+                if matches!(plan.kind, Kind::Disk(_)) && !plan.flags.contains(MsFlags::MS_RDONLY) {
+                    storages.note_writable_disk(&target);
+                }
                 let result = blocking(move || perform(&plan)).await;
                 if result.is_err() {
                     storages.release(&target);
@@ -269,7 +284,10 @@ mod tests {
         storages.reserve("/run/pouch/a/x", "c").unwrap();
         assert!(matches!(storages.reserve("/run/pouch/a", ""), Err(StorageError::InUse(_))));
         assert_eq!(storages.owned(Some("c")), ["/run/pouch/a/x", "/run/pouch/a"]);
+        storages.note_writable_disk("/run/pouch/a/x");
+        assert!(storages.have_writable_disk());
         storages.release("/run/pouch/a/x");
+        assert!(!storages.have_writable_disk());
         assert_eq!(storages.owned(None), ["/run/pouch/b", "/run/pouch/a"]);
     }
 }

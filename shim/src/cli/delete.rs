@@ -1,5 +1,6 @@
 //! `delete`: removes a container and everything that it left on the host.
 
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -12,6 +13,7 @@ use crate::container::state::HostProcess;
 use crate::container::{ContainerDir, State, StateError, Status};
 use crate::errors::chain;
 use crate::sandbox::client::HostClient;
+use crate::sandbox::disk::{self, Patience};
 use crate::sandbox::launch::clean_up;
 use crate::sandbox::protocol::Request;
 
@@ -42,24 +44,24 @@ impl Delete {
 /// Removes the container; with `force` whatever its state.
 pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
     let dir = global.dir(id)?;
-    let state = match dir.load() {
+    // Whatever is done is done to this one, and not to one of the same name that is made meanwhile.
+    let Some(opened) = dir.open().map_err(other)? else { return gone(&dir, force) };
+    let loaded = dir.load();
+    if !dir.is(&opened).map_err(other)? {
+        return gone(&dir, force);
+    }
+    let state = match loaded {
         Ok(state) => state,
         // A directory that a killed `create` left; its host process may be about to write a state.
         Err(StateError::NotFound(_)) if force => match wait_for_state(&dir, STATE_GRACE) {
             Some(state) => state,
-            None => {
-                clean_up(&dir);
-                return Ok(());
-            }
+            None => return clean_up_opened(&dir, &opened),
         },
         // A host process that lives writes it anew when it ends.
         Err(StateError::Damaged { .. }) if force => {
-            match ask_to_end(&dir).then(|| wait_for_state(&dir, GRACE)).flatten() {
+            match ask_to_end(&dir, None).then(|| wait_for_state(&dir, GRACE)).flatten() {
                 Some(state) => state,
-                None => {
-                    clean_up(&dir);
-                    return Ok(());
-                }
+                None => return clean_up_opened(&dir, &opened),
             }
         }
         Err(error) => return Err(other(error)),
@@ -70,19 +72,19 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
     }
     if let Some(host) = state.host {
         // One that cannot be asked, as it is still creating, has nothing to end in good order.
-        if state.status != Status::Stopped && !ask_to_end(&dir) {
+        if state.status != Status::Stopped && !ask_to_end(&dir, Some(host)) {
             kill_process(host);
         }
-        end(host);
+        end(host, &state);
     }
     // The VMM dies with its host process, but not before it was scheduled once more.
     if let Some(vmm) = state.vmm {
-        end(vmm);
+        end(vmm, &state);
     }
     // Of several that delete it, one runs its hooks.
-    let Some(_lock) = dir.lock().map_err(other)? else {
-        return if force { Ok(()) } else { Err(other(StateError::NotFound(dir.id().clone()))) };
-    };
+    if !dir.lock(&opened).map_err(other)? {
+        return gone(&dir, force);
+    }
     clean_up(&dir);
     hooks::run_all(Point::Poststop, &state, |error| global.log().warning(&chain(&error)));
     if dir.exists() {
@@ -90,6 +92,19 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
         return Err(CliError::Other(format!(
             "{path} could not be removed: is something still mounted there?"
         )));
+    }
+    Ok(())
+}
+
+/// What is said of a container that is not there, or not any more.
+fn gone(dir: &ContainerDir, force: bool) -> Result<(), CliError> {
+    if force { Ok(()) } else { Err(other(StateError::NotFound(dir.id().clone()))) }
+}
+
+/// Removes what is left of a container without a state.
+fn clean_up_opened(dir: &ContainerDir, opened: &File) -> Result<(), CliError> {
+    if dir.lock(opened).map_err(other)? {
+        clean_up(dir);
     }
     Ok(())
 }
@@ -106,9 +121,12 @@ fn wait_for_state(dir: &ContainerDir, grace: Duration) -> Option<State> {
     None
 }
 
-/// Whether the host process took the request. One that does not end is killed later.
-fn ask_to_end(dir: &ContainerDir) -> bool {
-    HostClient::connect(&dir.socket()).is_ok_and(|host| host.ask(&Request::Destroy).is_ok())
+/// Whether the host process took the request. One that does not end is killed later. If another than `wanted`
+/// listens, it is not asked: it is a successor's.
+fn ask_to_end(dir: &ContainerDir, wanted: Option<HostProcess>) -> bool {
+    let Ok(host) = HostClient::connect(&dir.socket()) else { return false };
+    let right = wanted.is_none_or(|wanted| host.peer() == Some(wanted.pid) && wanted.alive());
+    right && host.ask(&Request::Destroy).is_ok()
 }
 
 fn kill_process(process: HostProcess) {
@@ -118,13 +136,17 @@ fn kill_process(process: HostProcess) {
     }
 }
 
-/// Waits for a process to end, and kills it if it does not.
-fn end(process: HostProcess) {
-    if wait(process, GRACE) {
-        return;
+/// Waits for a process to end, as long as the VM writes to its disk, and kills it if it does not.
+fn end(process: HostProcess, state: &State) {
+    let vmm = state.vmm.map_or(0, |vmm| vmm.pid);
+    let mut patience = Patience::new(vmm, state.cgroup.clone());
+    while !wait(process, disk::LOOK) {
+        if !patience.lasts(GRACE, true) {
+            kill_process(process);
+            wait(process, KILL_GRACE);
+            return;
+        }
     }
-    kill_process(process);
-    wait(process, KILL_GRACE);
 }
 
 fn wait(process: HostProcess, timeout: Duration) -> bool {

@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -21,10 +20,8 @@ use crate::sandbox::client::HostClient;
 use crate::sandbox::companion;
 use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
 use crate::stdio::terminal::{self, RawTerminal};
-use crate::stdio::{self, signals, start_relays};
+use crate::stdio::{self, STALL, signals, start_relays};
 
-/// How long the output is waited for at a time: as long as it takes.
-const GLANCE: Duration = Duration::from_secs(60);
 /// The internal command of the process that stays behind.
 pub const HOST_COMMAND: &str = "exec-host";
 
@@ -142,7 +139,8 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
     if let Some(file) = &terminal {
         (host.request.rows, host.request.columns) = terminal::size(file.as_fd()).unwrap_or((0, 0));
     }
-    let client = HostClient::connect(&host.socket)?;
+    let socket = host.socket.clone();
+    let client = HostClient::connect(&socket)?;
     let (answer, fds) = client.ask(&Request::Exec(host.request))?;
     let Answer::Started { exec_id } = answer else {
         return Err(CliError::Other("the host process gave a wrong answer".to_owned()));
@@ -162,7 +160,11 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
         return Err(CliError::Other("the host process gave a wrong answer".to_owned()));
     };
     for (output, bytes) in outputs.iter().zip([stdout_bytes, stderr_bytes]) {
-        while !output.wait_for(bytes, GLANCE) {}
+        // 128 and more is a signal's. A container that is gone has taken the process along.
+        output.finish(bytes, || {
+            let killed = status > 128 || HostClient::connect(&socket).is_err();
+            killed.then_some(STALL)
+        });
     }
     drop(raw);
     Ok(u8::try_from(status).unwrap_or(255))

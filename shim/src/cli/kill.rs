@@ -7,7 +7,9 @@ use nix::sys::signal::Signal;
 
 use super::{CliError, Global, Outcome};
 use crate::container::Status;
+use crate::sandbox::client::{ClientError, HostClient};
 use crate::sandbox::protocol::Request;
+use crate::sandbox::server::not_running;
 
 /// Real-time signals by number (signal(7)): from SIGRTMIN of the kernel to SIGRTMAX.
 const REAL_TIME: std::ops::RangeInclusive<u32> = 32..=64;
@@ -30,13 +32,20 @@ impl Kill {
     pub fn run(&self, global: &Global) -> Outcome {
         let signal =
             parse(&self.signal).ok_or_else(|| CliError::Other(format!("{:?} is no signal", self.signal)))?;
-        let (_, state) = global.load(&self.id)?;
+        let (dir, state) = global.load(&self.id)?;
         if state.status == Status::Stopped {
-            // runc's words, which engines look for.
-            return Err(CliError::Other(format!("container not running: {}", self.id)));
+            return Err(not_running(&self.id).into());
         }
-        global.host(&self.id)?.ask(&Request::Signal { exec_id: None, signal, all: self.all })?;
-        Ok(0)
+        let request = Request::Signal { exec_id: None, signal, all: self.all };
+        let asked = HostClient::connect(&dir.socket()).and_then(|host| host.ask(&request));
+        match asked {
+            Ok(_) => Ok(0),
+            // It has a socket from its creation to its end.
+            Err(ClientError::Connect { .. } | ClientError::Gone(_)) if state.status != Status::Creating => {
+                Err(not_running(&self.id).into())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

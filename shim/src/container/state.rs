@@ -202,25 +202,41 @@ impl ContainerDir {
         }
     }
 
-    /// Waits until nobody else takes over or removes the directory, and keeps others from it until the file is
-    /// dropped. `None` if there is no directory, or none any more.
+    /// Opens the directory, so that it can be told apart from a later one of the same name; `None` if there is
+    /// none.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] if it cannot be opened.
+    pub fn open(&self) -> Result<Option<File>, StateError> {
+        match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some).map_err(|source| self.error(&self.path, source)),
+        }
+    }
+
+    /// Whether the directory is the one that was opened.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] if the kernel does not tell.
+    pub fn is(&self, opened: &File) -> Result<bool, StateError> {
+        let error = |source| self.error(&self.path, source);
+        let opened = opened.metadata().map_err(error)?;
+        match fs::metadata(&self.path) {
+            Ok(now) => Ok((now.dev(), now.ino()) == (opened.dev(), opened.ino())),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(error(source)),
+        }
+    }
+
+    /// Waits until nobody else takes over or removes the directory that was opened, and keeps others from it until
+    /// the file is dropped; returns whether it is there still.
     ///
     /// # Errors
     /// [`StateError::Io`] if it cannot be locked.
-    pub fn lock(&self) -> Result<Option<File>, StateError> {
-        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-        let file = match File::open(&self.path) {
-            Err(error) if gone(&error) => return Ok(None),
-            other => other.map_err(|source| self.error(&self.path, source))?,
-        };
-        file.lock().map_err(|source| self.error(&self.path, source))?;
-        let locked = file.metadata().map_err(|source| self.error(&self.path, source))?;
+    pub fn lock(&self, opened: &File) -> Result<bool, StateError> {
+        opened.lock().map_err(|source| self.error(&self.path, source))?;
         // Whoever had it may have removed it, and another may have made it anew.
-        match fs::metadata(&self.path) {
-            Ok(now) if (now.dev(), now.ino()) == (locked.dev(), locked.ino()) => Ok(Some(file)),
-            Err(error) if !gone(&error) => Err(self.error(&self.path, error)),
-            _ => Ok(None),
-        }
+        self.is(opened)
     }
 
     /// The container's name.
@@ -360,11 +376,13 @@ mod tests {
     fn a_directory_is_removed_by_one_at_a_time() {
         let root = tempfile::tempdir().unwrap();
         let dir = ContainerDir::new(root.path(), &"a".parse().unwrap());
-        assert!(dir.lock().unwrap().is_none());
+        assert!(dir.open().unwrap().is_none());
         dir.create().unwrap();
-        let held = dir.lock().unwrap().unwrap();
+        let held = dir.open().unwrap().unwrap();
+        assert!(dir.lock(&held).unwrap());
         let (other, (sender, receiver)) = (dir.clone(), std::sync::mpsc::channel());
-        let waiting = std::thread::spawn(move || sender.send(other.lock().unwrap().is_some()).unwrap());
+        let opened = dir.open().unwrap().unwrap();
+        let waiting = std::thread::spawn(move || sender.send(other.lock(&opened).unwrap()).unwrap());
         assert!(receiver.recv_timeout(std::time::Duration::from_millis(50)).is_err());
         dir.remove().unwrap();
         dir.create().unwrap();
@@ -372,7 +390,7 @@ mod tests {
         // It waited for a directory that is gone; the one with its name is another's.
         assert!(!receiver.recv().unwrap());
         waiting.join().unwrap();
-        assert!(dir.lock().unwrap().is_some());
+        assert!(dir.lock(&dir.open().unwrap().unwrap()).unwrap());
     }
 
     /// A newer build must read it, or it can neither stop nor remove the containers that run during an upgrade.

@@ -22,8 +22,8 @@ use super::protocol::Failure;
 const CALL: Duration = Duration::from_secs(120);
 /// How long a signal may take: whoever sends the last one waits for it.
 const SIGNAL: Duration = Duration::from_secs(30);
-/// How long the agent may take for a shutdown; it gives up what does not end within 12 s.
-const SHUTDOWN: Duration = Duration::from_secs(15);
+/// How long the agent may take for a shutdown: whoever asks looks whether it goes on.
+const SHUTDOWN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of entropy for a new guest.
 const ENTROPY: usize = 64;
 /// How the agent begins the text of an error of the command itself, as runc does.
@@ -53,6 +53,11 @@ pub enum AgentError {
 }
 
 impl AgentError {
+    /// The agent did not answer to this call.
+    pub fn silent(call: &'static str, text: &str) -> Self {
+        AgentError::Silent { call, text: text.to_owned() }
+    }
+
     /// The failure for the user.
     pub fn failure(&self) -> Failure {
         let message = self.to_string();
@@ -137,11 +142,6 @@ impl Agent {
         self.0.setup_sandbox(within(CALL), &request).map(drop).map_err(error("SetupSandbox"))
     }
 
-    /// Gives the guest's interfaces their names, addresses and routes.
-    ///
-    /// # Errors
-    /// [`AgentError`] as the agent says it.
-    pub fn set_network(&self, request: SetNetworkRequest) -> Result<(), AgentError> {
     /// Moves the guest's wall clock by so many nanoseconds; returns what it shows then, in nanoseconds
     /// since 1970.
     ///
@@ -154,6 +154,11 @@ impl Agent {
         Ok(response.nanoseconds)
     }
 
+    /// Gives the guest's interfaces their names, addresses and routes.
+    ///
+    /// # Errors
+    /// [`AgentError`] as the agent says it.
+    pub fn set_network(&self, request: SetNetworkRequest) -> Result<(), AgentError> {
         self.0.set_network(within(CALL), &request).map(drop).map_err(error("SetNetwork"))
     }
 

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt, listen, socket,
+    sockopt,
 };
 use pouch_vmm::control::ControlSocket;
 
@@ -61,6 +62,11 @@ impl HostClient {
         let address = UnixAddr::new(&short).map_err(|errno| error(errno.into()))?;
         connect(fd.as_raw_fd(), &address).map_err(|errno| error(errno.into()))?;
         Ok(HostClient(ControlSocket::from_fd(fd)))
+    }
+
+    /// The process that listens.
+    pub fn peer(&self) -> Option<i32> {
+        getsockopt(&self.0.as_fd(), sockopt::PeerCredentials).ok().map(|credentials| credentials.pid())
     }
 
     /// Asks and waits for the answer.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use super::agent::{Agent, AgentError, random_bytes};
 use super::protocol::{ExecRequest, Failure};
 use super::turns::Turns;
 use super::vm::{Connecting, Vm, VmError};
+use crate::cgroup::Cgroup;
 use crate::container::size::VmSize;
 use crate::container::{ContainerDir, State, StateError, Status, resources, size};
 use crate::network::WireError;
@@ -40,6 +41,8 @@ pub struct Sandbox {
     wiring: Mutex<Wiring>,
     execs: AtomicU64,
     exec_turns: Turns,
+    /// Its process has ended, or nobody knows.
+    over: AtomicBool,
     /// The processes of the host that stand for those of `exec`, by the latter's names.
     exec_hosts: Mutex<BTreeMap<String, i32>>,
 }
@@ -141,6 +144,7 @@ impl Sandbox {
             wiring: Mutex::default(),
             execs: AtomicU64::new(1),
             exec_turns: Turns::default(),
+            over: AtomicBool::new(false),
             exec_hosts: Mutex::default(),
         }
     }
@@ -169,6 +173,17 @@ impl Sandbox {
     fn lock_wiring(&self) -> MutexGuard<'_, Wiring> {
         self.wiring.lock().unwrap_or_else(PoisonError::into_inner)
     }
+    /// Notes that the container's process has ended, or that the agent cannot be asked any more.
+    pub fn set_over(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Whether the container's process has ended, as far as is known; the status changes with the end of this
+    /// process only.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
 
     fn lock_state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -189,6 +204,11 @@ impl Sandbox {
     }
 
     /// The processes of the host that stand for those of `exec`.
+    /// The container's cgroup on the host.
+    pub fn cgroup(&self) -> Option<Cgroup> {
+        self.lock_state().cgroup.clone()
+    }
+
     pub fn exec_hosts(&self) -> Vec<i32> {
         let hosts = self.exec_hosts.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.values().copied().collect()
@@ -240,7 +260,7 @@ impl Sandbox {
         let split = resources::split(&resources, self.size);
         let guest = serde_json::to_vec(&split.guest).map_err(|error| failure(&error))?;
         let _turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
-        let cgroup = self.lock_state().cgroup.clone();
+        let cgroup = self.cgroup();
         let before = cgroup.as_ref().map(|cgroup| cgroup.settings(&split.host));
         let limited = cgroup.map_or(Ok(()), |cgroup| cgroup.limit(&split.host));
         // The guest comes second: of the two it is the host's cgroup that can be put back.
@@ -260,7 +280,7 @@ impl Sandbox {
     /// # Errors
     /// What the kernel says.
     pub fn count_oom_kill(&self) -> io::Result<()> {
-        let cgroup = self.lock_state().cgroup.clone();
+        let cgroup = self.cgroup();
         cgroup.map_or(Ok(()), |cgroup| cgroup.count_oom_kill())
     }
 

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -17,22 +17,21 @@ use nix::sys::signal::Signal;
 use pouch_protocol::agent::WaitProcessResponse;
 use pouch_vmm::exit::ExitReason;
 
+use super::agent::AgentError;
 use super::client::HostListener;
+use super::disk::{self, DISK_STALL, Patience, SHUTDOWN};
 use super::exec::{Sandbox, Streams};
 use super::protocol::{Failure, Launch};
 use super::{clock, creation, server};
 use crate::container::Status;
 use crate::errors::chain;
 use crate::logging::Log;
-use crate::stdio::{self, OutputRelay, signals, start_relays, terminal};
+use crate::stdio::{self, OutputRelay, STALL, signals, start_relays, terminal};
 
 /// The status of a container whose VM ended under it: as if it had been killed.
 const KILLED: i32 = 137;
 /// How long after the connection to the agent broke the VM's end may be told.
 const LAST_WORD: Duration = Duration::from_secs(3);
-
-/// How often it is looked whether there is anything else while output is passed on.
-const GLANCE: Duration = Duration::from_millis(500);
 
 /// What happens to a sandbox.
 pub enum Event {
@@ -42,6 +41,8 @@ pub enum Event {
     AgentLost(String),
     /// The VM ended.
     VmEnded(Option<ExitReason>),
+    /// Somebody sent the container's process a signal that nothing outlives.
+    Killed,
     /// `delete --force`.
     Destroy,
 }
@@ -54,6 +55,8 @@ struct End {
     vm_end: Option<String>,
     /// Whether the guest's kernel killed something in it for want of memory.
     oom_killed: bool,
+    /// Whether it was `delete --force`.
+    forced: bool,
 }
 
 /// A sandbox whose container is created, and its streams.
@@ -102,18 +105,18 @@ impl Host {
         let listener = HostListener::bind(&sandbox.dir.socket()).map_err(Failure::of)?;
         sandbox.update_state(|_| ()).map_err(Failure::of)?;
         server::serve(listener, sandbox.clone(), sender.clone()).map_err(Failure::of)?;
+        clock::follow(sandbox.clone()).map_err(Failure::of)?;
         Ok(outputs)
     }
 
-        clock::follow(sandbox.clone()).map_err(Failure::of)?;
     /// Waits for the end, whatever it is, cleans up and returns the exit status.
     pub fn run(self) -> i32 {
         let end = self.wait_for_end();
         // What the container wrote may still be in the guest's memory only.
         if end.vm_end.is_none()
-            && let Err(error) = self.sandbox.agent.shutdown()
+            && let Err(error) = self.shut_down(end.forced)
         {
-            self.log.error(&chain(&error));
+            self.log.error(&format!("what the container wrote last to its disk may be lost: {error}"));
         }
         self.sandbox.vm.end();
         self.sandbox.give_network_back();
@@ -138,28 +141,76 @@ impl Host {
     }
 
     fn wait_for_end(&self) -> End {
-        let killed = |vm_end| End { status: KILLED, vm_end, oom_killed: false };
-        match self.events.recv() {
+        let killed = |vm_end, forced| End { status: KILLED, vm_end, oom_killed: false, forced };
+        let lost = |vm_end| killed(Some(vm_end), false);
+        let mut event = self.events.recv();
+        while matches!(event, Ok(Event::Killed)) {
+            // The process ends of it.
+            event = self.events.recv();
+        }
+        match event {
             Ok(Event::Exited(response)) => {
-                let bytes = [response.stdout_bytes, response.stderr_bytes];
-                for (output, bytes) in self.outputs.iter().zip(bytes) {
-                    // How much there is to come is the guest's word, and a reader may have gone to sleep: an end
-                    // by force does not wait for them.
-                    while !output.wait_for(bytes, GLANCE)
-                        && !matches!(self.events.try_recv(), Ok(Event::Destroy))
-                    {}
-                }
+                let forced = self.finish_output(&response);
                 // A status of the guest's making: keep it in range.
                 let status = i32::try_from(response.exit_status.min(255)).unwrap_or(255);
-                End { status, vm_end: None, oom_killed: response.oom_killed }
+                End { status, vm_end: None, oom_killed: response.oom_killed, forced }
             }
             Ok(Event::AgentLost(text)) => match self.events.recv_timeout(LAST_WORD) {
-                Ok(Event::VmEnded(reason)) => killed(Some(describe_end(reason))),
-                _ => killed(Some(format!("the agent in the guest is lost: {text}"))),
+                Ok(Event::VmEnded(reason)) => lost(describe_end(reason)),
+                _ => lost(format!("the agent in the guest is lost: {text}")),
             },
-            Ok(Event::VmEnded(reason)) => killed(Some(describe_end(reason))),
-            Ok(Event::Destroy) => killed(None),
-            Err(_) => killed(Some("the sandbox lost its own threads".to_owned())),
+            Ok(Event::VmEnded(reason)) => lost(describe_end(reason)),
+            Ok(Event::Destroy) => killed(None, true),
+            Ok(Event::Killed) | Err(_) => lost("the sandbox lost its own threads".to_owned()),
+        }
+    }
+
+    /// Passes on what the ended process wrote. A process that ended by itself could not have done so without a
+    /// reader, had it written to the reader's pipe or terminal itself; one that was killed could. Returns whether
+    /// the container is to be deleted by force.
+    fn finish_output(&self, response: &WaitProcessResponse) -> bool {
+        let mut patience = (response.signal != 0).then_some(STALL);
+        let mut forced = false;
+        let bytes = [response.stdout_bytes, response.stderr_bytes];
+        for (output, bytes) in self.outputs.iter().zip(bytes) {
+            output.finish(bytes, || {
+                for event in self.events.try_iter() {
+                    match event {
+                        Event::Killed => patience = patience.or(Some(STALL)),
+                        Event::Destroy => (forced, patience) = (true, Some(Duration::ZERO)),
+                        _ => {}
+                    }
+                }
+                patience
+            });
+        }
+        forced
+    }
+
+    /// Has the guest write everything to its disks, as long as anything is written.
+    fn shut_down(&self, forced: bool) -> Result<(), AgentError> {
+        let (sender, answer) = mpsc::channel();
+        let sandbox = self.sandbox.clone();
+        let asking = thread::Builder::new().name("shutdown".to_owned()).stack_size(256 * 1024);
+        let ask = move || drop(sender.send(sandbox.agent.shutdown()));
+        if let Err(error) = asking.spawn(ask) {
+            self.log.error(&format!("a thread could not be started: {error}"));
+            return Ok(());
+        }
+        let cgroup = self.sandbox.cgroup();
+        let mut forced = forced;
+        let mut patience = Patience::new(self.sandbox.vm.pid(), cgroup);
+        loop {
+            match answer.recv_timeout(disk::LOOK) {
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            forced |= self.events.try_iter().any(|event| matches!(event, Event::Destroy));
+            let stall = if forced || !self.sandbox.vm.has_writable_disk() { SHUTDOWN } else { DISK_STALL };
+            if !patience.lasts(stall, forced) {
+                return Err(AgentError::silent("Shutdown", &format!("nothing was written for {stall:?}")));
+            }
         }
     }
 }
@@ -178,6 +229,7 @@ fn watch_exit(sandbox: Arc<Sandbox>, sender: Sender<Event>) -> io::Result<()> {
             Ok(response) => Event::Exited(Box::new(response)),
             Err(error) => Event::AgentLost(error.to_string()),
         };
+        sandbox.set_over();
         // The main thread may be on its way out.
         let _ = sender.send(event);
     })?;

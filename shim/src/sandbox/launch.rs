@@ -42,7 +42,10 @@ fn claim(dir: &ContainerDir) -> Result<(), StateError> {
     match dir.create() {
         Err(StateError::Exists(id)) => {
             // Two that find the same directory left behind must not both take it over.
-            let _lock = dir.lock()?;
+            let opened = dir.open()?;
+            if let Some(opened) = &opened {
+                dir.lock(opened)?;
+            }
             // A state of "creating" is shown as stopped once the host process is gone; a container
             // that had been created has an exit status or a VM.
             let abandoned = match dir.load() {

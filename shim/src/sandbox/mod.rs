@@ -5,6 +5,7 @@ pub mod client;
 pub mod clock;
 pub mod companion;
 pub mod creation;
+pub mod disk;
 pub mod exec;
 pub mod host;
 pub mod launch;

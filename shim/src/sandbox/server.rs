@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
 use pouch_vmm::control::ControlSocket;
+use ttrpc::Code;
 
 use super::agent::AgentError;
 use super::client::HostListener;
@@ -122,15 +123,9 @@ impl Connection {
                 sandbox.transition(Status::Paused, Status::Running, || Ok(sandbox.agent.resume(id)?))?;
             }
             Request::Status => return Ok(Some(Answer::Status(sandbox.status()))),
-            Request::Signal { exec_id, signal, all } => {
-                let exec_id = exec_id.as_deref().unwrap_or("");
-                match sandbox.agent.signal(id, exec_id, signal, all) {
-                    // Nor does a guest that does not answer.
-                    Err(AgentError::Silent { .. }) if signal == KILL && exec_id.is_empty() => {
-                        drop(self.events.send(Event::Destroy));
-                    }
-                    result => result.map_err(|error| error.failure())?,
-                }
+            Request::Signal { exec_id: None, signal, all } => self.signal(signal, all)?,
+            Request::Signal { exec_id: Some(exec_id), signal, all } => {
+                sandbox.agent.signal(id, &exec_id, signal, all).map_err(|error| error.failure())?;
             }
             Request::Resize { exec_id, rows, columns } => {
                 let exec_id = exec_id.as_deref().unwrap_or("");
@@ -158,6 +153,25 @@ impl Connection {
             Request::Destroy => drop(self.events.send(Event::Destroy)),
         }
         Ok(Some(Answer::Done))
+    }
+
+    /// Sends a signal to the container's process, or to all in it.
+    fn signal(&self, signal: u32, all: bool) -> Result<(), Failure> {
+        let sandbox = &self.sandbox;
+        if signal == KILL {
+            // It does not outlive a reader that takes nothing either.
+            drop(self.events.send(Event::Killed));
+        }
+        match sandbox.agent.signal(sandbox.id(), "", signal, all) {
+            Err(AgentError::Refused { code: Code::NOT_FOUND, .. }) => Err(not_running(sandbox.id())),
+            Err(_) if sandbox.is_over() => Err(not_running(sandbox.id())),
+            // Nor does a guest that does not answer.
+            Err(AgentError::Silent { .. }) if signal == KILL => {
+                drop(self.events.send(Event::Destroy));
+                Ok(())
+            }
+            result => Ok(result?),
+        }
     }
 
     /// Gives the guest the network of the namespace, and follows what happens there.
@@ -250,6 +264,11 @@ impl Connection {
                 let _ = socket.send(&answer(&sandbox), &[]);
             })
             .map_err(|error| Failure::new(format!("a thread could not be started: {error}")))?;
+/// That the container's process has ended: runc's words, which engines look for.
+pub fn not_running(id: &str) -> Failure {
+    Failure::new(format!("container not running: {id}"))
+}
+
         Ok(None)
     }
 }

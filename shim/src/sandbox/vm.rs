@@ -98,6 +98,7 @@ pub struct Vm {
     next_id: AtomicU64,
     log: PathBuf,
     vhost_net: bool,
+    writable_disk: bool,
 }
 
 impl Vm {
@@ -140,12 +141,18 @@ impl Vm {
             next_id: AtomicU64::new(1),
             log: log_path(description.directory),
             vhost_net: description.config.vhost_net,
+            writable_disk: description.disks.iter().any(|disk| !disk.read_only),
         })
     }
 
     /// The VMM's process.
     pub fn pid(&self) -> i32 {
         self.child.pid
+    }
+
+    /// Whether the guest can write to a disk.
+    pub fn has_writable_disk(&self) -> bool {
+        self.writable_disk
     }
 
     /// Asks the VMM and waits for its answer.

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-pub use relay::{OutputRelay, start_relays};
+pub use relay::{OutputRelay, STALL, start_relays};
 
 /// Lets go of this process's standard streams, which the relays hold now if they need them: whoever
 /// reads or writes their other ends must not wait for this process. What it has to say itself goes to

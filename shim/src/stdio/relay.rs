@@ -7,23 +7,65 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Bytes moved at a time.
 const CHUNK: usize = 32 * 1024;
+/// Bytes written to a terminal at a time, so that it can be seen whether a slow reader takes any.
+const TERMINAL_CHUNK: usize = 512;
+/// The most that a pipe may hold without a privilege (pipe(7)).
+const PIPE_MAX: u64 = 1 << 20;
+/// How often it is looked whether a reader takes anything.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long the reader of a process that was killed may take nothing, until what is left is given up. Docker
+/// waits for ten seconds.
+pub const STALL: Duration = Duration::from_secs(4);
 /// Stack of a relay's thread: the chunk is on the heap.
 const STACK: usize = 64 * 1024;
+
+mod requests {
+    //! ioctl_tty(2), pipe(7).
+    #![allow(missing_docs)]
+    nix::ioctl_read_bad!(bytes_in_pipe, libc::FIONREAD, libc::c_int);
+}
 
 #[derive(Default)]
 struct Progress {
     bytes: u64,
     ended: bool,
+    /// Where the bytes go, until it is closed.
+    target: Option<Arc<File>>,
+}
+
+impl Progress {
+    /// Bytes that were passed on and that the reader has not taken, where the kernel tells.
+    fn waiting(&self) -> u64 {
+        let mut waiting = 0;
+        let Some(target) = &self.target else { return 0 };
+        // SAFETY: the request stores one int in a live one, and the descriptor is open.
+        let told = unsafe { requests::bytes_in_pipe(target.as_raw_fd(), &raw mut waiting) };
+        told.ok().and_then(|_| u64::try_from(waiting).ok()).unwrap_or(0)
+    }
+
+    /// Gives the pipe room for what is left to come up to `bytes`: then nobody has to wait for its reader,
+    /// who takes it from the kernel when he likes.
+    fn make_room(&self, bytes: u64) {
+        let Some(target) = &self.target else { return };
+        // Not all pages of a pipe are full.
+        let wanted = 2 * (self.waiting() + bytes.saturating_sub(self.bytes)).min(PIPE_MAX);
+        let room = wanted.next_power_of_two().min(PIPE_MAX) as libc::c_int;
+        // What is no pipe refuses.
+        if fcntl(target, FcntlArg::F_GETPIPE_SZ).is_ok_and(|now| now < room) {
+            let _ = fcntl(target, FcntlArg::F_SETPIPE_SZ(room));
+        }
+    }
 }
 
 /// How far an output has come.
@@ -46,6 +88,27 @@ impl OutputRelay {
         let waits = |progress: &mut Progress| progress.bytes < bytes && !progress.ended;
         let result = self.0.1.wait_timeout_while(self.lock(), timeout, waits);
         !result.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Waits until `bytes` bytes were passed on, or no more can come, or the reader has taken nothing for as
+    /// long as `patience` says, which is asked now and then; without an answer of it for however long it takes.
+    /// How much there is to come is the guest's word.
+    pub fn finish(&self, bytes: u64, mut patience: impl FnMut() -> Option<Duration>) {
+        let mut last = None;
+        let mut since = Instant::now();
+        while !self.wait_for(bytes, LOOK) {
+            let now = {
+                let progress = self.lock();
+                progress.make_room(bytes);
+                (progress.bytes, progress.waiting())
+            };
+            if last != Some(now) {
+                (last, since) = (Some(now), Instant::now());
+            }
+            if patience().is_some_and(|patience| since.elapsed() >= patience) {
+                return;
+            }
+        }
     }
 }
 
@@ -74,8 +137,11 @@ pub fn start_relays(streams: Vec<UnixStream>, terminal: Option<File>) -> io::Res
 ///
 /// # Errors
 /// What starting a thread says.
-fn relay_output(mut stream: UnixStream, mut target: File, name: &str) -> io::Result<OutputRelay> {
+fn relay_output(mut stream: UnixStream, target: File, name: &str) -> io::Result<OutputRelay> {
     let relay = OutputRelay::default();
+    let piece = if nix::unistd::isatty(&target).unwrap_or(false) { TERMINAL_CHUNK } else { CHUNK };
+    let target = Arc::new(target);
+    relay.lock().target = Some(target.clone());
     let progress = relay.clone();
     thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(move || {
         let mut chunk = vec![0; CHUNK];
@@ -86,11 +152,17 @@ fn relay_output(mut stream: UnixStream, mut target: File, name: &str) -> io::Res
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => break,
             };
-            if write_all(&mut target, &chunk[..count]).is_err() {
+            let written = chunk[..count].chunks(piece).try_for_each(|piece| {
+                write_all(&target, piece)?;
+                progress.advance(|progress| progress.bytes += piece.len() as u64);
+                Ok::<_, io::Error>(())
+            });
+            if written.is_err() {
                 break;
             }
-            progress.advance(|progress| progress.bytes += count as u64);
         }
+        drop(target);
+        progress.lock().target = None;
         // The other end may be gone already.
         let _ = stream.shutdown(Shutdown::Both);
         progress.advance(|progress| progress.ended = true);
@@ -127,7 +199,7 @@ fn read_some(source: &mut File, chunk: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Writes everything, waiting if the descriptor was made non-blocking by someone else.
-fn write_all(target: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+fn write_all(mut target: &File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match target.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -165,6 +237,55 @@ mod tests {
         assert_eq!(&got, b"hello");
         drop(guest);
         assert!(relay.wait_for(100, HANG));
+    }
+
+    #[test]
+    fn a_pipe_gets_room_for_the_rest() {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        let relay = relay_output(host, File::from(OwnedFd::from(writer)), "t").unwrap();
+        let data = vec![b'x'; 300_000];
+        let expected = data.clone();
+        thread::spawn(move || guest.write_all(&data).unwrap());
+        relay.finish(300_000, || None);
+        let mut got = Vec::new();
+        reader.read_to_end(&mut got).unwrap();
+        assert!(got == expected, "{} bytes", got.len());
+    }
+
+    /// A pipe that holds a page, whose size nobody can change: a socket.
+    #[test]
+    fn a_reader_that_takes_something_now_and_then_is_waited_for() {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = UnixStream::pair().unwrap();
+        let relay = relay_output(host, File::from(OwnedFd::from(writer)), "t").unwrap();
+        let total = 2_000_000;
+        thread::spawn(move || guest.write_all(&vec![b'x'; total]).unwrap());
+        let taken = thread::spawn(move || {
+            let mut taken = 0;
+            while taken < total {
+                thread::sleep(Duration::from_millis(200));
+                taken += reader.read(&mut vec![0; 200_000]).unwrap();
+            }
+            // From here on nothing is taken.
+            (reader, taken)
+        });
+        relay.finish(total as u64, || Some(Duration::from_secs(2)));
+        assert_eq!(taken.join().unwrap().1, total);
+    }
+
+    #[test]
+    fn a_reader_that_takes_nothing_is_given_up() {
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let (_reader, writer) = UnixStream::pair().unwrap();
+        let relay = relay_output(host, File::from(OwnedFd::from(writer)), "t").unwrap();
+        thread::spawn(move || guest.write_all(&vec![b'x'; 2_000_000]));
+        let mut asked = 0;
+        relay.finish(2_000_000, || {
+            asked += 1;
+            (asked > 2).then_some(Duration::ZERO)
+        });
+        assert_eq!(asked, 3);
     }
 
     #[test]
