@@ -6,6 +6,9 @@
 //! status. [`container`] is what OCI knows of a container: its bundle, its state, and the
 //! translation of its specification into the guest.
 
+/// What the processes that stand for a container are called among the host's.
+pub const PROCESS_NAME: &std::ffi::CStr = c"pouch-vm";
+
 pub mod cgroup;
 pub mod cli;
 pub mod config;

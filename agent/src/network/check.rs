@@ -13,7 +13,7 @@ const LIST_MAX: usize = 4096;
 pub type Mac = [u8; 6];
 
 /// A request in the kernel's terms.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
     pub interfaces: Vec<InterfacePlan>,
     pub routes: Vec<RoutePlan>,
@@ -23,19 +23,29 @@ pub struct Plan {
 }
 
 /// One interface.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfacePlan {
     pub name: String,
     pub mac: Mac,
     /// The virtio device to bring to life; none if the interface is found by its MAC.
     pub slot: Option<u32>,
     pub ipv6: bool,
+    pub arp: bool,
     pub mtu: Option<u32>,
-    pub addresses: Vec<(IpAddr, u8)>,
+    pub addresses: Vec<AddressPlan>,
+}
+
+/// One address of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressPlan {
+    pub address: IpAddr,
+    /// Of the address, or of the peer if there is one.
+    pub length: u8,
+    pub peer: Option<IpAddr>,
 }
 
 /// One route.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoutePlan {
     /// The unspecified address with length 0 for the default route.
     pub destination: (IpAddr, u8),
@@ -48,7 +58,7 @@ pub struct RoutePlan {
 }
 
 /// One neighbour.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NeighborPlan {
     pub address: IpAddr,
     pub interface: String,
@@ -93,7 +103,7 @@ fn interface(index: usize, entry: &Interface) -> Result<InterfacePlan, RequestEr
         .addresses
         .iter()
         .enumerate()
-        .map(|(at, text)| prefix(&field(&format!("addresses[{at}]")), text));
+        .map(|(at, text)| interface_address(&field(&format!("addresses[{at}]")), text));
     if entry.mtu > 65_535 {
         return Err(RequestError::new(field("mtu"), format!("{} is more than 65535", entry.mtu)));
     }
@@ -102,6 +112,7 @@ fn interface(index: usize, entry: &Interface) -> Result<InterfacePlan, RequestEr
         mac: mac(&field("mac"), &entry.mac)?,
         slot: Some(entry.slot).filter(|slot| *slot != 0),
         ipv6: !entry.no_ipv6,
+        arp: !entry.no_arp,
         mtu: Some(entry.mtu).filter(|mtu| *mtu != 0),
         addresses: addresses.collect::<Result<_, _>>()?,
     })
@@ -164,6 +175,19 @@ fn address(field: &str, text: &str) -> Result<IpAddr, RequestError> {
     text.parse().map_err(|_| RequestError::new(field, format!("{text:?} is not an IP address")))
 }
 
+/// Parses "10.0.0.2/24" or "10.0.0.2 peer 10.0.0.1/32".
+fn interface_address(field: &str, text: &str) -> Result<AddressPlan, RequestError> {
+    let Some((own, peer)) = text.split_once(" peer ") else {
+        let (address, length) = prefix(field, text)?;
+        return Ok(AddressPlan { address, length, peer: None });
+    };
+    let (address, (peer, length)) = (address(field, own)?, prefix(field, peer)?);
+    if address.is_ipv4() != peer.is_ipv4() {
+        return Err(RequestError::new(field, format!("{text:?} has a peer of another family")));
+    }
+    Ok(AddressPlan { address, length, peer: Some(peer) })
+}
+
 fn prefix(field: &str, text: &str) -> Result<(IpAddr, u8), RequestError> {
     let bad = || RequestError::new(field, format!("{text:?} is not an address with a prefix length"));
     let (head, length) = text.split_once('/').ok_or_else(bad)?;
@@ -210,8 +234,19 @@ mod tests {
         let route = Route { gateway: "172.17.0.1".into(), interface: "eth0".into(), ..Default::default() };
         let plan = check(&request(eth0(), route)).unwrap();
         assert_eq!(plan.interfaces[0].mac, [2, 0x42, 0xac, 0x11, 0, 2]);
-        assert_eq!(plan.interfaces[0].addresses[1].1, 64);
+        assert_eq!(plan.interfaces[0].addresses[1].length, 64);
         assert_eq!(plan.routes[0].destination, ("0.0.0.0".parse().unwrap(), 0));
+    }
+
+    #[test]
+    fn an_address_with_a_peer() {
+        let plan = |text: &str| interface_address("a", text);
+        let found = plan("10.0.0.2 peer 10.0.0.1/32").unwrap();
+        let peer = "10.0.0.1".parse().ok();
+        assert_eq!(found, AddressPlan { address: "10.0.0.2".parse().unwrap(), length: 32, peer });
+        for bad in ["10.0.0.2 peer 10.0.0.1", "10.0.0.2/32 peer 10.0.0.1/32", "10.0.0.2 peer fd00::1/64"] {
+            assert!(plan(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -244,7 +279,7 @@ mod tests {
         #[test]
         fn no_text_breaks_a_parser(text in "\\PC{0,40}") {
             let _ = mac("m", &text);
-            let _ = prefix("p", &text);
+            let _ = interface_address("p", &text);
             let _ = address("a", &text);
         }
     }

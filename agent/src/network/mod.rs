@@ -4,8 +4,10 @@ mod check;
 pub mod loopback;
 mod netlink;
 mod plug;
+mod withdraw;
 
 use pouch_protocol::agent::SetNetworkRequest;
+use tokio::sync::Mutex;
 use ttrpc::proto::Code;
 
 use crate::error::{Coded, RequestError};
@@ -71,8 +73,24 @@ impl Coded for NetworkError {
     }
 }
 
-/// Sets interfaces, then routes, then neighbours. Asking for what is there already is fine.
-pub async fn set(request: SetNetworkRequest) -> Result<(), NetworkError> {
-    let plan = check::check(&request)?;
-    netlink::apply(plan).await
+/// The network that the host wants.
+#[derive(Default)]
+pub struct Network {
+    /// What it wanted last: what is not in there is the container's own.
+    wanted: Mutex<check::Plan>,
+}
+
+impl Network {
+    /// Takes away what the host wanted before and does not any more; then sets interfaces, then routes, then
+    /// neighbours. Asking for what is there already is fine.
+    ///
+    /// # Errors
+    /// [`NetworkError`] names the entry; what stands before it is set.
+    pub async fn set(&self, request: SetNetworkRequest) -> Result<(), NetworkError> {
+        let plan = check::check(&request)?;
+        let mut wanted = self.wanted.lock().await;
+        netlink::apply(&wanted, &plan).await?;
+        *wanted = plan;
+        Ok(())
+    }
 }

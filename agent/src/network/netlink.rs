@@ -3,29 +3,31 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
-use super::check::{InterfacePlan, Mac, NeighborPlan, Plan, RoutePlan, mac};
-use super::{NetworkError, plug};
+use super::check::{AddressPlan, InterfacePlan, Mac, NeighborPlan, Plan, RoutePlan, mac};
+use super::{NetworkError, plug, withdraw};
 
 const CLASS: &str = "/sys/class/net";
 const IPV6: &str = "/proc/sys/net/ipv6/conf";
 
-/// Applies a plan. What is there already in the same form is no fault.
-pub async fn apply(plan: Plan) -> Result<(), NetworkError> {
+/// Applies a plan after another. What is there already in the same form is no fault.
+pub async fn apply(before: &Plan, plan: &Plan) -> Result<(), NetworkError> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let task = tokio::spawn(connection);
-    let result = apply_with(&handle, plan).await;
+    let result = apply_with(&handle, before, plan).await;
     task.abort();
     result
 }
 
-async fn apply_with(handle: &Handle, plan: Plan) -> Result<(), NetworkError> {
+async fn apply_with(handle: &Handle, before: &Plan, plan: &Plan) -> Result<(), NetworkError> {
     for slot in &plan.removed {
         let gone = plug::let_go(*slot);
         gone.map_err(|error| NetworkError::Removed { slot: *slot, error })?;
     }
+    withdraw::withdraw(handle, before, plan).await?;
     for (index, interface) in plan.interfaces.iter().enumerate() {
         set_interface(handle, index, interface).await?;
     }
@@ -54,7 +56,7 @@ fn interfaces() -> Vec<(String, Mac)> {
         .collect()
 }
 
-fn index_of(name: &str) -> Option<u32> {
+pub(super) fn index_of(name: &str) -> Option<u32> {
     fs::read_to_string(format!("{CLASS}/{name}/ifindex")).ok()?.trim().parse().ok()
 }
 
@@ -90,13 +92,20 @@ async fn set_interface(handle: &Handle, index: usize, plan: &InterfacePlan) -> R
         let message = LinkUnspec::new_with_index(link).mtu(mtu).build();
         handle.link().set(message).execute().await.map_err(refused("mtu"))?;
     }
-    let message = LinkUnspec::new_with_index(link).up().build();
+    let message = LinkUnspec::new_with_index(link).arp(plan.arp).up().build();
     handle.link().set(message).execute().await.map_err(refused("name"))?;
-    for (at, (address, length)) in plan.addresses.iter().enumerate() {
-        let request = handle.address().add(link, *address, *length).replace();
+    for (at, address) in plan.addresses.iter().enumerate() {
+        let mut request = handle.address().add(link, address.address, address.length).replace();
+        with_peer(request.message_mut(), address);
         request.execute().await.map_err(refused(&format!("addresses[{at}]")))?;
     }
     Ok(())
+}
+
+/// Of an address with a peer the kernel's IFA_ADDRESS is the peer's, and nothing is broadcast.
+pub(super) fn with_peer(message: &mut AddressMessage, plan: &AddressPlan) {
+    let Some(peer) = plan.peer else { return };
+    message.attributes = vec![AddressAttribute::Local(plan.address), AddressAttribute::Address(peer)];
 }
 
 /// An interface is renamed while it is down.
@@ -116,7 +125,7 @@ async fn set_route(handle: &Handle, index: usize, plan: &RoutePlan) -> Result<()
     }
 }
 
-fn route_message(plan: &RoutePlan, link: u32) -> RouteMessage {
+pub(super) fn route_message(plan: &RoutePlan, link: u32) -> RouteMessage {
     let mut message = match plan.destination {
         (IpAddr::V4(address), length) => {
             let mut builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, length);

@@ -14,7 +14,7 @@ use crate::clock::{self, ClockError};
 use crate::cpus::{self, CpuError};
 use crate::error::Coded;
 use crate::identity::{self, IdentityError};
-use crate::network::{self, NetworkError};
+use crate::network::NetworkError;
 use crate::procfs::{field, number};
 use crate::storage::{self, StorageError};
 
@@ -93,7 +93,7 @@ pub async fn setup(
     }
     storage::mount_all(&agent.storages, NOBODY, request.storages).await?;
     if let Some(network) = request.network.into_option() {
-        network::set(network).await?;
+        agent.network.set(network).await?;
     }
     let online_cpus = cpus::online()?.len() as u32;
     Ok(SetupSandboxResponse { online_cpus, ..Default::default() })
@@ -109,8 +109,8 @@ pub async fn unmount(agent: Arc<Agent>, request: UnmountStorageRequest) -> Resul
     Ok(Empty::new())
 }
 
-pub async fn set_network(request: SetNetworkRequest) -> Result<Empty, NetworkError> {
-    network::set(request).await?;
+pub async fn set_network(agent: Arc<Agent>, request: SetNetworkRequest) -> Result<Empty, NetworkError> {
+    agent.network.set(request).await?;
     Ok(Empty::new())
 }
 

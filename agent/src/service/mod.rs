@@ -21,6 +21,7 @@ use ttrpc::proto::Code;
 use crate::container::Containers;
 use crate::error::{Coded, status};
 use crate::events::Events;
+use crate::network::Network;
 use crate::process::{Process, ProcessTable};
 use crate::storage::Storages;
 use crate::streams::StreamTable;
@@ -37,6 +38,8 @@ pub struct Agent {
     pub streams: StreamTable,
     /// What has been mounted for the host.
     pub storages: Storages,
+    /// The network that the host wants.
+    pub network: Network,
     /// Who hears of what happens.
     pub events: Events,
     started_nanoseconds: u64,
@@ -240,7 +243,7 @@ impl Service for Rpc {
     }
 
     async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> ttrpc::Result<Empty> {
-        complete(guest::set_network(request)).await
+        complete(guest::set_network(self.0.clone(), request)).await
     }
 
     async fn forward_resolver(

@@ -151,27 +151,33 @@ fn interface(link: &LinkMessage, addresses: &[AddressMessage]) -> Result<Option<
         });
     };
     guest.mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    // As of an ipvlan interface in one of its L3 modes, where nobody answers.
+    guest.no_arp = link.header.flags.contains(LinkFlags::Noarp);
     guest.no_ipv6 = own.iter().all(|address| address.header.family != AddressFamily::Inet6);
     guest.addresses = own.into_iter().filter_map(prefix).collect();
     Ok(Some(FoundInterface { index, mac, guest }))
 }
 
-/// An address with its prefix length; none for those that a kernel makes by itself.
+/// An address with its prefix length, or with its peer and that one's; none for those that a kernel makes by itself.
 fn prefix(message: &AddressMessage) -> Option<String> {
-    let mut address = None;
+    let (mut local, mut address) = (None, None);
     for attribute in &message.attributes {
         match attribute {
-            // Of the two, only this is the interface's own where it has a peer.
-            AddressAttribute::Local(local) => address = Some(*local),
-            AddressAttribute::Address(other) => address = address.or(Some(*other)),
+            AddressAttribute::Local(own) => local = Some(*own),
+            AddressAttribute::Address(other) => address = Some(*other),
             _ => {}
         }
     }
-    let address = address?;
-    if address.is_ipv6() && message.header.scope == AddressScope::Link {
+    // Of the two, only the former is the interface's own where it has a peer.
+    let (own, peer) = (local.or(address)?, address.filter(|address| Some(*address) != local));
+    if own.is_ipv6() && message.header.scope == AddressScope::Link {
         return None;
     }
-    Some(format!("{address}/{}", message.header.prefix_len))
+    let length = message.header.prefix_len;
+    Some(match peer.filter(|_| local.is_some()) {
+        Some(peer) => format!("{own} peer {peer}/{length}"),
+        None => format!("{own}/{length}"),
+    })
 }
 
 fn route(message: &RouteMessage, found: &Found) -> Result<Option<Route>, WireError> {
@@ -251,4 +257,28 @@ fn neighbor(message: &NeighbourMessage, found: &Found) -> Option<Neighbor> {
     // Multicast groups are neighbours of the kernel's own making.
     let multicast = neighbor.address.parse().is_ok_and(|address: IpAddr| address.is_multicast());
     (complete && !multicast).then_some(neighbor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(attributes: &[AddressAttribute], length: u8) -> Option<String> {
+        let mut message = AddressMessage::default();
+        message.header.prefix_len = length;
+        message.attributes = attributes.to_vec();
+        prefix(&message)
+    }
+
+    #[test]
+    fn an_address_keeps_its_peer() {
+        let address = |text: &str| AddressAttribute::Address(text.parse().unwrap());
+        let local = |text: &str| AddressAttribute::Local(text.parse().unwrap());
+        let found = |attributes: &[AddressAttribute]| text(attributes, 32).unwrap();
+        assert_eq!(found(&[address("10.0.0.1"), local("10.0.0.2")]), "10.0.0.2 peer 10.0.0.1/32");
+        assert_eq!(found(&[address("10.0.0.2"), local("10.0.0.2")]), "10.0.0.2/32");
+        // IPv6 names one only where there is no peer.
+        assert_eq!(found(&[address("fd00::2")]), "fd00::2/32");
+        assert_eq!(text(&[], 32), None);
+    }
 }

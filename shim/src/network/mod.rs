@@ -17,13 +17,41 @@ pub mod tap;
 pub mod watch;
 pub mod wiring;
 
+use std::error::Error;
+use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 
-use pouch_vmm::config::MAX_NETWORK_SLOTS;
+use pouch_protocol::agent::SetNetworkRequest;
+use pouch_vmm::config::{MAX_NETWORK_SLOTS, NetworkConfig};
 
-use crate::sandbox::agent::AgentError;
-use crate::sandbox::vm::VmError;
 use netlink::NetlinkError;
+
+/// Why a VM or the agent in it does not do what it is asked to.
+pub type GuestError = Box<dyn Error + Send + Sync>;
+
+/// The VM that gets the network, and the agent in it.
+pub trait Guest {
+    /// Gives the VM an interface over a tap device; returns the number of its virtio device.
+    ///
+    /// # Errors
+    /// What the VMM says.
+    fn plug_network(&self, tap: &File, config: NetworkConfig) -> Result<u32, GuestError>;
+
+    /// Has the agent make the network like this.
+    ///
+    /// # Errors
+    /// What the agent says.
+    fn set_network(&self, request: SetNetworkRequest) -> Result<(), GuestError>;
+
+    /// Has the agent take queries for this address; they come by the stream, and answers go back by it
+    /// (agent.proto, ForwardResolverRequest).
+    ///
+    /// # Errors
+    /// What the agent or the VMM says.
+    fn forward_resolver(&self, address: Ipv4Addr) -> Result<UnixStream, GuestError>;
+}
 
 /// What the engine set up cannot be had in the guest.
 #[derive(Debug, thiserror::Error)]
@@ -65,11 +93,11 @@ pub enum WireError {
         /// The engine's interface.
         interface: String,
         /// What the VMM said.
-        source: VmError,
+        source: GuestError,
     },
     /// The agent refuses.
     #[error("the network could not be set up in the guest")]
-    Guest(#[source] AgentError),
+    Guest(#[source] GuestError),
     /// The engine's resolver does not reach the guest.
     #[error("the engine's DNS resolver could not be brought into the guest")]
     Resolver(#[from] resolver::ResolverError),

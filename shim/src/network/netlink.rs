@@ -9,6 +9,7 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::neighbour::NeighbourState;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -33,9 +34,9 @@ impl NetlinkError {
     }
 }
 
-/// What is listened to: RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE of
+/// What is listened to: RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE of
 /// linux/rtnetlink.h.
-const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 
 /// News of the network.
 pub struct Changes(Socket);
@@ -52,12 +53,32 @@ impl Changes {
                 Ok(0) => return Ok(()),
                 Ok(_) => match self.0.recv_from_full() {
                     Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => return Err(error),
+                    Ok((news, _)) if !matters(&news) => {}
                     _ => timeout = PollTimeout::try_from(settle).unwrap_or(PollTimeout::ZERO),
                 },
                 Err(nix::Error::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+/// Whether a datagram of news is of more than neighbours that the kernel finds and forgets by itself.
+fn matters(news: &[u8]) -> bool {
+    const PASSING: [NeighbourState; 6] = [
+        NeighbourState::Incomplete,
+        NeighbourState::Reachable,
+        NeighbourState::Stale,
+        NeighbourState::Delay,
+        NeighbourState::Probe,
+        NeighbourState::Noarp,
+    ];
+    // The kernel sends one message in a datagram.
+    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(news).map(|message| message.payload) {
+        Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour))) => {
+            !PASSING.contains(&neighbour.header.state)
+        }
+        _ => true,
     }
 }
 
@@ -164,5 +185,29 @@ impl Netlink {
             }
         }
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_route::neighbour::NeighbourMessage;
+
+    #[test]
+    fn what_the_kernel_learns_of_neighbours_is_no_news() {
+        let of = |state| {
+            let mut message = NeighbourMessage::default();
+            message.header.state = state;
+            let payload = NetlinkPayload::from(RouteNetlinkMessage::NewNeighbour(message));
+            let mut packet = NetlinkMessage::new(NetlinkHeader::default(), payload);
+            packet.finalize();
+            let mut bytes = vec![0; packet.buffer_len()];
+            packet.serialize(&mut bytes);
+            matters(&bytes)
+        };
+        assert!(!of(NeighbourState::Reachable) && !of(NeighbourState::Stale));
+        // The latter is told of one that was removed by hand.
+        assert!(of(NeighbourState::Permanent) && of(NeighbourState::Failed));
+        assert!(matters(b"?"));
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::namespace::identity;
-use crate::sandbox::companion;
+use crate::PROCESS_NAME;
 
 /// A process in the namespace.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ fn find_below(processes: &Path, namespace: &Metadata) -> io::Result<Option<Occup
         }
         let Ok(name) = fs::read(entry.path().join("comm")) else { continue };
         let name = name.trim_ascii_end();
-        if name != companion::NAME.to_bytes() {
+        if name != PROCESS_NAME.to_bytes() {
             return Ok(Some(Occupant { pid, name: printable(name) }));
         }
     }

@@ -1,6 +1,7 @@
 //! Two interfaces that are as one: what arrives at either is sent out by the other (tc-mirred(8)).
 
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType,
     TcAttribute, TcFilterMatchAll, TcFilterMatchAllOption, TcFilterU32, TcFilterU32Option, TcHandle,
@@ -10,13 +11,19 @@ use netlink_packet_route::tc::{
 use super::netlink::{Netlink, NetlinkError};
 use super::resolver::OWN_PORTS;
 
-/// The handle of the queueing discipline that filters hang on.
+/// The handle of the queueing discipline that filters hang on, be it `ingress` or `clsact`.
 const QDISC: TcHandle = TcHandle { major: 0xffff, minor: 0 };
-/// The priority of the filter for all frames, below any other.
-const ALL_PRIORITY: u32 = 100;
+/// What arrives, of either: TC_H_MIN_INGRESS of linux/pkt_sched.h.
+const ARRIVING: TcHandle = TcHandle { major: 0xffff, minor: 0xfff2 };
+/// The priorities of our filters: after those that somebody else has put on a `clsact`.
+const DNS_PRIORITY: u32 = 0xff01;
+const ALL_PRIORITY: u32 = 0xff10;
+/// How many filters share DNS with the guest.
+const DNS_FILTERS: usize = 6;
 
 /// Sends what arrives at `one` out through `other`, and the other way round. What an earlier
-/// container left on them is replaced.
+/// container left on them is replaced; so is an `ingress` queueing discipline, but for a `clsact`, whose filters
+/// come first.
 ///
 /// # Errors
 /// [`NetlinkError`] as the kernel says it.
@@ -28,23 +35,51 @@ pub fn join(netlink: &mut Netlink, one: u32, other: u32) -> Result<(), NetlinkEr
             Err(error) if !error.is(libc::ENOENT) && !error.is(libc::EINVAL) => return Err(error),
             _ => {}
         }
-        netlink.create("let frames be redirected", RouteNetlinkMessage::NewQueueDiscipline(ingress(from)))?;
+        let made = netlink
+            .create("let frames be redirected", RouteNetlinkMessage::NewQueueDiscipline(ingress(from)));
+        match made {
+            // A `clsact` is there, of which the kernel has one or an `ingress`.
+            Err(error) if error.is(libc::EEXIST) => part(netlink, from)?,
+            other => other?,
+        }
         let filter = RouteNetlinkMessage::NewTrafficFilter(redirect_all(from, to));
         netlink.create("redirect frames", filter)?;
     }
     Ok(())
 }
 
-/// Lets what arrives at `interface` go to this host's stack again. The filters go, and not the queueing discipline:
+/// Lets what arrives at `interface` go to this host's stack again. Our filters go, and not the queueing discipline:
 /// taking that away stops the interface for a while, and without filters it does nothing.
 ///
 /// # Errors
 /// [`NetlinkError`] as the kernel says it.
 pub fn part(netlink: &mut Netlink, interface: u32) -> Result<(), NetlinkError> {
-    // No priority, protocol or kind: all of them.
-    let mut message = message(interface);
-    message.header.parent = QDISC;
-    netlink.change("remove redirections", RouteNetlinkMessage::DelTrafficFilter(message))
+    for priority in (DNS_PRIORITY..).take(DNS_FILTERS).chain([ALL_PRIORITY]) {
+        let mut message = message(interface);
+        message.header.parent = ARRIVING;
+        // Of any protocol.
+        message.header.info = info(priority, 0);
+        match netlink.change("remove redirections", RouteNetlinkMessage::DelTrafficFilter(message)) {
+            Err(error) if !error.is(libc::ENOENT) && !error.is(libc::EINVAL) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Has an interface take the frames of all multicast groups, or of those only that this host's stack joined. Which
+/// ones the guest joins nobody tells here, and macvlan and network cards drop what nobody asked for.
+///
+/// # Errors
+/// [`NetlinkError`] as the kernel says it.
+pub fn take_all_multicast(netlink: &mut Netlink, interface: u32, all: bool) -> Result<(), NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.header.index = interface;
+    message.header.change_mask = LinkFlags::Allmulti;
+    if all {
+        message.header.flags = LinkFlags::Allmulti;
+    }
+    netlink.change("have an interface take all multicast", RouteNetlinkMessage::SetLink(message))
 }
 
 /// Lets a resolver in this namespace have the answers to its own queries: they go to the guest as
@@ -66,7 +101,7 @@ pub fn share_dns(netlink: &mut Netlink, interface: u32, tap: u32) -> Result<(), 
     let advertisement = (40, 136 << 24, 0xff << 24);
     let (arp, v4, v6) = (libc::ETH_P_ARP as u16, libc::ETH_P_IP as u16, libc::ETH_P_IPV6 as u16);
     let copy = || Some(mirred(TcMirrorActionType::EgressMirror, tap));
-    let filters = [
+    let filters: [_; DNS_FILTERS] = [
         (arp, vec![arp_reply], copy()),
         (v4, vec![ipv4(UDP), ports(20)], copy()),
         (v6, vec![ipv6(UDP), ports(40)], copy()),
@@ -75,9 +110,9 @@ pub fn share_dns(netlink: &mut Netlink, interface: u32, tap: u32) -> Result<(), 
         (v4, vec![ipv4(TCP), ports(20)], None),
         (v6, vec![ipv6(TCP), ports(40)], None),
     ];
-    for (priority, (protocol, words, action)) in (1..).zip(filters) {
+    for (priority, (protocol, words, action)) in (DNS_PRIORITY..).zip(filters) {
         let mut message = message(interface);
-        message.header.parent = QDISC;
+        message.header.parent = ARRIVING;
         message.header.info = info(priority, protocol);
         message.attributes.push(TcAttribute::Kind(TcFilterU32::KIND.to_owned()));
         message.attributes.push(TcAttribute::Options(match_words(&words, action)));
@@ -118,7 +153,7 @@ fn ingress(interface: u32) -> TcMessage {
 
 fn redirect_all(from: u32, to: u32) -> TcMessage {
     let mut message = message(from);
-    message.header.parent = QDISC;
+    message.header.parent = ARRIVING;
     message.header.info = info(ALL_PRIORITY, libc::ETH_P_ALL as u16);
     message.attributes.push(TcAttribute::Kind(TcFilterMatchAll::KIND.to_owned()));
     let action = TcFilterMatchAllOption::Action(vec![mirred(TcMirrorActionType::EgressRedir, to)]);

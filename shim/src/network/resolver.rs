@@ -10,12 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use pouch_protocol::agent::ForwardResolverRequest;
-use pouch_protocol::{RESOLVER_QUERIES_MAX, RESOLVER_TCP, RESOLVER_UDP, STREAM_PORT};
+use pouch_protocol::{RESOLVER_QUERIES_MAX, RESOLVER_TCP, RESOLVER_UDP};
 
-use super::WireError;
-use crate::sandbox::agent::{Agent, AgentError, random_bytes};
-use crate::sandbox::vm::{Vm, VmError};
+use super::{Guest, GuestError, WireError};
 
 /// Where Docker's resolver is.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
@@ -25,20 +22,15 @@ const DOMAIN: u16 = 53;
 pub const OWN_PORTS: u16 = 0xfc00;
 /// How long the resolver may take; it asks others in turn.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long the agent may take to listen.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Enough for a socket and a query.
 const STACK: usize = 128 * 1024;
 
 /// Queries cannot be carried.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolverError {
-    /// The agent refuses.
+    /// The agent refuses, or there is no stream to it.
     #[error("the agent does not forward queries for {ADDRESS}")]
-    Agent(#[from] AgentError),
-    /// No stream to it.
-    #[error("the stream for queries could not be connected")]
-    Connect(#[from] VmError),
+    Guest(#[source] GuestError),
     /// Something of the host.
     #[error("{0}")]
     Host(&'static str, #[source] io::Error),
@@ -64,18 +56,9 @@ pub fn reserve_ports() -> Result<(), WireError> {
 ///
 /// # Errors
 /// [`ResolverError`] if it cannot begin.
-pub fn forward(vm: &Vm, agent: &Agent) -> Result<(), ResolverError> {
-    let bytes = random_bytes().ok_or_else(|| {
-        ResolverError::Host("the host's generator gives no token", io::ErrorKind::Other.into())
-    })?;
-    let token = u64::from_le_bytes(bytes).max(1);
-    let mut request = ForwardResolverRequest::new();
-    request.address = ADDRESS.to_string();
-    request.token = token;
-    agent.forward_resolver(request)?;
-    let mut stream = vm.connect(STREAM_PORT, CONNECT_TIMEOUT)?;
+pub fn forward(guest: &dyn Guest) -> Result<(), ResolverError> {
+    let stream = guest.forward_resolver(ADDRESS).map_err(ResolverError::Guest)?;
     let host = |error| ResolverError::Host("the stream for queries could not be used", error);
-    stream.write_all(&token.to_le_bytes()).map_err(host)?;
     let writer = stream.try_clone().map_err(host)?;
     let spawned = thread::Builder::new()
         .name("resolver".to_owned())

@@ -12,6 +12,9 @@ use super::netlink::{Netlink, NetlinkError};
 /// How the names of the devices begin; the kernel adds a number.
 pub const PREFIX: &str = "pouch-tap";
 
+/// The most that the kernel lets a tap device have: a frame of 64 KiB less the Ethernet header.
+const MTU_MAX: u32 = 65_521;
+
 // linux/if_tun.h
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 
@@ -63,7 +66,8 @@ impl Tap {
         message.header.index = self.index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        message.attributes.push(LinkAttribute::Mtu(mtu));
+        // What is redirected to it may be longer.
+        message.attributes.push(LinkAttribute::Mtu(mtu.min(MTU_MAX)));
         netlink.change("bring a tap device up", RouteNetlinkMessage::SetLink(message))
     }
 }

@@ -1,33 +1,31 @@
 //! Changes of the namespace while the container runs: `docker network connect` and its like.
 
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use super::WireError;
 use super::netlink::{Changes, NetlinkError};
 use crate::errors::chain;
-use crate::sandbox::exec::Sandbox;
 
 /// An engine makes several changes in a row; they are looked at together.
 const SETTLE: Duration = Duration::from_millis(50);
 /// Enough for lists of interfaces and routes, which are on the heap.
 const STACK: usize = 256 * 1024;
 
-/// Follows `changes`, in a thread of its own, until the process ends. What cannot be
+/// Calls `update` after each of the `changes`, in a thread of its own, until the process ends. What cannot be
 /// followed is told with `report`, once for as long as it lasts.
 ///
 /// # Errors
 /// [`WireError`] if there is no thread for it.
 pub fn follow(
     mut changes: Changes,
-    sandbox: Arc<Sandbox>,
+    update: impl Fn() -> Vec<WireError> + Send + 'static,
     report: impl Fn(&str) + Send + 'static,
 ) -> Result<(), WireError> {
     let spawned = thread::Builder::new().name("network".to_owned()).stack_size(STACK).spawn(move || {
         let mut told = Vec::new();
         while changes.wait(SETTLE).is_ok() {
-            let problems: Vec<String> = sandbox.update_network().iter().map(|error| chain(error)).collect();
+            let problems: Vec<String> = update().iter().map(|error| chain(error)).collect();
             for problem in news(&problems, &told) {
                 report(&format!("a change of the network does not reach the guest: {problem}"));
             }

@@ -7,9 +7,7 @@ use pouch_vmm::config::{MAX_NETWORK_SLOTS, MacAddress, NetworkConfig};
 
 use super::inspect::{self, Found, FoundInterface};
 use super::netlink::Netlink;
-use super::{WireError, redirect, resolver, tap};
-use crate::sandbox::agent::Agent;
-use crate::sandbox::vm::Vm;
+use super::{Guest, WireError, redirect, resolver, tap};
 
 /// How an interface of the namespace is connected.
 #[derive(Clone, Copy, Debug)]
@@ -38,11 +36,6 @@ pub struct Wiring {
 }
 
 impl Wiring {
-    /// Whether the guest has no interface.
-    pub fn is_empty(&self) -> bool {
-        self.wires.is_empty()
-    }
-
     /// Gives the interfaces back to the namespace, which may go on without the VM. The calling thread must be in
     /// it. What has gone by now needs nothing.
     pub fn undo(&mut self) {
@@ -50,15 +43,16 @@ impl Wiring {
         let Ok(mut netlink) = Netlink::open() else { return };
         for index in std::mem::take(&mut self.wires).into_keys() {
             let _ = redirect::part(&mut netlink, index);
+            let _ = redirect::take_all_multicast(&mut netlink, index, false);
         }
     }
 
     /// Gives the guest the network of the namespace that the calling thread is in, as it is now. What cannot be had
     /// does not keep the rest from it; returns why that is not had.
-    pub fn update(&mut self, vm: &Vm, agent: &Agent) -> Vec<WireError> {
+    pub fn update(&mut self, guest: &dyn Guest) -> Vec<WireError> {
         let mut problems = Vec::new();
         if !self.ended
-            && let Err(error) = self.follow(vm, agent, &mut problems)
+            && let Err(error) = self.follow(guest, &mut problems)
         {
             problems.push(error);
         }
@@ -66,7 +60,7 @@ impl Wiring {
     }
 
     /// Whatever one part cannot have goes to `problems`; an error is everything's.
-    fn follow(&mut self, vm: &Vm, agent: &Agent, problems: &mut Vec<WireError>) -> Result<(), WireError> {
+    fn follow(&mut self, guest: &dyn Guest, problems: &mut Vec<WireError>) -> Result<(), WireError> {
         let mut netlink = Netlink::open()?;
         let mut found = inspect::inspect(&mut netlink)?;
         if found.taps && self.used == 0 {
@@ -83,7 +77,7 @@ impl Wiring {
         for mut interface in found.interfaces {
             let known = self.wires.get(&interface.index).copied();
             let wire = known
-                .map_or_else(|| self.connect(&mut netlink, vm, &interface, resolver || self.resolver), Ok);
+                .map_or_else(|| self.connect(&mut netlink, guest, &interface, resolver || self.resolver), Ok);
             match wire {
                 Ok(wire) => {
                     interface.guest.slot = wire.slot;
@@ -92,9 +86,9 @@ impl Wiring {
                 Err(error) => problems.push(error),
             }
         }
-        self.tell(agent, request(wired, found.routes, found.neighbors))?;
+        self.tell(guest, request(wired, found.routes, found.neighbors))?;
         if resolver {
-            resolver::forward(vm, agent)?;
+            resolver::forward(guest)?;
             self.resolver = true;
         }
         Ok(())
@@ -119,10 +113,10 @@ impl Wiring {
     }
 
     /// Tells the agent what is not what it was told last.
-    fn tell(&mut self, agent: &Agent, mut request: SetNetworkRequest) -> Result<(), WireError> {
+    fn tell(&mut self, guest: &dyn Guest, mut request: SetNetworkRequest) -> Result<(), WireError> {
         request.removed.clone_from(&self.removed);
         if request != self.told {
-            agent.set_network(request.clone()).map_err(WireError::Guest)?;
+            guest.set_network(request.clone()).map_err(WireError::Guest)?;
             self.removed.clear();
             request.removed.clear();
             self.told = request;
@@ -133,7 +127,7 @@ impl Wiring {
     fn connect(
         &mut self,
         netlink: &mut Netlink,
-        vm: &Vm,
+        guest: &dyn Guest,
         interface: &FoundInterface,
         resolver: bool,
     ) -> Result<Wire, WireError> {
@@ -146,15 +140,19 @@ impl Wiring {
         let config = NetworkConfig { mac: MacAddress(interface.mac), mtu: interface.mtu() };
         let plug = || {
             redirect::join(netlink, interface.index, tap.index)?;
+            redirect::take_all_multicast(netlink, interface.index, true)?;
             if resolver {
                 redirect::share_dns(netlink, interface.index, tap.index)?;
             }
-            vm.plug_network(&tap.file, config).map_err(|source| WireError::Plug { interface: name(), source })
+            guest
+                .plug_network(&tap.file, config)
+                .map_err(|source| WireError::Plug { interface: name(), source })
         };
         let slot = plug();
         if slot.is_err() {
             // The first error is the one to be told.
             let _ = redirect::part(netlink, interface.index);
+            let _ = redirect::take_all_multicast(netlink, interface.index, false);
         }
         let slot = slot?;
         self.used += 1;

@@ -1,7 +1,6 @@
 //! A process of pouch-vm that may outlive the command that starts it. It gets what it is to do by one pipe, and
 //! gives its first word by another.
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -12,9 +11,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::protocol::Report;
+use crate::PROCESS_NAME;
 
-/// What such a process is called among the host's.
-pub const NAME: &CStr = c"pouch-vm";
 /// Bytes of the longest first word.
 const MAX_REPORT: u64 = 64 * 1024;
 
@@ -71,7 +69,7 @@ pub fn take<T: DeserializeOwned>(task_fd: RawFd, report_fd: RawFd) -> io::Result
     let (mut task, report) = (take_fd(task_fd)?, take_fd(report_fd)?);
     // Executed through /proc/self/exe, the process would be called "exe".
     // SAFETY: the name is NUL-terminated and outlives the call.
-    unsafe { libc::prctl(libc::PR_SET_NAME, NAME.as_ptr()) };
+    unsafe { libc::prctl(libc::PR_SET_NAME, PROCESS_NAME.as_ptr()) };
     let mut text = Vec::new();
     task.read_to_end(&mut text)?;
     Ok((serde_json::from_slice(&text)?, FirstWord(Some(report))))

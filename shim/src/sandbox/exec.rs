@@ -157,12 +157,7 @@ impl Sandbox {
     /// Gives the guest the network of the namespace that the calling thread is in, as it is now, as far as it can be
     /// had; returns why the rest cannot.
     pub fn update_network(&self) -> Vec<WireError> {
-        self.lock_wiring().update(&self.vm, &self.agent)
-    }
-
-    /// Whether the guest has a network.
-    pub fn has_network(&self) -> bool {
-        !self.lock_wiring().is_empty()
+        self.lock_wiring().update(self)
     }
 
     /// Gives the interfaces back to the namespace that the calling thread is in.
@@ -173,6 +168,11 @@ impl Sandbox {
     fn lock_wiring(&self) -> MutexGuard<'_, Wiring> {
         self.wiring.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes that the container's process has ended, or that the agent cannot be asked any more.
     pub fn set_over(&self) {
         self.over.store(true, Ordering::Release);
@@ -182,11 +182,6 @@ impl Sandbox {
     /// process only.
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
-    }
-
-
-    fn lock_state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The container's status.
@@ -204,14 +199,14 @@ impl Sandbox {
     }
 
     /// The processes of the host that stand for those of `exec`.
-    /// The container's cgroup on the host.
-    pub fn cgroup(&self) -> Option<Cgroup> {
-        self.lock_state().cgroup.clone()
-    }
-
     pub fn exec_hosts(&self) -> Vec<i32> {
         let hosts = self.exec_hosts.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.values().copied().collect()
+    }
+
+    /// The container's cgroup on the host.
+    pub fn cgroup(&self) -> Option<Cgroup> {
+        self.lock_state().cgroup.clone()
     }
 
     /// Changes the state and writes it down.

@@ -7,6 +7,7 @@ pub mod companion;
 pub mod creation;
 pub mod disk;
 pub mod exec;
+mod guest_network;
 pub mod host;
 pub mod launch;
 pub mod mount_points;

@@ -181,12 +181,8 @@ impl Connection {
         if let Some(error) = self.sandbox.update_network().into_iter().next() {
             return Err(error);
         }
-        // No engine adds an interface to a container without a network.
-        if !self.sandbox.has_network() {
-            return Ok(());
-        }
-        let report = |text: &str| eprintln!("{text}");
-        watch::follow(changes, self.sandbox.clone(), report)
+        let sandbox = self.sandbox.clone();
+        watch::follow(changes, move || sandbox.update_network(), |text| eprintln!("{text}"))
     }
 
     fn processes(&self) -> Result<Answer, Failure> {
@@ -264,13 +260,13 @@ impl Connection {
                 let _ = socket.send(&answer(&sandbox), &[]);
             })
             .map_err(|error| Failure::new(format!("a thread could not be started: {error}")))?;
+        Ok(None)
+    }
+}
+
 /// That the container's process has ended: runc's words, which engines look for.
 pub fn not_running(id: &str) -> Failure {
     Failure::new(format!("container not running: {id}"))
-}
-
-        Ok(None)
-    }
 }
 
 /// The process at the other end of a connection.
