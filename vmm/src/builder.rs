@@ -10,21 +10,24 @@ use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use pouch_vmm_api::config::{FileSource, VmConfig};
+use pouch_vmm_api::inherited::Inherited;
+use pouch_vmm_api::restricted::Access;
 use vm_memory::{GuestMemory, GuestMemoryRegion};
 
 use crate::arch::layout;
 use crate::arch::x86_64::{cpuid, kernel, mptable, msr, pvh, regs};
 use crate::bus::Bus;
-use crate::config::VmConfig;
 use crate::devices::exit_port::ExitPort;
 use crate::devices::keyboard::Keyboard;
 use crate::devices::virtio::fs::ShareRoot;
 use crate::event_loop::EventLoop;
+use crate::exit_signal::ExitSignal;
 use crate::jail::seccomp::ThreadKind;
 use crate::memory::{self, Memory};
 use crate::root::{self, MappedRoot};
 use crate::vcpu::{Buses, Vcpus};
-use crate::vm::{ExitSignal, Vm};
+use crate::vm::Vm;
 pub use devices::DeviceError;
 pub use slots::{Plugged, Slots};
 
@@ -84,9 +87,6 @@ pub enum BootError {
     /// A thread could not be started.
     #[error(transparent)]
     Thread(#[from] crate::vcpu::VcpuThreadError),
-    /// A descriptor could not be made.
-    #[error("a descriptor for the VM's end could not be made")]
-    Exit(#[source] io::Error),
 }
 
 /// The files of a description, opened while the process still may.
@@ -110,29 +110,27 @@ impl Files {
     ///
     /// # Errors
     /// [`BootError::Open`] names the field and the file.
-    pub fn open(config: &VmConfig) -> Result<Self, BootError> {
-        let open = |field, source: &crate::config::FileSource, write| {
-            source.open(write).map_err(|error| BootError::Open {
-                field,
-                name: source.to_string(),
-                source: error,
-            })
+    pub fn open(config: &VmConfig, inherited: &mut Inherited) -> Result<Self, BootError> {
+        let mut named = |field, source: &FileSource, access| {
+            // While the descriptor is there: its name is found through it.
+            let name = source.to_string();
+            match source.open(inherited, access) {
+                Ok(file) => Ok(Named { file, name }),
+                Err(source) => Err(BootError::Open { field, name, source }),
+            }
         };
-        let named = |field, source: &crate::config::FileSource, write| {
-            open(field, source, write).map(|file| Named { file, name: source.to_string() })
-        };
-        Ok(Files {
-            kvm: named("kvm", &config.kvm, true)?,
-            kernel: named("kernel", &config.kernel, false)?,
-            root: named("root", &config.root, false)?,
-            memory: memory::file(config.memory_mib)?,
-            console: config.console.as_ref().map(|file| open("console", file, true)).transpose()?,
-            blocks: config
-                .blocks
-                .iter()
-                .map(|block| open("blocks.file", &block.file, !block.read_only))
-                .collect::<Result<_, _>>()?,
-        })
+        let kvm = named("kvm", &config.kvm, Access::Write)?;
+        let kernel = named("kernel", &config.kernel, Access::Read)?;
+        let root = named("root", &config.root, Access::Read)?;
+        let console =
+            config.console.as_ref().map(|file| named("console", file, Access::Write)).transpose()?;
+        let mut blocks = Vec::new();
+        for block in &config.blocks {
+            let access = if block.read_only { Access::Read } else { Access::Write };
+            blocks.push(named("blocks.file", &block.file, access)?.file);
+        }
+        let memory = memory::file(config.memory_mib)?;
+        Ok(Files { kvm, kernel, root, memory, console: console.map(|named| named.file), blocks })
     }
 }
 
@@ -150,6 +148,7 @@ pub fn boot(
     config: &VmConfig,
     files: Files,
     share: Option<ShareRoot>,
+    exit: Arc<ExitSignal>,
     event_loop: &mut EventLoop,
 ) -> Result<Arc<Vm>, BootError> {
     let Files { kvm, kernel, root, memory, console, blocks } = files;
@@ -159,7 +158,6 @@ pub fn boot(
     let root = root::map(&root.file, &root.name)?;
     map_memory(&fd, &memory, root)?;
 
-    let exit = Arc::new(ExitSignal::new().map_err(BootError::Exit)?);
     let mut ports = legacy_ports(&exit)?;
     let mut mmio = Bus::default();
     let mut command_line = command_line::CommandLine::new(config, console.is_some());

@@ -9,8 +9,8 @@ use std::time::Duration;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::{Bus, lock};
-use crate::exit::ExitReason;
-use crate::vm::ExitSignal;
+use crate::exit_signal::ExitSignal;
+use pouch_vmm_api::exit::ExitReason;
 
 /// How long a vCPU may take to notice a signal before it is sent again: it may have come between
 /// the look at the command and the entry into the guest.
@@ -104,11 +104,6 @@ impl Vcpus {
             };
         }
     }
-
-    /// Whether the vCPUs are to run.
-    pub fn running(&self) -> bool {
-        lock(&self.shared.state).0 == Command::Run
-    }
 }
 
 fn kick_signal() -> libc::c_int {
@@ -128,11 +123,14 @@ fn register_kick_handler() {
 }
 
 /// Waits while the vCPUs are to be paused.
-fn wait_to_run(shared: &Shared) {
+fn wait_to_run(fd: &VcpuFd, shared: &Shared) {
     let mut state = lock(&shared.state);
     if state.0 == Command::Run {
         return;
     }
+    // Or the guest's watchdogs take the pause for a hang of their own. A guest that has not set up its clock
+    // yet (EINVAL) has none.
+    let _ = fd.kvmclock_ctrl();
     state.1 += 1;
     shared.changed.notify_all();
     while state.0 == Command::Pause {
@@ -147,7 +145,7 @@ fn wait_to_run(shared: &Shared) {
 /// Runs one vCPU until the VM ends.
 fn run(mut fd: VcpuFd, shared: &Shared, buses: &Buses) -> ExitReason {
     loop {
-        wait_to_run(shared);
+        wait_to_run(&fd, shared);
         match fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => buses.ports.read(port.into(), data),
             Ok(VcpuExit::IoOut(port, data)) => buses.ports.write(port.into(), data),

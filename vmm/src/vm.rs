@@ -1,84 +1,20 @@
 //! A running VM.
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::EventFd;
+use pouch_vmm_api::config::NetworkConfig;
+use pouch_vmm_api::control::Metrics;
 
 use crate::builder::{DeviceError, Plugged, Slots};
 use crate::bus::lock;
-use crate::config::NetworkConfig;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::vsock::{ConnectError, Vsock};
-use crate::exit::ExitReason;
+use crate::exit_signal::ExitSignal;
 use crate::memory::{self, Memory};
 use crate::vcpu::Vcpus;
-
-/// The end of a VM, told once by whoever sees it first.
-pub struct ExitSignal {
-    reason: OnceLock<ExitReason>,
-    event: EventFd,
-}
-
-impl ExitSignal {
-    /// A VM that has not ended.
-    ///
-    /// # Errors
-    /// What making a descriptor says.
-    pub fn new() -> io::Result<Self> {
-        let event = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
-        Ok(ExitSignal { reason: OnceLock::new(), event })
-    }
-
-    /// Ends the VM; a reason that was given before stays.
-    pub fn end(&self, reason: ExitReason) {
-        if self.reason.set(reason).is_ok() {
-            // The counter is at 0, so there is room.
-            let _ = self.event.write(1);
-        }
-    }
-
-    /// Why the VM ended, if it has.
-    pub fn reason(&self) -> Option<ExitReason> {
-        self.reason.get().cloned()
-    }
-}
-
-impl AsRawFd for ExitSignal {
-    /// Readable when the VM has ended.
-    fn as_raw_fd(&self) -> RawFd {
-        self.event.as_raw_fd()
-    }
-}
-
-/// What a VM has done so far, for monitoring.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Metrics {
-    /// Bytes of guest memory that the host has pages for.
-    pub memory_resident_bytes: u64,
-    /// Bytes of guest memory given back to the host since the start.
-    pub memory_returned_bytes: u64,
-    /// MiB that the balloon holds.
-    pub balloon_mib: u32,
-    /// Open vsock connections.
-    pub vsock_connections: u64,
-    /// Bytes to the guest on vsock.
-    pub vsock_to_guest_bytes: u64,
-    /// Bytes from the guest on vsock.
-    pub vsock_from_guest_bytes: u64,
-    /// Frames to the guest on all interfaces, but for those that the host's kernel moves.
-    pub net_received_frames: u64,
-    /// Frames to the guest that were lost.
-    pub net_receive_dropped_frames: u64,
-    /// Frames from the guest on all interfaces, but for those that the host's kernel moves.
-    pub net_transmitted_frames: u64,
-    /// Frames from the guest that were lost.
-    pub net_transmit_dropped_frames: u64,
-}
 
 /// A running VM.
 pub struct Vm {
@@ -102,11 +38,6 @@ impl Vm {
     /// Stops the guest; when this returns, none of its code runs.
     pub fn pause(&self) {
         self.vcpus.pause();
-    }
-
-    /// Whether the guest is to run.
-    pub fn running(&self) -> bool {
-        self.vcpus.running()
     }
 
     /// The end of the VM.
@@ -143,22 +74,12 @@ impl Vm {
         Ok(number as u32)
     }
 
-    /// Asks the guest to give up `mib` MiB of its memory.
-    pub fn set_balloon(&self, mib: u32) {
-        lock(&self.balloon).set_target(mib);
-    }
-
     /// What the VM has done so far.
     pub fn metrics(&self) -> Metrics {
         let vsock = lock(&self.vsock).counters();
-        let (returned, balloon_mib) = {
-            let balloon = lock(&self.balloon);
-            (balloon.discarded(), balloon.actual_mib())
-        };
         let mut metrics = Metrics {
             memory_resident_bytes: memory::resident_bytes(&self.memory).unwrap_or(0),
-            memory_returned_bytes: returned,
-            balloon_mib,
+            memory_returned_bytes: lock(&self.balloon).discarded(),
             vsock_connections: vsock.connections as u64,
             vsock_to_guest_bytes: vsock.to_guest,
             vsock_from_guest_bytes: vsock.from_guest,

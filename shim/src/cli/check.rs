@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use pouch_vmm::control::{Answer, Command};
+use pouch_vmm_api::control::{Answer, Command};
 use serde::Serialize;
 
 use super::{CliError, Outcome, print};
@@ -14,7 +14,8 @@ use crate::container::size::VmSize;
 use crate::errors::chain;
 use crate::sandbox::agent::Agent;
 use crate::sandbox::vm::{Vm, VmError};
-use crate::sandbox::vm_files::{VmDescription, log_path, log_tail};
+use crate::sandbox::vm_files::VmDescription;
+use crate::sandbox::vmm_log::{log_path, log_tail};
 
 /// MiB of memory of the guest that is booted.
 const MEMORY_MIB: u32 = 256;

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use clap::Args;
+use pouch_vmm_api::inherited::Inherited;
 use serde::{Deserialize, Serialize};
 
 use super::create::refuse_descriptors;
@@ -115,8 +116,9 @@ impl Exec {
 }
 
 /// The whole life of an exec's process that stays behind.
-pub fn exec_host(host_fd: RawFd, report_fd: RawFd) -> Outcome {
-    let (host, mut first_word): (ExecHost, _) = companion::take(host_fd, report_fd).map_err(other)?;
+pub fn exec_host(inherited: &mut Inherited, host_fd: RawFd, report_fd: RawFd) -> Outcome {
+    let taken = companion::take(inherited, host_fd, report_fd);
+    let (host, mut first_word): (ExecHost, _) = taken.map_err(other)?;
     let log = host.socket.with_file_name("host.log");
     let result = run_here(host, || {
         // An engine takes the operation for over when nobody holds its output any more.

@@ -2,6 +2,7 @@
 //! whole command line takes 2 % of a container's start to set up.
 
 use clap::{Parser, Subcommand};
+use pouch_vmm_api::inherited::Inherited;
 
 use super::exec;
 use crate::cgroup::oom;
@@ -40,14 +41,24 @@ pub fn main() -> Option<u8> {
     if !NAMES.iter().any(|name| first == *name) {
         return None;
     }
+    // SAFETY: this is what the process does first.
+    let mut inherited = match unsafe { Inherited::take() } {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            let text = format!("/proc/self/fd could not be read: {error}");
+            Log { file: None, format: LogFormat::Text }.error(&text);
+            return Some(1);
+        }
+    };
+    let inherited = &mut inherited;
     Some(match Internal::try_parse() {
         // Statuses are from 0 to 255.
         Ok(Internal { command: Command::SandboxHost { launch_fd, report_fd, .. } }) => {
-            launch::host_main(launch_fd, report_fd) as u8
+            launch::host_main(inherited, launch_fd, report_fd) as u8
         }
         Ok(Internal { command: Command::OomVictim }) => oom::victim_main() as u8,
         Ok(Internal { command: Command::ExecHost { host_fd, report_fd } }) => {
-            exec::exec_host(host_fd, report_fd).unwrap_or_else(|error| {
+            exec::exec_host(inherited, host_fd, report_fd).unwrap_or_else(|error| {
                 Log { file: None, format: LogFormat::Text }.error(&chain(&error));
                 error.status()
             })

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use oci_spec::runtime::{LinuxCpu, Spec};
-use pouch_vmm::config::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+use pouch_vmm_api::config::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
 use crate::config::Config;
 

@@ -24,7 +24,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 
 use pouch_protocol::agent::SetNetworkRequest;
-use pouch_vmm::config::{MAX_NETWORK_SLOTS, NetworkConfig};
+use pouch_vmm_api::config::{MAX_NETWORK_SLOTS, NetworkConfig};
 
 use netlink::NetlinkError;
 

@@ -1,11 +1,13 @@
 //! A tap device: what is sent to it comes out of a descriptor, and the other way round.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use pouch_vmm_api::restricted::{self, Access};
 
 use super::netlink::{Netlink, NetlinkError};
 
@@ -32,7 +34,8 @@ pub struct Tap {
 /// # Errors
 /// What the kernel says.
 pub fn create() -> io::Result<Tap> {
-    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    // The VMM gets the descriptor: it is not to make another device through it.
+    let file = restricted::open(Path::new("/dev/net/tun"), Access::Write)?;
     // SAFETY: an ifreq is plain data, for which zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The rest of the name stays zero.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pouch_protocol::agent::{Interface, Neighbor, Route, SetNetworkRequest};
-use pouch_vmm::config::{MAX_NETWORK_SLOTS, MacAddress, NetworkConfig};
+use pouch_vmm_api::config::{MAX_NETWORK_SLOTS, MacAddress, NetworkConfig};
 
 use super::inspect::{self, Found, FoundInterface};
 use super::netlink::Netlink;

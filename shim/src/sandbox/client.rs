@@ -9,7 +9,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt, listen, socket,
     sockopt,
 };
-use pouch_vmm::control::ControlSocket;
+use pouch_vmm_api::control::ControlSocket;
 
 use super::protocol::{Answer, Failure, Request};
 

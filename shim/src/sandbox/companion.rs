@@ -3,10 +3,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
+use pouch_vmm_api::inherited::Inherited;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -58,15 +59,18 @@ pub fn start(
     Ok((child, report))
 }
 
-/// What a process that [`start`] started finds: its task, and the pipe for its first word.
+/// What a process that [`start`] started finds among what it inherited: its task, and the pipe for its first
+/// word.
 ///
 /// # Errors
 /// If the descriptors are not those that it was started with, or the task makes no sense.
-pub fn take<T: DeserializeOwned>(task_fd: RawFd, report_fd: RawFd) -> io::Result<(T, FirstWord)> {
-    if task_fd == report_fd {
-        return Err(for_own_use());
-    }
-    let (mut task, report) = (take_fd(task_fd)?, take_fd(report_fd)?);
+pub fn take<T: DeserializeOwned>(
+    inherited: &mut Inherited,
+    task_fd: RawFd,
+    report_fd: RawFd,
+) -> io::Result<(T, FirstWord)> {
+    let mut claim = |fd| inherited.claim(fd).map(File::from).map_err(|_| for_own_use());
+    let (mut task, report) = (claim(task_fd)?, claim(report_fd)?);
     // Executed through /proc/self/exe, the process would be called "exe".
     // SAFETY: the name is NUL-terminated and outlives the call.
     unsafe { libc::prctl(libc::PR_SET_NAME, PROCESS_NAME.as_ptr()) };
@@ -108,16 +112,27 @@ fn inherit_only(fds: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes over a descriptor that was inherited, and keeps it from being inherited again.
-fn take_fd(fd: RawFd) -> io::Result<File> {
-    // SAFETY: the call changes a flag of a number and touches no memory.
-    if fd < 3 || unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return Err(for_own_use());
-    }
-    // SAFETY: the descriptor is open, and the command line names each once.
-    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
-}
-
 fn for_own_use() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "this command is for pouch-vm's own use")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::OwnedFd;
+
+    #[test]
+    fn a_descriptor_that_is_named_twice_or_was_not_inherited_is_refused() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let number = reader.as_raw_fd();
+        writer.write_all(b"1").unwrap();
+        drop(writer);
+        for report in [number, 9999, 1, -1] {
+            let mut inherited: Inherited = [OwnedFd::from(reader.try_clone().unwrap())].into_iter().collect();
+            let task = inherited.iter().next().unwrap().as_raw_fd();
+            let report = if report == number { task } else { report };
+            let error = take::<u32>(&mut inherited, task, report).err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{report}");
+        }
+    }
 }

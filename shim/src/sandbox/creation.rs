@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use oci_spec::runtime::LinuxResources;
 use pouch_protocol::agent::Storage;
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT, SHARE_TAG};
-use pouch_vmm::exit::ExitReason;
+use pouch_vmm_api::exit::ExitReason;
 
 use super::agent::Agent;
 use super::exec::{Sandbox, Streams, Tokens};
@@ -64,7 +64,7 @@ pub fn create(
 ) -> Result<Created, Failure> {
     let mut plan = Plan::make(launch, log)?;
     plan.dir.save(&plan.state).map_err(Failure::of)?;
-    vm_files::preflight(&launch.config, plan.dir.path()).map_err(Failure::of)?;
+    vm_files::preflight(&launch.config).map_err(Failure::of)?;
     let birth = plan.enter_surroundings()?;
     let vm = plan.start_vm(&birth, ended)?;
     plan.state.vmm = HostProcess::find(vm.pid());

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pouch_protocol::STREAM_PORT;
 use pouch_protocol::agent::{ForwardResolverRequest, SetNetworkRequest};
-use pouch_vmm::config::NetworkConfig;
+use pouch_vmm_api::config::NetworkConfig;
 
 use super::agent::random_bytes;
 use super::exec::Sandbox;

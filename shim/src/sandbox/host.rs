@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use pouch_protocol::agent::WaitProcessResponse;
-use pouch_vmm::exit::ExitReason;
+use pouch_vmm_api::exit::ExitReason;
 
 use super::agent::AgentError;
 use super::client::HostListener;

@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::RawFd;
 use std::process::Child;
 
+use pouch_vmm_api::inherited::Inherited;
+
 use super::companion;
 use super::host::Host;
 use super::protocol::{Failure, Launch, Report};
@@ -94,8 +96,8 @@ fn start_host(launch: &Launch) -> io::Result<(Child, Report)> {
 }
 
 /// The whole life of a host process; returns its exit status.
-pub fn host_main(launch_fd: RawFd, report_fd: RawFd) -> i32 {
-    let (launch, mut first_word) = match companion::take(launch_fd, report_fd) {
+pub fn host_main(inherited: &mut Inherited, launch_fd: RawFd, report_fd: RawFd) -> i32 {
+    let (launch, mut first_word) = match companion::take(inherited, launch_fd, report_fd) {
         Ok(taken) => taken,
         Err(error) => {
             eprintln!("pouch-vm: {HOST_COMMAND}: {error}");

@@ -19,3 +19,4 @@ mod turns;
 pub mod view;
 pub mod vm;
 pub mod vm_files;
+pub mod vmm_log;

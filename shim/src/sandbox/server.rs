@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
-use pouch_vmm::control::ControlSocket;
+use pouch_vmm_api::control::ControlSocket;
 use ttrpc::Code;
 
 use super::agent::AgentError;

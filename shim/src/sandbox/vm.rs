@@ -1,11 +1,11 @@
 //! A VMM process and the socket that steers it.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,14 +13,17 @@ use std::time::{Duration, Instant};
 use std::{iter, thread};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
 use pouch_protocol::AGENT_PORT;
-use pouch_vmm::config::NetworkConfig;
-use pouch_vmm::control::{Answer, Command, ControlSocket, Message, Request};
-use pouch_vmm::exit::ExitReason;
-use pouch_vmm::jail::{JailedChild, Spawn, SpawnError};
+use pouch_vmm_api::config::NetworkConfig;
+use pouch_vmm_api::control::{Answer, Command, ControlSocket, Message, Request};
+use pouch_vmm_api::exit::ExitReason;
+use pouch_vmm_api::restricted::{self, Access};
+use pouch_vmm_api::spawn::{JailedChild, Spawn, SpawnError};
 
 use super::agent::printable;
-use super::vm_files::{Files, FilesError, VmDescription, log_path, log_tail};
+use super::vm_files::{Files, FilesError, VmDescription};
+use super::vmm_log::VmmLog;
 
 /// How long a VMM may take for an answer. Generous, as the host may be overloaded: it is for one that is stopped
 /// or that its guest has taken over.
@@ -96,7 +99,7 @@ pub struct Vm {
     socket: Arc<ControlSocket>,
     shared: Arc<Shared>,
     next_id: AtomicU64,
-    log: PathBuf,
+    log: VmmLog,
     vhost_net: bool,
     writable_disk: bool,
 }
@@ -116,16 +119,21 @@ impl Vm {
         let (ours, theirs) = ControlSocket::pair().map_err(VmError::Messages)?;
         let config_fd = files.config.as_raw_fd().to_string();
         let control_fd = theirs.as_raw_fd().to_string();
-        let mut inherited: Vec<RawFd> = files.files.iter().map(AsRawFd::as_raw_fd).collect();
-        inherited.extend([files.config.as_raw_fd(), theirs.as_raw_fd()]);
+        let (log_reader, log_writer) = files.log;
+        let mut inherited: Vec<BorrowedFd<'_>> = files.files.iter().map(AsFd::as_fd).collect();
+        inherited.extend([files.config.as_fd(), theirs.as_fd()]);
         let spawn = Spawn {
             program: &files.vmm,
             arguments: &["--config-fd", &config_fd, "--control-fd", &control_fd],
             files: &inherited,
-            log: files.log.as_raw_fd(),
-            cgroup: description.cgroup.map(AsRawFd::as_raw_fd),
+            log: log_writer.as_fd(),
+            cgroup: description.cgroup.map(AsFd::as_fd),
         };
         let child = spawn.spawn()?;
+        // Or the pipes would never end.
+        drop((files.files, log_writer));
+        let log = VmmLog::start(description.directory, log_reader, files.console);
+        let log = log.map_err(VmError::Messages)?;
         let socket = Arc::new(ours);
         let shared = Arc::new(Shared { pending: Mutex::default(), ended: Mutex::new(None) });
         let (reader, reader_shared) = (socket.clone(), shared.clone());
@@ -139,7 +147,7 @@ impl Vm {
             socket,
             shared,
             next_id: AtomicU64::new(1),
-            log: log_path(description.directory),
+            log,
             vhost_net: description.config.vhost_net,
             writable_disk: description.disks.iter().any(|disk| !disk.read_only),
         })
@@ -169,7 +177,7 @@ impl Vm {
     /// [`VmError`] if the VMM refuses or is gone.
     pub fn plug_network(&self, tap: &File, config: NetworkConfig) -> Result<u32, VmError> {
         // Without it the VMM moves the frames, which always works.
-        let open = || OpenOptions::new().read(true).write(true).open(VHOST_NET).ok();
+        let open = || restricted::open(Path::new(VHOST_NET), Access::Write).ok();
         let vhost = self.vhost_net.then(open).flatten();
         let fds: Vec<BorrowedFd<'_>> = iter::once(tap).chain(&vhost).map(AsFd::as_fd).collect();
         match self.ask_with(Command::PlugNetwork(config), &fds)? {
@@ -217,7 +225,8 @@ impl Vm {
             thread::sleep(Duration::from_millis(10));
         }
         // The log goes with the container's directory.
-        VmError::Gone(log_tail(&self.log).map_or("(none)".to_owned(), |line| printable(&line)))
+        self.log.wait(LAST_WORD);
+        VmError::Gone(self.log.tail().map_or("(none)".to_owned(), |line| printable(&line)))
     }
 
     /// Connects to a vsock port of the guest.
@@ -245,7 +254,8 @@ impl Vm {
     pub fn connected(&self, asked: Connecting) -> Result<UnixStream, VmError> {
         match self.answer(&asked.answer, asked.limit)? {
             (Answer::Connected, fds) => match fds.into_iter().next() {
-                Some(fd) => Ok(UnixStream::from(fd)),
+                Some(fd) if is_stream(&fd) => Ok(UnixStream::from(fd)),
+                Some(_) => Err(VmError::Refused("the VMM sent something else than a socket".to_owned())),
                 None => Err(VmError::Refused("the VMM sent no socket with its answer".to_owned())),
             },
             (other, _) => Err(VmError::Refused(format!("the VMM answered {other:?}"))),
@@ -287,7 +297,16 @@ impl Vm {
         let _ = self.socket.send(&Request { id: 0, command: Command::Stop }, &[]);
         self.wait(END_GRACE);
         self.child.kill();
+        self.log.wait(LAST_WORD);
     }
+}
+
+/// Whether a descriptor that a VMM sent is what it says: another file could block who reads it for ever, or do
+/// something when it is written to.
+fn is_stream(fd: &OwnedFd) -> bool {
+    // No other file than a socket has a type of socket.
+    getsockopt(fd, sockopt::SockType) == Ok(SockType::Stream)
+        && getsockname::<UnixAddr>(fd.as_raw_fd()).is_ok()
 }
 
 /// Hands answers to those who wait; returns the reason of the VM's end.
@@ -315,5 +334,25 @@ fn reply(shared: &Shared, id: u64, reply: Reply) {
     if let Some(sender) = lock(&shared.pending).remove(&id) {
         // The asker may have given up.
         let _ = sender.send(reply);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn only_a_stream_socket_is_taken_from_a_vmm() {
+        assert!(is_stream(&UnixStream::pair().unwrap().0.into()));
+        let others: [OwnedFd; 5] = [
+            UnixDatagram::pair().unwrap().0.into(),
+            UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap().into(),
+            File::open("/dev/null").unwrap().into(),
+            io::pipe().unwrap().0.into(),
+        ];
+        assert!(!others.iter().any(is_stream));
     }
 }

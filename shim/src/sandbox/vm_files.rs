@@ -1,13 +1,15 @@
 //! What a VMM is started with: its program, its configuration and every file it needs, opened for it.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, PipeReader, PipeWriter, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use pouch_protocol::SHARE_TAG;
-use pouch_vmm::config::{BlockConfig, FileSource, MAX_NETWORK_SLOTS, ShareConfig, VmConfig};
+use pouch_vmm_api::config::{BlockConfig, FileSource, MAX_NETWORK_SLOTS, ShareConfig, VmConfig};
+use pouch_vmm_api::restricted::{self, Access};
 
 use crate::config::{Config, ConfigError};
 use crate::container::size::VmSize;
@@ -55,6 +57,23 @@ pub enum FilesError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A disk has another user.
+    #[error(
+        "the disk {path} is in use by another container; one container can have a disk for writing, or any \
+         number for reading"
+    )]
+    InUse {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// A disk could not be locked.
+    #[error("the disk {path} cannot be locked against use by another container")]
+    Lock {
+        /// The disk.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The configuration does not say where the files are.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -63,14 +82,46 @@ pub enum FilesError {
     Descriptor(#[source] io::Error),
 }
 
-/// Opens what every VM needs, to find out early that it cannot be.
+/// Looks whether what every VM needs can be opened, to find out early that one cannot be.
 ///
 /// # Errors
 /// [`FilesError`] names the file.
-pub fn preflight(config: &Config, directory: &Path) -> Result<(), FilesError> {
-    let size = VmSize { vcpus: 1, memory_mib: 0 };
-    Files::open(&VmDescription { config, size, share: None, disks: Vec::new(), directory, cgroup: None })
-        .map(drop)
+pub fn preflight(config: &Config) -> Result<(), FilesError> {
+    let plain = |path: &Path, access| OpenOptions::new().read(true).write(access == Access::Write).open(path);
+    Installed::open(config, plain).map(drop)
+}
+
+/// The files that every VM has.
+struct Installed {
+    vmm: PathBuf,
+    kvm: File,
+    kernel: File,
+    root: File,
+}
+
+impl Installed {
+    /// Opens them by `open`.
+    fn open(config: &Config, open: impl Fn(&Path, Access) -> io::Result<File>) -> Result<Self, FilesError> {
+        const REINSTALL: &str = "; is pouch-vm fully installed?";
+        const MODULES: &str = "; load the module kvm_intel or kvm_amd, and see `pouch-vm check`";
+        let parts = config.installation()?;
+        let file = |what, path: &Path, access, hint| {
+            open(path, access).map_err(|source| FilesError::Open {
+                what,
+                path: path.to_owned(),
+                hint,
+                source,
+            })
+        };
+        // Executed by its name: this tells early that it is there.
+        drop(file("the VMM", &parts.vmm, Access::Read, REINSTALL)?);
+        Ok(Installed {
+            kvm: file("the KVM device", &config.kvm, Access::Write, MODULES)?,
+            kernel: file("the guest kernel", &parts.kernel, Access::Read, REINSTALL)?,
+            root: file("the guest root", &parts.guest_root, Access::Read, REINSTALL)?,
+            vmm: parts.vmm,
+        })
+    }
 }
 
 /// Everything that the VMM gets as descriptors, and the description that names them.
@@ -81,55 +132,37 @@ pub struct Files {
     pub config: File,
     /// The descriptors that the configuration names.
     pub files: Vec<File>,
-    /// The VMM's log.
-    pub log: File,
+    /// Where the VMM writes its log, and where that comes out.
+    pub log: (PipeReader, PipeWriter),
+    /// Where the guest's console comes out, if the VM has one.
+    pub console: Option<PipeReader>,
 }
 
 impl Files {
-    /// Opens them.
+    /// Opens them, each for no more than the VMM may do with it.
     ///
     /// # Errors
     /// [`FilesError`] names the file.
     pub fn open(description: &VmDescription<'_>) -> Result<Self, FilesError> {
         let config = description.config;
-        let parts = config.installation()?;
         let mut files = Vec::new();
-        let open_file = |what, path: &Path, write: bool, hint| {
-            OpenOptions::new().read(true).write(write).open(path).map_err(|source| FilesError::Open {
-                what,
-                path: path.to_owned(),
-                hint,
-                source,
-            })
-        };
-        let mut open = |what, path: &Path, write: bool, hint| {
-            let file = open_file(what, path, write, hint)?;
+        let mut named = |file: File| {
             let source = FileSource::Fd(file.as_raw_fd());
             files.push(file);
-            Ok::<_, FilesError>(source)
+            source
         };
-        let reinstall = "; is pouch-vm fully installed?";
-        // Executed by its name: this tells early that it is there.
-        drop(open_file("the VMM", &parts.vmm, false, reinstall)?);
-        let kvm = open(
-            "the KVM device",
-            &config.kvm,
-            true,
-            "; load the module kvm_intel or kvm_amd, and see `pouch-vm check`",
-        )?;
-        let kernel = open("the guest kernel", &parts.kernel, false, reinstall)?;
-        let root = open("the guest root", &parts.guest_root, false, reinstall)?;
-        let console = if config.console {
-            let path = description.directory.join("console.log");
-            let file = open_log(&path).map_err(FilesError::Descriptor)?;
-            drop(file);
-            Some(open("the console log", &path, true, "")?)
+        let Installed { vmm, kvm, kernel, root } = Installed::open(config, restricted::open)?;
+        let (kvm, kernel, root) = (named(kvm), named(kernel), named(root));
+        let log = io::pipe().map_err(FilesError::Descriptor)?;
+        let (console, console_writer) = if config.console {
+            let (reader, writer) = io::pipe().map_err(FilesError::Descriptor)?;
+            (Some(reader), Some(named(File::from(std::os::fd::OwnedFd::from(writer)))))
         } else {
-            None
+            (None, None)
         };
         let mut blocks = Vec::new();
         for disk in &description.disks {
-            let file = open("the disk", &disk.path, !disk.read_only, "")?;
+            let file = named(open_disk(disk)?);
             blocks.push(BlockConfig { file, serial: disk.serial.clone(), read_only: disk.read_only });
         }
         let vm = VmConfig {
@@ -138,7 +171,7 @@ impl Files {
             kernel,
             root,
             kernel_arguments: config.kernel_arguments.clone(),
-            console,
+            console: console_writer,
             kvm,
             share: description
                 .share
@@ -149,13 +182,40 @@ impl Files {
         };
         let config = serde_json::to_string(&vm).map_err(|error| FilesError::Descriptor(error.into()))?;
         let config = memfd_with(&config).map_err(FilesError::Descriptor)?;
-        let log = open_log(&log_path(description.directory)).map_err(FilesError::Descriptor)?;
-        Ok(Files { vmm: parts.vmm, config, files, log })
+        Ok(Files { vmm, config, files, log, console })
     }
 }
 
-fn open_log(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+/// Opens a disk and locks it, for as long as the VMM has it: against all others for writing, against writers
+/// for reading.
+fn open_disk(disk: &Disk) -> Result<File, FilesError> {
+    let path = || disk.path.clone();
+    let access = if disk.read_only { Access::Read } else { Access::Write };
+    let file = restricted::open(&disk.path, access).map_err(|source| FilesError::Open {
+        what: "the disk",
+        path: path(),
+        hint: "",
+        source,
+    })?;
+    match lock(&file, access) {
+        Ok(()) => Ok(file),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(FilesError::InUse { path: path() }),
+        Err(errno) => Err(FilesError::Lock { path: path(), source: errno.into() }),
+    }
+}
+
+/// Locks a whole file. The lock is the open file's, so that it goes with the last of its descriptors
+/// (fcntl(2), "Open file description locks"): udev's own locks of block devices are of another kind.
+fn lock(file: &File, access: Access) -> Result<(), Errno> {
+    let kind = if access == Access::Write { libc::F_WRLCK } else { libc::F_RDLCK };
+    let whole = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&whole)).map(drop)
 }
 
 /// A file in memory with this content, at its start.
@@ -167,14 +227,34 @@ fn memfd_with(content: &str) -> io::Result<File> {
     Ok(file)
 }
 
-/// The VMM's log in a container's directory.
-pub fn log_path(directory: &Path) -> PathBuf {
-    directory.join("vmm.log")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The end of the VMM's log, for an error that has no other explanation.
-pub fn log_tail(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    File::open(path).ok()?.take(64 * 1024).read_to_string(&mut text).ok()?;
-    text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
+    fn disk(path: &Path, read_only: bool) -> Disk {
+        Disk { path: path.to_owned(), serial: "root".to_owned(), read_only }
+    }
+
+    #[test]
+    fn a_disk_has_one_writer_or_any_number_of_readers() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let open = |read_only| open_disk(&disk(image.path(), read_only));
+        let writer = match open(false) {
+            // Without the right to mount there is nothing to test.
+            Err(FilesError::Open { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => return,
+            result => result.unwrap(),
+        };
+        let error = open(false).unwrap_err();
+        assert!(matches!(&error, FilesError::InUse { path } if path == image.path()), "{error}");
+        assert!(matches!(open(true), Err(FilesError::InUse { .. })));
+        // The lock stays with what the VMM inherits.
+        let inherited = writer.try_clone().unwrap();
+        drop(writer);
+        assert!(matches!(open(true), Err(FilesError::InUse { .. })));
+        drop(inherited);
+        let readers = [open(true).unwrap(), open(true).unwrap()];
+        assert!(matches!(open(false), Err(FilesError::InUse { .. })));
+        drop(readers);
+        open(false).unwrap();
+    }
 }

@@ -1,7 +1,7 @@
 //! The guest kernel's command line.
 
 use crate::arch::layout;
-use crate::config::VmConfig;
+use pouch_vmm_api::config::VmConfig;
 
 /// What every guest gets, with the reason of each word.
 const COMMON: &[&str] = &[

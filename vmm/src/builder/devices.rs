@@ -11,7 +11,6 @@ use super::command_line::CommandLine;
 use super::slots::FreeSlot;
 use crate::arch::layout;
 use crate::bus::{Bus, BusDevice, OverlapError};
-use crate::config::BlockConfig;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{Block, BlockError};
@@ -26,6 +25,7 @@ use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::event_loop::EventLoop;
 use crate::jail::seccomp::ThreadKind;
 use crate::memory::Memory;
+use pouch_vmm_api::config::BlockConfig;
 
 /// A device could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +126,7 @@ impl Attach<'_> {
     /// The balloon.
     pub fn balloon(&mut self) -> Result<Arc<Mutex<Balloon>>, DeviceError> {
         let interrupt = self.next_interrupt()?;
-        let balloon = Arc::new(Mutex::new(Balloon::new(interrupt.clone())));
+        let balloon = Arc::new(Mutex::new(Balloon::default()));
         self.on_event_loop(balloon.clone(), interrupt)?;
         Ok(balloon)
     }

@@ -10,7 +10,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::devices::{DeviceError, interrupt_line, wire};
 use crate::arch::layout;
 use crate::bus::lock;
-use crate::config::NetworkConfig;
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::{Net, Tap, TapEvents, VhostNet, config_space};
 use crate::devices::virtio::queue_events::QueueEvents;
@@ -19,6 +18,7 @@ use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::event_loop::Joiner;
 use crate::log::chain;
 use crate::memory::Memory;
+use pouch_vmm_api::config::NetworkConfig;
 
 /// A place without a device: its number among the virtio devices, and its registers.
 pub type FreeSlot = (usize, Arc<Mutex<Slot>>);

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
-use crate::exit::ExitReason;
-use crate::vm::ExitSignal;
+use crate::exit_signal::ExitSignal;
+use pouch_vmm_api::exit::ExitReason;
 
 const REASON: u64 = 0;
 const MESSAGE: u64 = 1;

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
-use crate::exit::ExitReason;
-use crate::vm::ExitSignal;
+use crate::exit_signal::ExitSignal;
+use pouch_vmm_api::exit::ExitReason;
 
 /// The command register, port 0x64.
 const COMMAND: u64 = 4;

@@ -68,8 +68,8 @@ fn mount(
 
 /// Puts a proc file system over `/proc` that shows this process and nothing else of the host.
 ///
-/// The file server keeps a descriptor of `/proc/self/fd`. Through the host's own proc file system
-/// such a descriptor would lead to `/proc/sys`, which a process that runs as the host's root, in
+/// The file server uses `/proc/self/fd`, which [`confine`] binds into the new root. From the host's own
+/// proc file system that would bring along `/proc/sys`, which a process that runs as the host's root, in
 /// whatever user namespace, may write.
 ///
 /// # Errors
@@ -90,10 +90,11 @@ const SCRATCH: &CStr = c"/sys";
 /// Gives up the host's file systems and every capability that serving `share` does not take.
 /// There is no way back.
 ///
-/// What is left is a read-only root with two directories: [`SHARE`], and `/proc/self/fd`, through
-/// which the file server reaches the extended attributes of files that it holds open. A guest that
-/// makes the server look for `..` above the share finds nothing else there. At most `descriptors` files
-/// can be open from now on.
+/// What is left is a read-only root with the directory [`SHARE`], and of `/proc/self` the directory `fd`,
+/// through which the file server reaches the extended attributes of files that it holds open, and the file
+/// `mountinfo`, by which it tells mounts apart. `..` from any of them leads to that root and no further, as
+/// long as no directory that was opened before stays open. At most `descriptors` files can be open from now
+/// on.
 ///
 /// # Errors
 /// [`ConfineError`] names the step that failed.
@@ -102,11 +103,13 @@ pub fn confine(share: Option<&Path>, descriptors: u64) -> Result<(), ConfineErro
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     mount("mount a root of its own", c"none", SCRATCH, Some(c"tmpfs"), flags, Some(c"mode=755,size=64k"))?;
     if let Some(share) = &share {
-        make_directories(&["/sys/share", "/sys/proc", "/sys/proc/self", "/sys/proc/self/fd"])?;
+        make_mount_points()?;
         let source = CString::new(format!("/proc/self/fd/{}", share.as_raw_fd()))?;
         // What is mounted below comes along, and what the host mounts there later appears too.
         mount("bind the share", &source, c"/sys/share", None, libc::MS_BIND | libc::MS_REC, None)?;
         mount("bind its descriptors", c"/proc/self/fd", c"/sys/proc/self/fd", None, libc::MS_BIND, None)?;
+        let (source, target) = (c"/proc/self/mountinfo", c"/sys/proc/self/mountinfo");
+        mount("bind its list of mounts", source, target, None, libc::MS_BIND, None)?;
     }
     let read_only = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | flags;
     mount("make its root read-only", c"none", SCRATCH, None, read_only, None)?;
@@ -133,11 +136,14 @@ fn open_path(path: &Path) -> Result<File, ConfineError> {
         .map_err(|source| ConfineError::System { step: "open the share", source })
 }
 
-fn make_directories(paths: &[&str]) -> Result<(), ConfineError> {
-    paths.iter().try_for_each(|path| {
-        fs::create_dir(path)
-            .map_err(|source| ConfineError::System { step: "make the directories of its root", source })
-    })
+/// Makes what [`confine`] mounts on, in [`SCRATCH`].
+fn make_mount_points() -> Result<(), ConfineError> {
+    let directories = ["/sys/share", "/sys/proc", "/sys/proc/self", "/sys/proc/self/fd"];
+    directories
+        .iter()
+        .try_for_each(fs::create_dir)
+        .and_then(|()| File::create("/sys/proc/self/mountinfo").map(drop))
+        .map_err(|source| ConfineError::System { step: "make the mount points of its root", source })
 }
 
 /// Makes `root` the root directory and lets go of the old one.

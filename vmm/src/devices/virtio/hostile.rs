@@ -226,7 +226,7 @@ mod tests {
 
         #[test]
         fn the_balloon_stands_any_queue(rounds in rounds(3, noise())) {
-            play(&mut Balloon::new(Guest::interrupt()), &rounds, LoopDevice::process_queue);
+            play(&mut Balloon::default(), &rounds, LoopDevice::process_queue);
         }
 
         #[test]
@@ -243,7 +243,7 @@ mod tests {
             accesses in vec((any::<bool>(), 0..0x48_u64, prop_oneof![0..16_u32, any::<u32>()], 0..9_usize), 1..100),
         ) {
             let memory = fresh_memory();
-            let device = Arc::new(Mutex::new(Balloon::new(Guest::interrupt())));
+            let device = Arc::new(Mutex::new(Balloon::default()));
             let mut registers = MmioTransport::new(device, memory, Guest::interrupt()).unwrap();
             for (write, register, value, length) in accesses {
                 let mut bytes = [0; 8];

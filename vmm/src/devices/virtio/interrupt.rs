@@ -7,8 +7,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Bit of the interrupt status register: a buffer was used (section 4.2.2).
 pub const USED_BUFFER: u32 = 1;
-/// Bit of the interrupt status register: the configuration changed.
-pub const CONFIG_CHANGE: u32 = 2;
 
 /// A device's interrupt line and the status register that says why it was raised.
 pub struct Interrupt {
@@ -61,6 +59,9 @@ impl Interrupt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Bit of the interrupt status register: the configuration changed.
+    const CONFIG_CHANGE: u32 = 2;
 
     #[test]
     fn a_reason_is_told_once_unless_somebody_else_raises_the_line() {

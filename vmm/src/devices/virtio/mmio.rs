@@ -303,9 +303,10 @@ impl BusDevice for MmioTransport {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if offset >= register::CONFIG {
-            lock(&self.device).write_config(offset - register::CONFIG, data);
-        } else if let Ok(word) = <[u8; 4]>::try_from(data) {
+        // No device has a configuration that a driver may write.
+        if offset < register::CONFIG
+            && let Ok(word) = <[u8; 4]>::try_from(data)
+        {
             self.write_register(offset, u32::from_le_bytes(word));
         }
     }

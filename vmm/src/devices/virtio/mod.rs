@@ -53,8 +53,6 @@ pub trait VirtioDevice: Send {
     /// Fills `data` from `offset` bytes into the device's configuration; what lies outside it
     /// stays as it is (zeros).
     fn read_config(&self, offset: u64, data: &mut [u8]);
-    /// Takes a write to the configuration, which few devices have use for.
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// The driver is ready: `queues` are all set up, and `features` are those that it took.
     ///
     /// # Errors

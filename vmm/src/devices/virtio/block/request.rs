@@ -12,9 +12,9 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestMemory};
 
 use super::SECTOR;
-use crate::config::MAX_SERIAL_LENGTH;
 use crate::devices::virtio::queue::Chain;
 use crate::memory::Memory;
+use pouch_vmm_api::config::MAX_SERIAL_LENGTH;
 
 /// Bytes of the header: type, reserved, sector.
 const HEADER_LENGTH: usize = 16;

@@ -19,8 +19,8 @@ use vmm_sys_util::epoll::EventSet;
 use super::queue_events::LoopDevice;
 use super::{VirtQueue, VirtioDevice, id, read_config_bytes};
 use crate::bus::lock;
-use crate::config::NetworkConfig;
 use header::{HEADER_LENGTH, set_buffer_count};
+use pouch_vmm_api::config::NetworkConfig;
 pub use tap::{Tap, TapError};
 pub use vhost::{VhostError, VhostNet};
 

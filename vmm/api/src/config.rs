@@ -1,11 +1,14 @@
 //! The description from which a VM is built.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::inherited::Inherited;
+use crate::restricted::{self, Access};
 
 /// The most vCPUs that a VM may have: what the guest kernel is built for.
 pub const MAX_VCPUS: u8 = 64;
@@ -33,7 +36,7 @@ pub struct VmConfig {
     pub memory_mib: u32,
     /// The guest kernel: an uncompressed ELF image with a PVH entry.
     pub kernel: FileSource,
-    /// The guest's root: an EROFS image of a multiple of 2 MiB (see [`crate::root`]).
+    /// The guest's root: an EROFS image of a multiple of 2 MiB.
     pub root: FileSource,
     /// Words added to the end of the kernel command line.
     #[serde(default)]
@@ -243,24 +246,15 @@ fn text(field: &'static str, value: &str, good: bool, problem: &'static str) -> 
 }
 
 impl FileSource {
-    /// Opens the path, or takes the descriptor over.
+    /// Opens the path for no more than `access` ([`restricted::open`]), or claims the descriptor.
     ///
     /// # Errors
-    /// What `open(2)` says, or `EBADF` for a descriptor that the process does not have.
-    ///
-    /// A descriptor must be taken at most once: the file returned owns it.
-    pub fn open(&self, write: bool) -> io::Result<File> {
+    /// What `open(2)` says, or `EBADF` for a descriptor that the process did not inherit or that another
+    /// field has named.
+    pub fn open(&self, inherited: &mut Inherited, access: Access) -> io::Result<File> {
         match self {
-            FileSource::Path(path) => OpenOptions::new().read(true).write(write).open(path),
-            FileSource::Fd(fd) => {
-                // SAFETY: F_GETFD reads a flag of a number and touches no memory.
-                if *fd < 0 || unsafe { libc::fcntl(*fd, libc::F_GETFD) } < 0 {
-                    return Err(io::Error::from_raw_os_error(libc::EBADF));
-                }
-                // SAFETY: the descriptor is open, and the description names each descriptor once,
-                // so nothing else in the process owns it.
-                Ok(unsafe { File::from_raw_fd(*fd) })
-            }
+            FileSource::Path(path) => restricted::open(path, access),
+            FileSource::Fd(fd) => inherited.claim(*fd).map(File::from),
         }
     }
 }
@@ -337,8 +331,15 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_that_is_not_open_is_refused() {
-        assert_eq!(FileSource::Fd(-1).open(false).unwrap_err().raw_os_error(), Some(libc::EBADF));
-        assert_eq!(FileSource::Fd(9999).open(false).unwrap_err().raw_os_error(), Some(libc::EBADF));
+    fn a_descriptor_is_named_once() {
+        use std::os::fd::{AsRawFd, OwnedFd};
+        let file = OwnedFd::from(File::open("/dev/null").unwrap());
+        let source = FileSource::Fd(file.as_raw_fd());
+        let mut inherited: Inherited = [file].into_iter().collect();
+        source.open(&mut inherited, Access::Read).unwrap();
+        for source in [source, FileSource::Fd(-1)] {
+            let error = source.open(&mut inherited, Access::Read).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        }
     }
 }

@@ -4,17 +4,14 @@
 //! another. Messages are JSON; a descriptor travels beside the message that it belongs to. The
 //! host side must treat the VMM as the guest's: it bounds what it reads.
 
-mod server;
 mod socket;
 
 use serde::{Deserialize, Serialize};
 
-pub use server::ControlServer;
 pub use socket::{ControlSocket, MAX_DESCRIPTORS, MAX_MESSAGE};
 
 use crate::config::NetworkConfig;
 use crate::exit::ExitReason;
-use crate::vm::Metrics;
 
 /// A request of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,12 +27,6 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
-    /// Whether the VM runs: [`Answer::Status`].
-    Status,
-    /// Stops all vCPUs; answered when none runs.
-    Pause,
-    /// Lets them run again.
-    Resume,
     /// Connects to a vsock port of the guest; the answer comes with a stream socket. Tried again
     /// until something listens there or the time is over.
     Connect {
@@ -43,11 +34,6 @@ pub enum Command {
         port: u32,
         /// How long to try, in milliseconds.
         timeout_ms: u32,
-    },
-    /// Asks the guest to give up this many MiB of memory.
-    SetBalloon {
-        /// MiB in the balloon.
-        mib: u32,
     },
     /// Counters: [`Answer::Metrics`].
     Metrics,
@@ -84,15 +70,8 @@ pub enum Message {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// It is done.
-    Done,
     /// To [`Command::Connect`]: the socket comes beside the message.
     Connected,
-    /// To [`Command::Status`].
-    Status {
-        /// Whether the vCPUs are to run.
-        running: bool,
-    },
     /// To [`Command::PlugNetwork`].
     Plugged {
         /// The number of the virtio device, in the order in which the guest has them.
@@ -100,4 +79,27 @@ pub enum Answer {
     },
     /// To [`Command::Metrics`].
     Metrics(Metrics),
+}
+
+/// What a VM has done so far, for monitoring.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Bytes of guest memory that the host has pages for.
+    pub memory_resident_bytes: u64,
+    /// Bytes of guest memory given back to the host since the start.
+    pub memory_returned_bytes: u64,
+    /// Open vsock connections.
+    pub vsock_connections: u64,
+    /// Bytes to the guest on vsock.
+    pub vsock_to_guest_bytes: u64,
+    /// Bytes from the guest on vsock.
+    pub vsock_from_guest_bytes: u64,
+    /// Frames to the guest on all interfaces, but for those that the host's kernel moves.
+    pub net_received_frames: u64,
+    /// Frames to the guest that were lost.
+    pub net_receive_dropped_frames: u64,
+    /// Frames from the guest on all interfaces, but for those that the host's kernel moves.
+    pub net_transmitted_frames: u64,
+    /// Frames from the guest that were lost.
+    pub net_transmit_dropped_frames: u64,
 }

@@ -3,9 +3,11 @@
 use std::ffi::{CString, NulError};
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 /// The namespaces that a VMM gets: in none of them is anything of the host's.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
@@ -25,12 +27,12 @@ pub struct Spawn<'a> {
     /// Its arguments, without its name.
     pub arguments: &'a [&'a str],
     /// Descriptors that it inherits under the numbers that they have here.
-    pub files: &'a [RawFd],
+    pub files: &'a [BorrowedFd<'a>],
     /// What becomes its standard error.
-    pub log: RawFd,
+    pub log: BorrowedFd<'a>,
     /// The directory of the cgroup (v2) in which it starts; without one, in the caller's. To be made
     /// there takes no time, unlike a move (Linux 5.7).
-    pub cgroup: Option<RawFd>,
+    pub cgroup: Option<BorrowedFd<'a>>,
 }
 
 /// A VMM could not be started.
@@ -106,8 +108,8 @@ impl Spawn<'_> {
             program: program.clone(),
             arguments,
             environment: [std::ptr::null()],
-            files: self.files.to_vec(),
-            log: self.log,
+            files: self.files.iter().map(AsRawFd::as_raw_fd).collect(),
+            log: self.log.as_raw_fd(),
             null: null.as_raw_fd(),
             go: go_reader.as_raw_fd(),
             go_writer: go_writer.as_raw_fd(),
@@ -135,17 +137,24 @@ impl Spawn<'_> {
 }
 
 impl JailedChild {
-    /// Kills the process and reaps it.
+    /// Kills the process and reaps it. That it has been reaped is no error.
     pub fn kill(&self) {
-        // SAFETY: the process is a child that has not been reaped, so the number is its own.
-        unsafe {
-            libc::kill(self.pid, libc::SIGKILL);
-            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
-        }
+        // By its descriptor: once it is reaped, its number may be another process's.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        self.wait();
+    }
+
+    /// Waits until the process has ended, and reaps it.
+    pub fn wait(&self) {
+        let wait = || waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        while wait().is_err_and(|error| error == rustix::io::Errno::INTR) {}
     }
 }
 
-fn clone_into_namespaces(prepared: &Prepared, cgroup: Option<RawFd>) -> Result<JailedChild, SpawnError> {
+fn clone_into_namespaces(
+    prepared: &Prepared,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<JailedChild, SpawnError> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain data, all zeros is valid.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -154,7 +163,7 @@ fn clone_into_namespaces(prepared: &Prepared, cgroup: Option<RawFd>) -> Result<J
     arguments.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
-        arguments.cgroup = cgroup as u64;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: without CLONE_VM the new process has memory of its own, as after fork(2); it calls
     // only functions that make system calls and then executes a program or ends.
@@ -246,7 +255,6 @@ mod tests {
 
     #[test]
     fn a_program_inherits_what_it_is_given_and_nothing_else() {
-        use std::os::fd::IntoRawFd;
         let log = tempfile::NamedTempFile::new().unwrap();
         let given = fs::File::open("/dev/null").unwrap();
         // As a library leaves one open: not to be closed when a program is executed.
@@ -257,8 +265,8 @@ mod tests {
         let spawn = Spawn {
             program: Path::new("/bin/sh"),
             arguments: &["-c", &script],
-            files: &[given.as_raw_fd()],
-            log: log.reopen().unwrap().into_raw_fd(),
+            files: &[given.as_fd()],
+            log: log.as_file().as_fd(),
             cgroup: None,
         };
         let child = match spawn.spawn() {
@@ -267,15 +275,22 @@ mod tests {
             Err(SpawnError::Clone(_) | SpawnError::Map { .. }) => return,
             Err(error) => panic!("{error:?}"),
         };
-        // SAFETY: the process is a child of this one; no status is asked for.
-        unsafe { libc::waitpid(child.pid, std::ptr::null_mut(), 0) };
+        child.wait();
+        // That it is gone does not make this kill another.
+        child.kill();
         assert_eq!(fs::read_to_string(log.path()).unwrap(), format!("{}\nend\n", given.as_raw_fd()));
     }
 
     #[test]
     fn a_program_that_is_not_there_is_named() {
-        let spawn =
-            Spawn { program: Path::new("/no/such/vmm"), arguments: &[], files: &[], log: 2, cgroup: None };
+        let log = io::stderr();
+        let spawn = Spawn {
+            program: Path::new("/no/such/vmm"),
+            arguments: &[],
+            files: &[],
+            log: log.as_fd(),
+            cgroup: None,
+        };
         match spawn.spawn() {
             Err(SpawnError::Exec { program, source }) => {
                 assert_eq!((program.as_str(), source.kind()), ("/no/such/vmm", io::ErrorKind::NotFound));

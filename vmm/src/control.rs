@@ -5,13 +5,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use pouch_vmm_api::control::{Answer, Command, ControlSocket, Message, Request};
 use vmm_sys_util::epoll::EventSet;
 
-use super::{Answer, Command, ControlSocket, Message, Request};
-use crate::config::NetworkConfig;
-use crate::exit::ExitReason;
 use crate::log::chain;
 use crate::vm::Vm;
+use pouch_vmm_api::config::NetworkConfig;
+use pouch_vmm_api::exit::ExitReason;
 
 /// Answers the host's requests on the event loop.
 pub struct ControlServer {
@@ -27,19 +27,6 @@ impl ControlServer {
 
     fn handle(&self, Request { id, command }: Request, fds: Vec<OwnedFd>) {
         let done = match command {
-            Command::Status => Answer::Status { running: self.vm.running() },
-            Command::Pause => {
-                self.vm.pause();
-                Answer::Done
-            }
-            Command::Resume => {
-                self.vm.resume();
-                Answer::Done
-            }
-            Command::SetBalloon { mib } => {
-                self.vm.set_balloon(mib);
-                Answer::Done
-            }
             Command::PlugNetwork(config) => match self.plug_network(&config, fds) {
                 Ok(device) => Answer::Plugged { device },
                 Err(error) => return answer(&self.socket, &Message::Failed { id, error }),

@@ -1,0 +1,108 @@
+//! Opens what a VMM gets so that it cannot be opened again with more rights.
+//!
+//! A process can open a file anew through the link that `/proc/self/fd` has of its descriptor, and a
+//! VMM may write to files of all owners. What such an opening may do is up to the mount of the
+//! descriptor. So each file is opened through a mount of its own, which nobody else can reach and which
+//! is gone with the descriptor: read-only where the VMM may only read, and without device nodes.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+/// What a file may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading.
+    Read,
+    /// Reading and writing.
+    Write,
+}
+
+/// Opens the file at `path`. The descriptor's mount does not allow more than `access`, and no device to
+/// be opened: a device that `path` names is open, and cannot be opened again through its descriptor.
+///
+/// The process must be allowed to mount in its mount namespace.
+///
+/// # Errors
+/// What open(2), open_tree(2) and mount_setattr(2) (Linux 5.12) say.
+pub fn open(path: &Path, access: Access) -> io::Result<File> {
+    let write = access == Access::Write;
+    let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    let link = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    let file = OpenOptions::new().read(true).write(write).open(link)?;
+    // After the opening, or it would refuse a device itself.
+    let read_only = if write { 0 } else { libc::MOUNT_ATTR_RDONLY };
+    restrict(&mount, libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC | read_only)?;
+    Ok(file)
+}
+
+/// Gives the mount of a descriptor these attributes.
+fn restrict(mount: impl AsFd, attributes: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is NUL-terminated, and the structure is live and of the size given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    /// Opens a file again through its descriptor; returns the error number.
+    fn again(file: &File, access: Access) -> Result<(), i32> {
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let opened = OpenOptions::new().read(true).write(access == Access::Write).open(link);
+        opened.map(drop).map_err(|error| error.raw_os_error().unwrap_or_default())
+    }
+
+    /// The file, unless this process may not mount: then there is nothing to test.
+    fn opened(path: &Path, access: Access) -> Option<File> {
+        match open(path, access) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
+            result => Some(result.unwrap()),
+        }
+    }
+
+    #[test]
+    fn what_was_opened_for_reading_stays_so() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        path.as_file().write_all(b"disk").unwrap();
+        let Some(mut file) = opened(path.path(), Access::Read) else { return };
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "disk");
+        assert_eq!(again(&file, Access::Read), Ok(()));
+        assert_eq!(again(&file, Access::Write), Err(libc::EROFS));
+        // It is this descriptor's mount alone.
+        let Some(mut written) = opened(path.path(), Access::Write) else { return };
+        written.write_all(b"DISK").unwrap();
+        assert_eq!(again(&written, Access::Write), Ok(()));
+    }
+
+    #[test]
+    fn a_device_cannot_be_opened_again() {
+        let Some(mut file) = opened(Path::new("/dev/null"), Access::Write) else { return };
+        file.write_all(b"gone").unwrap();
+        assert_eq!([again(&file, Access::Read), again(&file, Access::Write)], [Err(libc::EACCES); 2]);
+    }
+
+    #[test]
+    fn what_is_missing_is_an_error() {
+        let error = open(Path::new("/no/such/disk"), Access::Read).unwrap_err();
+        assert!(matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EPERM)));
+    }
+}
