@@ -108,15 +108,17 @@ mod tests {
     use vmm_sys_util::eventfd::EventFd;
 
     const MIB: u64 = 1 << 20;
+    const NEXT: u16 = 1;
     const WRITE: u16 = 2;
 
     /// A balloon whose guest reports the ranges, in chains of `in_chain`.
     fn reporting(memory: &Memory, ranges: &[(u64, u32)], in_chain: usize) -> Balloon {
         let mock = MockSplitQueue::new(memory, 128);
-        for chain in ranges.chunks(in_chain) {
-            let descriptors = chain.iter().map(|&(start, length)| Descriptor::new(start, length, WRITE, 0));
-            mock.add_desc_chains(&descriptors.map(RawDescriptor::from).collect::<Vec<_>>(), 0).unwrap();
-        }
+        let descriptors = (1..).zip(ranges).map(|(next, &(start, length))| {
+            let last = usize::from(next) % in_chain == 0 || usize::from(next) == ranges.len();
+            RawDescriptor::from(Descriptor::new(start, length, if last { WRITE } else { WRITE | NEXT }, next))
+        });
+        mock.add_desc_chains(&descriptors.collect::<Vec<_>>(), 0).unwrap();
         let queue = |queue| {
             let kick = EventFd::new(libc::EFD_NONBLOCK).unwrap();
             VirtQueue::new(queue, Arc::new(memory.clone()), kick, Guest::interrupt())

@@ -75,7 +75,22 @@ pub struct Net {
     frame: Box<[u8; MAX_FRAME]>,
     /// Bytes of a frame from the tap that the guest had no buffers for.
     held: Option<usize>,
+    /// The tap device has failed for good.
+    gone: bool,
     counters: NetCounters,
+}
+
+/// How far a turn of reception came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Received {
+    /// The tap has no more frames: it tells when the next one comes.
+    All,
+    /// A batch, and there may be more.
+    Batch,
+    /// What the guest has buffers for: it notifies when it has more.
+    NoRoom,
+    /// The tap device is gone.
+    Gone,
 }
 
 impl Net {
@@ -83,7 +98,15 @@ impl Net {
     pub fn new(tap: Tap, config: [u8; 12]) -> Self {
         // A boxed array, so that no frame lies on the stack.
         let frame = Box::new([0; MAX_FRAME]);
-        Net { tap, config, queues: Vec::new(), frame, held: None, counters: NetCounters::default() }
+        Net {
+            tap,
+            config,
+            queues: Vec::new(),
+            frame,
+            held: None,
+            gone: false,
+            counters: NetCounters::default(),
+        }
     }
 
     /// What went through so far.
@@ -91,30 +114,37 @@ impl Net {
         self.counters
     }
 
-    /// Moves frames from the tap to the guest; false if the guest has no room for more.
-    fn receive(&mut self) -> bool {
-        let Some(queue) = self.queues.get_mut(RECEIVE) else { return true };
-        let mut room = true;
+    /// Moves frames from the tap to the guest.
+    fn receive(&mut self) -> Received {
+        let Some(queue) = self.queues.get_mut(RECEIVE) else { return Received::NoRoom };
+        let mut result = Received::Batch;
         for _ in 0..BATCH {
-            let length = match self.held.take() {
-                Some(length) => length,
-                None => match self.tap.read(self.frame.as_mut_slice()) {
-                    Ok(length) if length >= HEADER_LENGTH => length,
-                    _ => break,
-                },
+            let held = self.held.take().map(Ok);
+            let length = match held.unwrap_or_else(|| next_frame(&self.tap, &mut self.gone, &mut self.frame))
+            {
+                Ok(length) => length,
+                Err(end) => {
+                    result = end;
+                    break;
+                }
             };
             match deliver(queue, &mut self.frame[..length]) {
                 Delivery::Done => self.counters.received += 1,
                 Delivery::Broken => self.counters.receive_dropped += 1,
                 Delivery::NoRoom => {
                     self.held = Some(length);
-                    room = false;
+                    result = Received::NoRoom;
                     break;
                 }
             }
         }
         queue.signal();
-        room
+        // Other devices first. Nothing else asks for the next turn: whoever asked without need would do so for
+        // ever.
+        if result == Received::Batch {
+            queue.kick_self();
+        }
+        result
     }
 
     /// Moves frames from the guest to the tap.
@@ -146,6 +176,25 @@ impl Net {
             }
             0
         });
+    }
+}
+
+/// Reads a frame; or says why there is none.
+fn next_frame(tap: &Tap, gone: &mut bool, frame: &mut [u8; MAX_FRAME]) -> Result<usize, Received> {
+    loop {
+        if *gone {
+            return Err(Received::Gone);
+        }
+        match tap.read(frame.as_mut_slice()) {
+            Ok(length) if length >= HEADER_LENGTH => return Ok(length),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Received::All),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A tap device has frames with headers, or an error when its interface was removed.
+            other => {
+                crate::log_line!("a tap device is gone: {:?}", other.err());
+                *gone = true;
+            }
+        }
     }
 }
 
@@ -233,14 +282,9 @@ impl VirtioDevice for Net {
 impl LoopDevice for Net {
     fn process_queue(&mut self, index: usize) {
         match index {
-            // New buffers: the tap is watched for its edges, so look at it now, and again if there may be
-            // more than a batch.
+            // New buffers, or its own call: the tap tells of new frames only.
             RECEIVE => {
-                if self.receive()
-                    && let Some(queue) = self.queues.get(RECEIVE)
-                {
-                    queue.kick_self();
-                }
+                self.receive();
             }
             TRANSMIT => self.transmit(),
             _ => {}
@@ -254,15 +298,12 @@ pub struct TapEvents(pub Arc<Mutex<Net>>);
 impl MutEventSubscriber for TapEvents {
     fn process(&mut self, _events: Events, ops: &mut EventOps<'_>) {
         let mut net = lock(&self.0);
-        if net.queues.is_empty() {
-            return;
-        }
-        let more = net.receive();
-        // Edge-triggered: arm again so that frames left behind by the batch limit are seen. When
-        // the guest has no room, its next notification goes on instead.
-        if more && let Err(error) = ops.modify(Events::new(&net.tap, EventSet::IN | EventSet::EDGE_TRIGGERED))
+        // Edge-triggered: the event is for frames that came since the tap was last read empty. Where frames stay
+        // in it, the queue's notification brings the next turn, the guest's or the device's own.
+        if net.receive() == Received::Gone
+            && let Err(error) = ops.remove(Events::empty(&net.tap))
         {
-            crate::log_line!("a tap device can no longer be watched: {error}");
+            crate::log_line!("a tap device that is gone is still watched: {error}");
         }
     }
 
@@ -275,30 +316,4 @@ impl MutEventSubscriber for TapEvents {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::devices::virtio::hostile::{Guest, noise, rounds};
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn an_interface_stands_any_queue(rounds in rounds(2, noise()), held in HEADER_LENGTH..MAX_FRAME) {
-            // It takes every frame and has none: what the guest gets was held for it.
-            let nowhere = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
-            let mut guest = Guest::new(2);
-            let mut net = Net {
-                tap: Tap::pretend(nowhere),
-                config: [0; 12],
-                queues: guest.queues(),
-                frame: Box::new([0; MAX_FRAME]),
-                held: None,
-                counters: NetCounters::default(),
-            };
-            for round in &rounds {
-                net.held = net.held.or(Some(held));
-                let queue = guest.play(round);
-                net.process_queue(queue);
-            }
-        }
-    }
-}
+mod tests;
