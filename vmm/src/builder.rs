@@ -8,8 +8,13 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_bindings::{
+    KVM_CAP_EXT_CPUID, KVM_CAP_IOEVENTFD, KVM_CAP_IOEVENTFD_ANY_LENGTH, KVM_CAP_IRQCHIP, KVM_CAP_IRQFD,
+    KVM_CAP_PMU_CAPABILITY, KVM_CAP_READONLY_MEM, KVM_CAP_TSC_DEADLINE_TIMER, KVM_CAP_USER_MEMORY,
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use pouch_vmm_api::config::{FileSource, VmConfig};
 use pouch_vmm_api::inherited::Inherited;
 use pouch_vmm_api::restricted::Access;
@@ -207,18 +212,30 @@ fn open_kvm(Named { file, name }: Named) -> Result<Kvm, BootError> {
         return Err(BootError::NotKvm(name));
     }
     let needed = [
-        (Cap::Irqchip, "an interrupt controller (KVM_CAP_IRQCHIP)"),
-        (Cap::Irqfd, "irqfd (KVM_CAP_IRQFD)"),
-        (Cap::Ioeventfd, "ioeventfd (KVM_CAP_IOEVENTFD)"),
-        (Cap::UserMemory, "user memory regions (KVM_CAP_USER_MEMORY)"),
-        (Cap::ReadonlyMem, "read-only memory regions (KVM_CAP_READONLY_MEM)"),
-        (Cap::ExtCpuid, "CPUID control (KVM_CAP_EXT_CPUID)"),
-        (Cap::TscDeadlineTimer, "the TSC deadline timer (KVM_CAP_TSC_DEADLINE_TIMER)"),
+        (KVM_CAP_IRQCHIP, "an interrupt controller (KVM_CAP_IRQCHIP)"),
+        (KVM_CAP_IRQFD, "irqfd (KVM_CAP_IRQFD)"),
+        (KVM_CAP_IOEVENTFD, "ioeventfd (KVM_CAP_IOEVENTFD)"),
+        (KVM_CAP_IOEVENTFD_ANY_LENGTH, "ioeventfd of any length (KVM_CAP_IOEVENTFD_ANY_LENGTH)"),
+        (KVM_CAP_USER_MEMORY, "user memory regions (KVM_CAP_USER_MEMORY)"),
+        (KVM_CAP_READONLY_MEM, "read-only memory regions (KVM_CAP_READONLY_MEM)"),
+        (KVM_CAP_EXT_CPUID, "CPUID control (KVM_CAP_EXT_CPUID)"),
+        (KVM_CAP_TSC_DEADLINE_TIMER, "the TSC deadline timer (KVM_CAP_TSC_DEADLINE_TIMER)"),
     ];
-    match needed.into_iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
+    match needed.into_iter().find(|(capability, _)| kvm.check_extension_raw((*capability).into()) <= 0) {
         None => Ok(kvm),
         Some((_, name)) => Err(BootError::MissingCapability(name)),
     }
+}
+
+/// Takes the performance counters from the guest: those of AMD's first generation are not in CPUID, which
+/// could hide them. Before Linux 5.18 there is no such switch.
+fn disable_pmu(fd: &VmFd) -> Result<(), BootError> {
+    if fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) <= 0 {
+        return Ok(());
+    }
+    let mut capability = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+    capability.args[0] = KVM_PMU_CAP_DISABLE.into();
+    fd.enable_cap(&capability).map_err(step("disable the performance counters"))
 }
 
 /// The order is KVM's: the TSS and identity map addresses come before any vCPU (Intel), the
@@ -231,6 +248,7 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, BootError> {
     fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(step("place its identity map"))?;
     fd.set_tss_address(tss).map_err(step("place its task state segment"))?;
     fd.create_irq_chip().map_err(step("create the interrupt controller"))?;
+    disable_pmu(&fd)?;
     Ok(fd)
 }
 

@@ -5,6 +5,7 @@
 //! Architecture Programmer's Manual, volume 3, appendix E. The KVM leaves are in the kernel's
 //! Documentation/virt/kvm/x86/cpuid.rst.
 
+use super::cpuid_policy;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// CPUID could not be put together.
@@ -12,22 +13,6 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 #[error("the processor description has more entries than KVM takes")]
 pub struct TooManyEntriesError;
 
-/// Leaf 1, ECX.
-mod leaf1_ecx {
-    pub const DTES64: u32 = 1 << 2;
-    pub const MONITOR: u32 = 1 << 3;
-    pub const DS_CPL: u32 = 1 << 4;
-    pub const VMX: u32 = 1 << 5;
-    pub const SMX: u32 = 1 << 6;
-    pub const ENHANCED_SPEEDSTEP: u32 = 1 << 7;
-    pub const THERMAL_MONITOR_2: u32 = 1 << 8;
-    pub const PERFMON_CAPABILITIES: u32 = 1 << 15;
-    pub const TSC_DEADLINE_TIMER: u32 = 1 << 24;
-    pub const HYPERVISOR: u32 = 1 << 31;
-}
-
-/// Leaf 0x8000_0001, ECX: secure virtual machine.
-const AMD_SVM: u32 = 1 << 2;
 /// Leaf 1, EDX: more than one logical processor in the package.
 const HTT: u32 = 1 << 28;
 /// KVM's feature leaf.
@@ -57,7 +42,8 @@ pub fn for_vcpu(supported: &CpuId, topology: Topology) -> Result<CpuId, TooManyE
     // Replaced below by the VM's own.
     entries.retain(|entry| !matches!(entry.function, 0xb | 0x15 | 0x1f | 0x8000_001e | HYPERVISOR_TIMING));
     for entry in &mut entries {
-        adapt(entry, topology);
+        cpuid_policy::apply(entry);
+        describe_topology(entry, topology);
     }
     push_extended_topology(&mut entries, topology);
     if let Some(khz) = topology.tsc_khz {
@@ -66,20 +52,12 @@ pub fn for_vcpu(supported: &CpuId, topology: Topology) -> Result<CpuId, TooManyE
     CpuId::from_entries(&entries).map_err(|_| TooManyEntriesError)
 }
 
-fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology) {
+/// The identifiers and counts of processors that leaves have among other things.
+fn describe_topology(entry: &mut kvm_cpuid_entry2, topology: Topology) {
     let index = u32::from(topology.index);
     let count = u32::from(topology.count);
     match entry.function {
         1 => {
-            entry.ecx &= !(leaf1_ecx::DTES64
-                | leaf1_ecx::MONITOR
-                | leaf1_ecx::DS_CPL
-                | leaf1_ecx::VMX
-                | leaf1_ecx::SMX
-                | leaf1_ecx::ENHANCED_SPEEDSTEP
-                | leaf1_ecx::THERMAL_MONITOR_2
-                | leaf1_ecx::PERFMON_CAPABILITIES);
-            entry.ecx |= leaf1_ecx::HYPERVISOR | leaf1_ecx::TSC_DEADLINE_TIMER;
             entry.ebx = (entry.ebx & 0x0000_ffff) | (count.next_power_of_two() << 16) | (index << 24);
             entry.edx = if count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
         }
@@ -90,11 +68,6 @@ fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology) {
             let cores = count.next_power_of_two() - 1;
             entry.eax = (entry.eax & 0x3fff) | (sharing << 14) | (cores.min(0x3f) << 26);
         }
-        // No thermal, power or performance monitoring: those are the host's.
-        6 | 0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-        // Nested virtualisation would hand the guest a large part of KVM to attack.
-        0x8000_0001 => entry.ecx &= !AMD_SVM,
-        0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         // AMD: threads in the package less one, and the bits of the APIC identifier for them.
         0x8000_0008 => entry.ecx = (count - 1) | (core_bits(topology) << 12),
         // AMD's cache leaf, as leaf 4.
@@ -168,12 +141,12 @@ mod tests {
         let leaf =
             |function, index, eax, ecx| kvm_cpuid_entry2 { function, index, eax, ecx, ..Default::default() };
         CpuId::from_entries(&[
-            leaf(1, 0, 0, leaf1_ecx::VMX | 1),
+            leaf(1, 0, 0, 1),
             leaf(4, 0, 0x21, 0),
             leaf(4, 3, 0x63, 0),
             leaf(0xb, 0, 9, 9),
             leaf(0x4000_0000, 0, 0x4000_0001, 0),
-            leaf(0x8000_0001, 0, 0, AMD_SVM | 1),
+            leaf(0x8000_0001, 0, 0, 1),
         ])
         .unwrap()
     }
@@ -185,13 +158,6 @@ mod tests {
 
     fn leaf(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
         *entries.iter().find(|e| e.function == function && e.index == index).unwrap()
-    }
-
-    #[test]
-    fn nested_virtualisation_is_hidden() {
-        let entries = of(0, 1);
-        assert_eq!(leaf(&entries, 1, 0).ecx & leaf1_ecx::VMX, 0);
-        assert_eq!(leaf(&entries, 0x8000_0001, 0).ecx, 1);
     }
 
     #[test]

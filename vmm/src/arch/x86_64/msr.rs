@@ -7,6 +7,9 @@ use kvm_ioctls::VcpuFd;
 const MISC_ENABLE: u32 = 0x1a0;
 /// Fast string operations on.
 const MISC_ENABLE_FAST_STRING: u64 = 1;
+/// Neither branch trace store nor processor event based sampling, as CPUID has no debug store.
+const MISC_ENABLE_BTS_UNAVAILABLE: u64 = 1 << 11;
+const MISC_ENABLE_PEBS_UNAVAILABLE: u64 = 1 << 12;
 /// IA32_MTRR_DEF_TYPE.
 const MTRR_DEF_TYPE: u32 = 0x2ff;
 /// MTRRs enabled, memory is write-back unless a range says otherwise.
@@ -35,7 +38,7 @@ pub enum MsrError {
 pub fn setup(vcpu: &VcpuFd) -> Result<(), MsrError> {
     let values = [
         (TSC, 0),
-        (MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        (MISC_ENABLE, MISC_ENABLE_FAST_STRING | MISC_ENABLE_BTS_UNAVAILABLE | MISC_ENABLE_PEBS_UNAVAILABLE),
         // Without it all memory is uncached for a kernel that trusts the MTRRs.
         (MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),
     ];
