@@ -1,10 +1,17 @@
 //! The system calls that each kind of thread may make. Any other ends the process.
+//!
+//! A list a kind says which calls, [`LIMITS`] with which arguments.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use seccompiler::BpfProgram;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
 
-use super::bpf;
+use super::landlock;
+use super::requests;
 
 /// What a thread is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +145,71 @@ const FS: &[(libc::c_long, &str)] = &[
     (libc::SYS_getrandom, "hash tables"),
 ];
 
+/// What an argument of a call, counted from 0, must be.
+#[derive(Clone, Copy, Debug)]
+enum Only {
+    /// It has none of these bits.
+    Without(u8, u64),
+    /// It is one of these.
+    OneOf(u8, &'static [u64]),
+}
+
+/// For threads of every kind.
+const ALL: &[ThreadKind] = &[ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Block, ThreadKind::Fs];
+
+const EXEC: u64 = libc::PROT_EXEC as u64;
+
+/// What else a call that a list has must be like, with the reason. A call that is not here is allowed with all
+/// arguments.
+const LIMITS: &[(&[ThreadKind], libc::c_long, Only, &str)] = &[
+    (ALL, libc::SYS_mmap, Only::Without(2, EXEC), "no code that was not there at the start"),
+    (ALL, libc::SYS_mprotect, Only::Without(2, EXEC), "the same"),
+    (&[ThreadKind::Main], libc::SYS_ioctl, Only::OneOf(1, requests::MAIN), "those that the event loop makes"),
+    (&[ThreadKind::Vcpu], libc::SYS_ioctl, Only::OneOf(1, requests::VCPU), "those that a vCPU makes"),
+    (&[ThreadKind::Fs], libc::SYS_ioctl, Only::OneOf(1, requests::FS), "file flags, and nothing of a device"),
+    (&[ThreadKind::Main], libc::SYS_socketpair, Only::OneOf(0, &[libc::AF_UNIX as u64]), "a connection"),
+    (
+        &[ThreadKind::Main, ThreadKind::Vcpu],
+        libc::SYS_fcntl,
+        Only::OneOf(1, &[DUPFD, libc::F_GETFD as u64, libc::F_GETFL as u64, libc::F_SETFL as u64]),
+        "second descriptors and O_NONBLOCK",
+    ),
+    (
+        &[ThreadKind::Fs],
+        libc::SYS_fcntl,
+        Only::OneOf(
+            1,
+            &[
+                DUPFD,
+                libc::F_GETFD as u64,
+                libc::F_GETFL as u64,
+                libc::F_SETFL as u64,
+                libc::F_OFD_GETLK as u64,
+                libc::F_OFD_SETLK as u64,
+            ],
+        ),
+        "locks of open files; none that signals another process",
+    ),
+];
+
+const DUPFD: u64 = libc::F_DUPFD_CLOEXEC as u64;
+
+impl Only {
+    /// The rules of which one must hold.
+    fn rules(self) -> Result<Vec<SeccompRule>, BackendError> {
+        // The kernel looks at no more of these arguments than their lower half.
+        let rule = |index, operator, value| {
+            SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?])
+        };
+        match self {
+            Only::Without(index, bits) => Ok(vec![rule(index, SeccompCmpOp::MaskedEq(bits), 0)?]),
+            Only::OneOf(index, values) => {
+                values.iter().map(|value| rule(index, SeccompCmpOp::Eq, *value)).collect()
+            }
+        }
+    }
+}
+
 impl ThreadKind {
     fn calls(self) -> impl Iterator<Item = &'static (libc::c_long, &'static str)> {
         let own = match self {
@@ -149,18 +221,39 @@ impl ThreadKind {
         COMMON.iter().chain(own)
     }
 
-    /// The filter of this kind of thread.
-    fn filter(self) -> BpfProgram {
-        bpf::allow(self.calls().map(|(call, _)| *call).collect())
+    /// What limits the arguments of a call of this kind of thread.
+    fn limit(self, call: libc::c_long) -> Option<Only> {
+        LIMITS.iter().find(|(kinds, of, ..)| *of == call && kinds.contains(&self)).map(|limit| limit.2)
     }
 
-    /// Confines the calling thread to the system calls of its kind, for good, unless the process
-    /// was told not to filter ([`disable`]). A thread that cannot be confined ends the process.
+    /// The filter of this kind of thread.
+    fn filter(self) -> Result<BpfProgram, BackendError> {
+        let mut rules = BTreeMap::new();
+        for (call, _) in self.calls() {
+            rules.insert(*call, self.limit(*call).map_or(Ok(Vec::new()), Only::rules)?);
+        }
+        let (other, listed) = (SeccompAction::KillProcess, SeccompAction::Allow);
+        SeccompFilter::new(rules, other, listed, TargetArch::x86_64)?.try_into()
+    }
+
+    /// Confines the calling thread to the system calls of its kind, and one that serves files to the
+    /// share, for good, unless the process was told not to filter ([`disable`]). A thread that cannot be
+    /// confined ends the process.
     pub fn enter(self) {
         if DISABLED.get().is_some() {
             return;
         }
-        if let Err(error) = seccompiler::apply_filter(&self.filter()) {
+        if self == ThreadKind::Fs
+            && let Err(error) = landlock::restrict_to_share()
+        {
+            crate::log_line!("a thread could not be restricted to the share: {error}");
+            std::process::abort();
+        }
+        let applied = self
+            .filter()
+            .map_err(seccompiler::Error::from)
+            .and_then(|filter| seccompiler::apply_filter(&filter));
+        if let Err(error) = applied {
             crate::log_line!("a thread could not be confined: {error}");
             std::process::abort();
         }
@@ -190,21 +283,85 @@ mod tests {
     }
 
     #[test]
-    fn a_call_outside_the_list_ends_the_process() {
+    fn every_limit_is_of_a_call_that_is_listed() {
+        for (kinds, call, _, reason) in LIMITS {
+            for kind in *kinds {
+                assert!(kind.calls().any(|(listed, _)| listed == call), "{kind:?}, {call}: {reason}");
+                let limits = LIMITS.iter().filter(|(kinds, of, ..)| of == call && kinds.contains(kind));
+                assert_eq!(limits.count(), 1, "{kind:?}, {call}: limited twice");
+            }
+        }
+        // What takes a request is never left without a limit.
+        for kind in ALL {
+            for call in [libc::SYS_ioctl, libc::SYS_fcntl, libc::SYS_socket, libc::SYS_socketpair] {
+                let listed = kind.calls().any(|(listed, _)| *listed == call);
+                assert!(!listed || kind.limit(call).is_some(), "{kind:?}, {call}");
+            }
+        }
+    }
+
+    /// Makes a system call in a process of its own, on a thread of this kind; says whether it was allowed.
+    fn allowed(kind: ThreadKind, call: libc::c_long, arguments: [u64; 4]) -> bool {
         // SAFETY: the child makes system calls only.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            // SAFETY: these calls take numbers only.
+            let filter = kind.filter().unwrap();
+            // SAFETY: these calls take numbers only, or addresses of the child alone.
             unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-            ThreadKind::Block.enter();
+            seccompiler::apply_filter(&filter).unwrap();
+            let [a, b, c, d] = arguments;
             // SAFETY: as above.
-            unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+            unsafe { libc::syscall(call, a, b, c, d, -1, 0) };
             // SAFETY: ends the process.
             unsafe { libc::_exit(0) };
         }
         let mut status = 0;
         // SAFETY: the pointer is to a live integer.
         unsafe { libc::waitpid(pid, &raw mut status, 0) };
-        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS, "status {status:#x}");
+        let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS;
+        assert!(killed || libc::WIFEXITED(status), "status {status:#x}");
+        !killed
+    }
+
+    #[test]
+    fn a_call_outside_the_list_ends_the_process() {
+        let socket = [libc::AF_INET as u64, libc::SOCK_STREAM as u64, 0, 0];
+        for kind in ALL {
+            assert!(allowed(*kind, libc::SYS_getpid, [0; 4]), "{kind:?}");
+            for call in
+                [libc::SYS_socket, libc::SYS_execve, libc::SYS_ptrace, libc::SYS_unshare, libc::SYS_mount]
+            {
+                assert!(!allowed(*kind, call, socket), "{kind:?}, {call}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_call_with_another_argument_ends_the_process() {
+        use ThreadKind::{Block, Fs, Main, Vcpu};
+        let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let (read, exec) = (libc::PROT_READ as u64, (libc::PROT_READ | libc::PROT_EXEC) as u64);
+        let kvm_create_vm = 0xae01;
+        let cases = [
+            (Block, libc::SYS_mmap, [0, 4096, read, anonymous], true),
+            (Block, libc::SYS_mmap, [0, 4096, exec, anonymous], false),
+            (Vcpu, libc::SYS_mprotect, [0, 0, read, 0], true),
+            (Vcpu, libc::SYS_mprotect, [0, 0, exec, 0], false),
+            (Vcpu, libc::SYS_ioctl, [9999, 0xae80, 0, 0], true),
+            (Vcpu, libc::SYS_ioctl, [9999, kvm_create_vm, 0, 0], false),
+            (Main, libc::SYS_ioctl, [9999, 0x5421, 0, 0], true),
+            (Main, libc::SYS_ioctl, [9999, libc::TIOCSTI, 0, 0], false),
+            // Only half of a request counts.
+            (Main, libc::SYS_ioctl, [9999, 1 << 32 | libc::TIOCSTI, 0, 0], false),
+            (Fs, libc::SYS_ioctl, [9999, 0x8008_6601, 0, 0], true),
+            (Fs, libc::SYS_ioctl, [9999, 0x4004_54ca, 0, 0], false),
+            (Main, libc::SYS_socketpair, [libc::AF_UNIX as u64, libc::SOCK_STREAM as u64, 0, 0], true),
+            (Main, libc::SYS_socketpair, [libc::AF_INET as u64, libc::SOCK_STREAM as u64, 0, 0], false),
+            (Fs, libc::SYS_fcntl, [9999, libc::F_OFD_SETLK as u64, 0, 0], true),
+            (Fs, libc::SYS_fcntl, [9999, libc::F_SETOWN as u64, 1, 0], false),
+        ];
+        for (kind, call, arguments, expected) in cases {
+            assert_eq!(allowed(kind, call, arguments), expected, "{kind:?}, {call}, {arguments:x?}");
+        }
     }
 }

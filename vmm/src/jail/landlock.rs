@@ -1,0 +1,51 @@
+//! Restricts a thread to the share by Landlock, where the host's kernel has it.
+//!
+//! The process's mounts show little else already; this also keeps the file server from opening a disk or a
+//! device again through `/proc/self/fd`, whose descriptors lead to files outside the share.
+
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError,
+};
+
+use super::confine::SHARE;
+
+/// The links to the process's open files. What they lead to is another matter.
+const DESCRIPTORS: &str = "/proc/self/fd";
+
+/// A thread could not be restricted.
+#[derive(Debug, thiserror::Error)]
+pub enum RestrictError {
+    /// A directory is not where it should be.
+    #[error("{SHARE} or {DESCRIPTORS} could not be opened")]
+    Path(#[from] landlock::PathFdError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Ruleset(#[from] RulesetError),
+}
+
+/// What the file server does below the share: all but executing.
+fn served() -> landlock::BitFlags<AccessFs> {
+    AccessFs::from_all(ABI::V5) & !AccessFs::Execute
+}
+
+/// Lets the calling thread, and those that it starts, open and change files below the share only. The links
+/// of `/proc/self/fd` stay in use for such files. A kernel without Landlock, or with its first version (before
+/// Linux 5.19), which allows no renaming from one directory to another, restricts nothing.
+///
+/// # Errors
+/// [`RestrictError`] if a kernel that has it refuses.
+pub fn restrict_to_share() -> Result<(), RestrictError> {
+    let renaming =
+        Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::Refer);
+    if renaming.is_err() {
+        return Ok(());
+    }
+    Ruleset::default()
+        .handle_access(AccessFs::from_all(ABI::V5))?
+        .create()?
+        .add_rule(PathBeneath::new(PathFd::new(SHARE)?, served()))?
+        .add_rule(PathBeneath::new(PathFd::new(DESCRIPTORS)?, AccessFs::ReadDir))?
+        .restrict_self()?;
+    Ok(())
+}
