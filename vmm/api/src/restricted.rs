@@ -2,8 +2,9 @@
 //!
 //! A process can open a file anew through the link that `/proc/self/fd` has of its descriptor, and a
 //! VMM may write to files of all owners. What such an opening may do is up to the mount of the
-//! descriptor. So each file is opened through a mount of its own, which nobody else can reach and which
-//! is gone with the descriptor: read-only where the VMM may only read, and without device nodes.
+//! descriptor; so is whether its mode and owner can be changed. So each file is opened through a mount of
+//! its own, which nobody else can reach and which is gone with the descriptor: without device nodes, and
+//! read-only unless it is of a file that the VMM may write to.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -22,8 +23,8 @@ pub enum Access {
     Write,
 }
 
-/// Opens the file at `path`. The descriptor's mount does not allow more than `access`, and no device to
-/// be opened: a device that `path` names is open, and cannot be opened again through its descriptor.
+/// Opens the file at `path`. Its descriptor's mount does not allow more than `access`, and no device to
+/// be opened: a device that `path` names is open for `access`, and its descriptor allows nothing else.
 ///
 /// The process must be allowed to mount in its mount namespace.
 ///
@@ -34,8 +35,10 @@ pub fn open(path: &Path, access: Access) -> io::Result<File> {
     let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let link = format!("/proc/self/fd/{}", mount.as_raw_fd());
     let file = OpenOptions::new().read(true).write(write).open(link)?;
-    // After the opening, or it would refuse a device itself.
-    let read_only = if write { 0 } else { libc::MOUNT_ATTR_RDONLY };
+    // After the opening, or it would refuse a device itself. What is written to a device does not go to a file
+    // system; only its mode and its owner do.
+    let writable = write && file.metadata()?.is_file();
+    let read_only = if writable { 0 } else { libc::MOUNT_ATTR_RDONLY };
     restrict(&mount, libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC | read_only)?;
     Ok(file)
 }
@@ -98,6 +101,8 @@ mod tests {
         let Some(mut file) = opened(Path::new("/dev/null"), Access::Write) else { return };
         file.write_all(b"gone").unwrap();
         assert_eq!([again(&file, Access::Read), again(&file, Access::Write)], [Err(libc::EACCES); 2]);
+        let mode = file.metadata().unwrap().permissions();
+        assert_eq!(file.set_permissions(mode).unwrap_err().raw_os_error(), Some(libc::EROFS));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::restricted::{self, Access};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 /// The namespaces that a VMM gets: in none of them is anything of the host's.
@@ -52,6 +53,9 @@ pub enum SpawnError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// There is nothing for its standard input and output.
+    #[error("/dev/null could not be opened for the VMM")]
+    Null(#[source] io::Error),
     /// A pipe failed.
     #[error("the pipe to the VMM's process failed")]
     Pipe(#[source] io::Error),
@@ -100,8 +104,7 @@ impl Spawn<'_> {
         let mut arguments: Vec<*const libc::c_char> = vec![program.as_ptr()];
         arguments.extend(owned.iter().map(|argument| argument.as_ptr()));
         arguments.push(std::ptr::null());
-        let null =
-            fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(SpawnError::Pipe)?;
+        let null = restricted::open(Path::new("/dev/null"), Access::Write).map_err(SpawnError::Null)?;
         let (go_reader, mut go_writer) = io::pipe().map_err(SpawnError::Pipe)?;
         let (mut failure_reader, failure_writer) = io::pipe().map_err(SpawnError::Pipe)?;
         let prepared = Prepared {
@@ -272,7 +275,7 @@ mod tests {
         let child = match spawn.spawn() {
             Ok(child) => child,
             // Without the right to make namespaces there is nothing to test.
-            Err(SpawnError::Clone(_) | SpawnError::Map { .. }) => return,
+            Err(SpawnError::Null(_) | SpawnError::Clone(_) | SpawnError::Map { .. }) => return,
             Err(error) => panic!("{error:?}"),
         };
         child.wait();
@@ -296,7 +299,7 @@ mod tests {
                 assert_eq!((program.as_str(), source.kind()), ("/no/such/vmm", io::ErrorKind::NotFound));
             }
             // Without the right to make namespaces there is nothing to test.
-            Err(SpawnError::Clone(_) | SpawnError::Map { .. }) => {}
+            Err(SpawnError::Null(_) | SpawnError::Clone(_) | SpawnError::Map { .. }) => {}
             other => panic!("{other:?}"),
         }
     }
