@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use pouch_tests::bundle::unique_id;
@@ -190,6 +191,51 @@ fn the_hosts_kernel_moves_frames_where_it_can() {
     let result = std::panic::catch_unwind(|| moved_by_the_kernel(&namespace, address, ""));
     umount2(VHOST, MntFlags::MNT_DETACH).unwrap();
     assert!(!result.unwrap());
+}
+
+/// How much of a processor the VMM's event loop takes, from 0 to 1.
+fn load(vmm: i32) -> f64 {
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{vmm}/task/{vmm}/stat")).unwrap();
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split_whitespace().collect();
+        fields[12].parse::<f64>().unwrap() + fields[13].parse::<f64>().unwrap()
+    };
+    // SAFETY: the call takes a number.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+    let (start, before) = (Instant::now(), ticks());
+    std::thread::sleep(Duration::from_secs(3));
+    (ticks() - before) / per_second / start.elapsed().as_secs_f64()
+}
+
+#[test]
+fn an_interface_without_traffic_takes_no_processor() {
+    vm_only!();
+    let namespace = Namespace::new();
+    namespace.veth("eth0", 12);
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.toml");
+    std::fs::write(&config, "vhost_net = false").unwrap();
+    let bundle = namespace.bundle(Bundle::busybox().sh("trap 'exit 0' TERM; sleep 100000 & wait"));
+    let run = bundle.run_invocation(&[]).env("POUCH_VM_CONFIG", &config);
+    let mut child = run.into_command().spawn().unwrap();
+    eventually("the interface answers", || {
+        Invocation::of("ping", ["-c", "1", "-W", "2", "10.77.12.2"]).run().status == 0
+    });
+    let pid = child.id() as i32;
+    let vmm = processes::descendants(pid)
+        .into_iter()
+        .find(|pid| processes::find(*pid).is_some_and(|process| process.name.starts_with("pouch-vmm")));
+    let vmm = vmm.expect("the VMM is below pouch-vm");
+    let idle = load(vmm);
+    // The tap goes, and the VMM still has it.
+    let links = namespace.ip("-o link show");
+    let tap = links.split([' ', ':', '@']).find(|word| word.starts_with("pouch-tap")).unwrap();
+    namespace.ip(&format!("link del {tap}"));
+    let gone = load(vmm);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(wait(&mut child, "run", HANG).code(), Some(0));
+    assert!(idle < 0.2, "without traffic it takes {idle} of a processor");
+    assert!(gone < 0.2, "without its tap it takes {gone} of a processor");
 }
 
 #[test]

@@ -246,6 +246,16 @@ fn an_ext4_image_is_a_root_that_can_be_written() {
     assert!(text.starts_with("ext2/ext3\nkept\n"), "{text}");
     let again = bundle.sh("cat /kept").run();
     assert_eq!(again.ok(), "kept");
+    // Two that write to it would destroy it.
+    let first = Bundle::without_root().set("/root", json!({"path": image, "readonly": false}));
+    let first = first.args(["sleep", "100000"]).start();
+    for read_only in [false, true] {
+        let second = Bundle::without_root().set("/root", json!({"path": image, "readonly": read_only}));
+        let refused = second.sh("true").run();
+        assert_ne!(refused.status, 0, "{refused}");
+        assert!(refused.errors().contains("is in use by another container"), "{refused}");
+    }
+    drop(first);
     let check = Invocation::of("e2fsck", ["-fn", image.to_str().unwrap()]).run();
     assert_eq!(check.status, 0, "the file system is whole: {check}");
 }
@@ -256,6 +266,8 @@ fn an_ext4_image_can_be_read_only() {
     let image = image_file("debian", "rootfs.ext4");
     let before = fs::metadata(&image).unwrap().mtime();
     let bundle = Bundle::without_root().set("/root", json!({"path": image, "readonly": true}));
+    let sharing = Bundle::without_root().set("/root", json!({"path": image, "readonly": true}));
+    let _sharing = sharing.args(["sleep", "100000"]).start();
     let output = bundle.sh("touch /x; cat /etc/debian_version >/dev/null && echo read").run();
     assert_eq!(output.ok(), "read");
     assert!(output.errors().contains("Read-only file system"), "{output}");
