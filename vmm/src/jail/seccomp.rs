@@ -168,6 +168,8 @@ const LIMITS: &[(&[ThreadKind], libc::c_long, Only, &str)] = &[
     (&[ThreadKind::Vcpu], libc::SYS_ioctl, Only::OneOf(1, requests::VCPU), "those that a vCPU makes"),
     (&[ThreadKind::Fs], libc::SYS_ioctl, Only::OneOf(1, requests::FS), "file flags, and nothing of a device"),
     (&[ThreadKind::Main], libc::SYS_socketpair, Only::OneOf(0, &[libc::AF_UNIX as u64]), "a connection"),
+    (&[ThreadKind::Fs], libc::SYS_clone, Only::Without(0, NAMESPACES), "another thread, and no namespace"),
+    (&[ThreadKind::Fs], libc::SYS_prctl, Only::OneOf(0, &[libc::PR_SET_NAME as u64]), "the name of a thread"),
     (
         &[ThreadKind::Main, ThreadKind::Vcpu],
         libc::SYS_fcntl,
@@ -191,6 +193,23 @@ const LIMITS: &[(&[ThreadKind], libc::c_long, Only, &str)] = &[
         "locks of open files; none that signals another process",
     ),
 ];
+
+/// Calls that are refused with an error number, where a library then takes another way.
+const REFUSED: &[(&[ThreadKind], libc::c_long, libc::c_int, &str)] = &[(
+    &[ThreadKind::Fs],
+    libc::SYS_clone3,
+    libc::ENOSYS,
+    "its arguments are in memory, where no filter sees them; the C library then takes clone",
+)];
+
+/// What clone(2) makes and unshare(2) does: namespaces, in which a process has capabilities.
+const NAMESPACES: u64 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET) as u64;
 
 const DUPFD: u64 = libc::F_DUPFD_CLOEXEC as u64;
 
@@ -226,14 +245,24 @@ impl ThreadKind {
         LIMITS.iter().find(|(kinds, of, ..)| *of == call && kinds.contains(&self)).map(|limit| limit.2)
     }
 
-    /// The filter of this kind of thread.
-    fn filter(self) -> Result<BpfProgram, BackendError> {
+    /// The filters of this kind of thread: the calls that it may make, and before it those that are refused. Of
+    /// several filters the strictest verdict holds.
+    fn filters(self) -> Result<Vec<BpfProgram>, BackendError> {
+        let build = |rules, other, matched| -> Result<BpfProgram, BackendError> {
+            SeccompFilter::new(rules, other, matched, TargetArch::x86_64)?.try_into()
+        };
+        let mut filters = Vec::new();
         let mut rules = BTreeMap::new();
+        for (_, call, error, _) in REFUSED.iter().filter(|(kinds, ..)| kinds.contains(&self)) {
+            let refused = BTreeMap::from([(*call, Vec::new())]);
+            filters.push(build(refused, SeccompAction::Allow, SeccompAction::Errno(*error as u32))?);
+            rules.insert(*call, Vec::new());
+        }
         for (call, _) in self.calls() {
             rules.insert(*call, self.limit(*call).map_or(Ok(Vec::new()), Only::rules)?);
         }
-        let (other, listed) = (SeccompAction::KillProcess, SeccompAction::Allow);
-        SeccompFilter::new(rules, other, listed, TargetArch::x86_64)?.try_into()
+        filters.push(build(rules, SeccompAction::KillProcess, SeccompAction::Allow)?);
+        Ok(filters)
     }
 
     /// Confines the calling thread to the system calls of its kind, and one that serves files to the
@@ -250,9 +279,9 @@ impl ThreadKind {
             std::process::abort();
         }
         let applied = self
-            .filter()
+            .filters()
             .map_err(seccompiler::Error::from)
-            .and_then(|filter| seccompiler::apply_filter(&filter));
+            .and_then(|filters| filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter)));
         if let Err(error) = applied {
             crate::log_line!("a thread could not be confined: {error}");
             std::process::abort();
@@ -283,17 +312,25 @@ mod tests {
     }
 
     #[test]
-    fn every_limit_is_of_a_call_that_is_listed() {
+    fn what_takes_a_request_is_limited() {
         for (kinds, call, _, reason) in LIMITS {
             for kind in *kinds {
-                assert!(kind.calls().any(|(listed, _)| listed == call), "{kind:?}, {call}: {reason}");
                 let limits = LIMITS.iter().filter(|(kinds, of, ..)| of == call && kinds.contains(kind));
-                assert_eq!(limits.count(), 1, "{kind:?}, {call}: limited twice");
+                assert_eq!(limits.count(), 1, "{kind:?}, {call}: limited twice: {reason}");
             }
         }
-        // What takes a request is never left without a limit.
+        let requests = [
+            libc::SYS_ioctl,
+            libc::SYS_fcntl,
+            libc::SYS_socket,
+            libc::SYS_socketpair,
+            libc::SYS_prctl,
+            libc::SYS_clone,
+            libc::SYS_mmap,
+            libc::SYS_mprotect,
+        ];
         for kind in ALL {
-            for call in [libc::SYS_ioctl, libc::SYS_fcntl, libc::SYS_socket, libc::SYS_socketpair] {
+            for call in requests {
                 let listed = kind.calls().any(|(listed, _)| *listed == call);
                 assert!(!listed || kind.limit(call).is_some(), "{kind:?}, {call}");
             }
@@ -302,25 +339,38 @@ mod tests {
 
     /// Makes a system call in a process of its own, on a thread of this kind; says whether it was allowed.
     fn allowed(kind: ThreadKind, call: libc::c_long, arguments: [u64; 4]) -> bool {
+        made(kind, call, arguments).is_some()
+    }
+
+    /// As [`allowed`], with the number of the error.
+    fn made(kind: ThreadKind, call: libc::c_long, arguments: [u64; 4]) -> Option<libc::c_int> {
         // SAFETY: the child makes system calls only.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
-            let filter = kind.filter().unwrap();
+            let filters = kind.filters().unwrap();
             // SAFETY: these calls take numbers only, or addresses of the child alone.
             unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-            seccompiler::apply_filter(&filter).unwrap();
+            filters.iter().for_each(|filter| seccompiler::apply_filter(filter).unwrap());
             let [a, b, c, d] = arguments;
             // SAFETY: as above.
-            unsafe { libc::syscall(call, a, b, c, d, -1, 0) };
+            let result = unsafe { libc::syscall(call, a, b, c, d, -1, 0) };
+            // SAFETY: reads a number of this thread's.
+            let error = if result < 0 { unsafe { *libc::__errno_location() } } else { 0 };
             // SAFETY: ends the process.
-            unsafe { libc::_exit(0) };
+            unsafe { libc::_exit(error) };
         }
         let mut status = 0;
         // SAFETY: the pointer is to a live integer.
         unsafe { libc::waitpid(pid, &raw mut status, 0) };
         let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS;
         assert!(killed || libc::WIFEXITED(status), "status {status:#x}");
-        !killed
+        (!killed).then(|| libc::WEXITSTATUS(status))
+    }
+
+    #[test]
+    fn a_call_for_which_there_is_another_is_refused_only() {
+        assert_eq!(made(ThreadKind::Fs, libc::SYS_clone3, [0; 4]), Some(libc::ENOSYS));
+        assert_eq!(made(ThreadKind::Block, libc::SYS_clone3, [0; 4]), None);
     }
 
     #[test]
