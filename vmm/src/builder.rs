@@ -2,7 +2,6 @@
 
 mod command_line;
 mod devices;
-mod slots;
 
 use std::fs::File;
 use std::io;
@@ -22,6 +21,7 @@ use vm_memory::{GuestMemory, GuestMemoryRegion};
 
 use crate::arch::layout;
 use crate::arch::x86_64::{cpuid, kernel, mptable, msr, pvh, regs};
+use crate::attach::{DeviceError, Slots};
 use crate::bus::Bus;
 use crate::devices::exit_port::ExitPort;
 use crate::devices::keyboard::Keyboard;
@@ -33,8 +33,6 @@ use crate::memory::{self, Memory};
 use crate::root::{self, MappedRoot};
 use crate::vcpu::{Buses, Vcpus};
 use crate::vm::Vm;
-pub use devices::DeviceError;
-pub use slots::{Plugged, Slots};
 
 /// A VM could not be built.
 #[derive(Debug, thiserror::Error)]

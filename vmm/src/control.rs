@@ -5,13 +5,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use pouch_vmm_api::config::NetworkConfig;
 use pouch_vmm_api::control::{Answer, Command, ControlSocket, Message, Request};
+use pouch_vmm_api::exit::ExitReason;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::log::chain;
 use crate::vm::Vm;
-use pouch_vmm_api::config::NetworkConfig;
-use pouch_vmm_api::exit::ExitReason;
 
 /// Answers the host's requests on the event loop.
 pub struct ControlServer {

@@ -9,6 +9,7 @@
 //! takes over this process would hold.
 
 pub mod arch;
+pub mod attach;
 pub mod builder;
 pub mod bus;
 pub mod control;

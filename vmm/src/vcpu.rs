@@ -7,10 +7,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use pouch_vmm_api::exit::ExitReason;
 
 use crate::bus::{Bus, lock};
 use crate::exit_signal::ExitSignal;
-use pouch_vmm_api::exit::ExitReason;
 
 /// How long a vCPU may take to notice a signal before it is sent again: it may have come between
 /// the look at the command and the entry into the guest.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use pouch_vmm_api::config::NetworkConfig;
 use pouch_vmm_api::control::Metrics;
 
-use crate::builder::{DeviceError, Plugged, Slots};
+use crate::attach::{DeviceError, Plugged, Slots};
 use crate::bus::lock;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::net::Net;

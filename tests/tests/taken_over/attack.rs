@@ -1,11 +1,13 @@
 //! The attacks, and the table of what came of them.
 //!
-//! Each is tried in a child of the VMM's process, with all that the process has: without filters, as a process that
-//! got past them, and on a thread of each kind, as it is confined.
+//! Each is tried on a new thread of the VMM's process: without filters, as if it had got past them, and as a
+//! thread of each kind is confined. A call that a filter kills would end the process, so a child tries first whether
+//! it does.
 
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,20 +30,28 @@ fn outcome(result: i64) -> Tried {
     if result < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(-1) } else { 0 }
 }
 
+type Attempt = Arc<dyn Fn() -> Tried + Send + Sync>;
+
 /// A line of the table.
 struct Row {
-    what: String,
-    attempts: Vec<Box<dyn Fn() -> Tried>>,
+    what: &'static str,
+    /// Each of these must fail in the same way.
+    attempts: Vec<Attempt>,
+    /// Tried in a child, since it would change the whole process.
+    in_child: bool,
 }
 
-fn row(what: &str, attempt: impl Fn() -> Tried + 'static) -> Row {
-    Row { what: what.to_owned(), attempts: vec![Box::new(attempt)] }
+fn row(what: &'static str, attempt: impl Fn() -> Tried + Send + Sync + 'static) -> Row {
+    rows(what, vec![Arc::new(attempt)])
 }
 
-/// A line that stands for attempts of which each must fail in the same way.
-fn rows(what: &str, attempts: Vec<Box<dyn Fn() -> Tried>>) -> Row {
+fn rows(what: &'static str, attempts: Vec<Attempt>) -> Row {
     assert!(!attempts.is_empty(), "there is nothing to try: {what}");
-    Row { what: what.to_owned(), attempts }
+    Row { what, attempts, in_child: false }
+}
+
+fn in_child(row: Row) -> Row {
+    Row { in_child: true, ..row }
 }
 
 fn attack() {
@@ -54,34 +64,48 @@ fn attack() {
     eprintln!("| what is tried | without filters | file server | other threads |");
     eprintln!("|---|---|---|---|");
     let table = [held(), files(), kernel()];
-    for Row { what, attempts } in table.iter().flatten() {
-        let free = all(attempts, None);
-        let fs = all(attempts, Some(ThreadKind::Fs));
+    for row in table.iter().flatten() {
+        let free = row.outcome(None);
+        let fs = row.outcome(Some(ThreadKind::Fs));
         let others =
-            [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Block].map(|kind| all(attempts, Some(kind)));
+            [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Block].map(|kind| row.outcome(Some(kind)));
         let mut others: Vec<_> = others.into_iter().collect();
         others.dedup();
-        eprintln!("| {what} | {free} | {fs} | {} |", others.join(", "));
+        eprintln!("| {} | {free} | {fs} | {} |", row.what, others.join(", "));
     }
     eprintln!("{END}");
 }
 
-/// What came of all attempts: mostly one thing.
-fn all(attempts: &[Box<dyn Fn() -> Tried>], kind: Option<ThreadKind>) -> String {
-    let mut results: Vec<_> = attempts.iter().map(|attempt| in_child(attempt.as_ref(), kind)).collect();
-    results.sort();
-    results.dedup();
-    results.join(", ")
+impl Row {
+    /// What came of all attempts: mostly one thing.
+    fn outcome(&self, kind: Option<ThreadKind>) -> String {
+        let one = |attempt| match child(attempt, kind) {
+            Err(signal) => signal,
+            Ok(tried) if self.in_child => name(tried),
+            Ok(_) => name(on_a_thread(attempt, kind)),
+        };
+        let mut results: Vec<_> = self.attempts.iter().map(one).collect();
+        results.sort();
+        results.dedup();
+        results.join(", ")
+    }
 }
 
-fn in_child(attempt: &dyn Fn() -> Tried, kind: Option<ThreadKind>) -> String {
-    // SAFETY: the child makes system calls and ends; what it allocates was free when it was made, as the other
-    // threads allocate next to nothing.
+fn on_a_thread(attempt: &Attempt, kind: Option<ThreadKind>) -> Tried {
+    let attempt = attempt.clone();
+    let tried = move || {
+        kind.inspect(|kind| kind.enter());
+        attempt()
+    };
+    thread::Builder::new().name("attempt".to_owned()).spawn(tried).unwrap().join().unwrap()
+}
+
+/// Tries it in a child; or says how the child was killed.
+fn child(attempt: &Attempt, kind: Option<ThreadKind>) -> Result<Tried, String> {
+    // SAFETY: the child makes system calls and ends. The C library lets it allocate, whatever the other threads do.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        if let Some(kind) = kind {
-            kind.enter();
-        }
+        kind.inspect(|kind| kind.enter());
         let tried = attempt();
         // SAFETY: ends the child.
         unsafe { libc::_exit(tried) };
@@ -89,26 +113,26 @@ fn in_child(attempt: &dyn Fn() -> Tried, kind: Option<ThreadKind>) -> String {
     let mut status = 0;
     // SAFETY: the pointer is to a live integer.
     unsafe { libc::waitpid(pid, &raw mut status, 0) };
-    if libc::WIFSIGNALED(status) {
-        return match libc::WTERMSIG(status) {
-            libc::SIGSYS => "killed".to_owned(),
-            signal => format!("signal {signal}"),
-        };
+    match libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)) {
+        None => Ok(libc::WEXITSTATUS(status)),
+        Some(libc::SIGSYS) => Err("killed".to_owned()),
+        Some(signal) => Err(format!("signal {signal}")),
     }
-    match libc::WEXITSTATUS(status) {
-        0 => "**yes**".to_owned(),
-        libc::EPERM => "EPERM".to_owned(),
-        libc::ENOENT => "ENOENT".to_owned(),
-        libc::ENXIO => "ENXIO".to_owned(),
-        libc::EACCES => "EACCES".to_owned(),
-        libc::EROFS => "EROFS".to_owned(),
-        libc::ENETUNREACH => "ENETUNREACH".to_owned(),
-        libc::ESRCH => "ESRCH".to_owned(),
-        libc::ENOTDIR => "ENOTDIR".to_owned(),
-        libc::EINVAL => "EINVAL".to_owned(),
-        libc::ENOSYS => "ENOSYS".to_owned(),
-        other => format!("error {other}"),
-    }
+}
+
+fn name(tried: Tried) -> String {
+    let name = match tried {
+        0 => "**yes**",
+        libc::EPERM => "EPERM",
+        libc::ENOENT => "ENOENT",
+        libc::ENXIO => "ENXIO",
+        libc::EACCES => "EACCES",
+        libc::EROFS => "EROFS",
+        libc::ENETUNREACH => "ENETUNREACH",
+        libc::EINVAL => "EINVAL",
+        other => return format!("error {other}"),
+    };
+    name.to_owned()
 }
 
 /// Character devices by number (Documentation/admin-guide/devices.txt).
@@ -141,11 +165,7 @@ fn descriptors() -> Vec<Descriptor> {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let number: i32 = name.parse().unwrap();
         let link = fs::read_link(format!("/proc/self/fd/{number}"));
-        // The directory that is read here is closed by the end.
         let Ok(link) = link.map(|link| link.display().to_string()) else { continue };
-        if link.starts_with("/proc/self/fd") && link.len() > 13 {
-            continue;
-        }
         // SAFETY: zeros are a valid value of this plain structure.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
         // SAFETY: the pointer is to a live structure of the right type.
@@ -163,6 +183,9 @@ fn descriptors() -> Vec<Descriptor> {
         };
         found.push(Descriptor { number, kind, link });
     }
+    // The directory that was read is closed now.
+    // SAFETY: the call reads a flag of a number.
+    found.retain(|fd| unsafe { libc::fcntl(fd.number, libc::F_GETFD) } >= 0);
     found
 }
 
@@ -177,8 +200,8 @@ fn open(directory: i32, text: &str, flags: i32) -> Tried {
 }
 
 /// Attempts to open descriptors again through their links.
-fn again(number: i32, flags: i32) -> Box<dyn Fn() -> Tried> {
-    Box::new(move || open(libc::AT_FDCWD, &format!("/proc/self/fd/{number}"), flags))
+fn again(number: i32, flags: i32) -> Attempt {
+    Arc::new(move || open(libc::AT_FDCWD, &format!("/proc/self/fd/{number}"), flags))
 }
 
 /// What the process holds, opened again.
@@ -204,7 +227,7 @@ fn held() -> Vec<Row> {
     vec![
         rows("open the read-only disk again for writing", vec![again(disk, libc::O_RDWR)]),
         rows("open the read-only disk again for reading", vec![again(disk, libc::O_RDONLY)]),
-        rows("write to the read-only disk", vec![Box::new(move || pwrite(disk))]),
+        rows("write to the read-only disk", vec![Arc::new(move || pwrite(disk))]),
         rows(
             "open /dev/net/tun again, from the interface's descriptor",
             opened(Kind::Device(TUN), libc::O_RDWR),
@@ -224,8 +247,8 @@ fn held() -> Vec<Row> {
 }
 
 /// Attempts to give files the mode and the owner that they have already.
-fn modes(files: &[i32]) -> Vec<Box<dyn Fn() -> Tried>> {
-    let mut attempts: Vec<Box<dyn Fn() -> Tried>> = Vec::new();
+fn modes(files: &[i32]) -> Vec<Attempt> {
+    let mut attempts: Vec<Attempt> = Vec::new();
     for &fd in files {
         // SAFETY: zeros are a valid value of this plain structure.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
@@ -234,11 +257,11 @@ fn modes(files: &[i32]) -> Vec<Box<dyn Fn() -> Tried>> {
         // By the calls that the file server has.
         let link = path(&format!("/proc/self/fd/{fd}"));
         let other = link.clone();
-        attempts.push(Box::new(move || {
+        attempts.push(Arc::new(move || {
             // SAFETY: the path is NUL-terminated and outlives the call.
             outcome(unsafe { libc::fchmodat(libc::AT_FDCWD, link.as_ptr(), stat.st_mode & 0o7777, 0) }.into())
         }));
-        attempts.push(Box::new(move || {
+        attempts.push(Arc::new(move || {
             // SAFETY: as above.
             outcome(
                 unsafe { libc::fchownat(libc::AT_FDCWD, other.as_ptr(), stat.st_uid, stat.st_gid, 0) }.into(),
@@ -258,7 +281,7 @@ fn pwrite(fd: i32) -> Tried {
 }
 
 /// Paths that lead out if anything above the directory is not the process's own root.
-fn outside(directories: &[i32]) -> Vec<Box<dyn Fn() -> Tried>> {
+fn outside(directories: &[i32]) -> Vec<Attempt> {
     const WAYS: [&str; 8] = [
         "../../1/root",
         "../../1/environ",
@@ -271,30 +294,58 @@ fn outside(directories: &[i32]) -> Vec<Box<dyn Fn() -> Tried>> {
     ];
     // With none at all there is the current directory.
     let directories = directories.iter().copied().chain([libc::AT_FDCWD]);
-    let mut ways: Vec<Box<dyn Fn() -> Tried>> = Vec::new();
+    let mut ways: Vec<Attempt> = Vec::new();
     for directory in directories {
         for way in WAYS {
             // By its place only, which nothing but the tree of names decides.
-            ways.push(Box::new(move || open(directory, way, libc::O_PATH)));
+            ways.push(Arc::new(move || open(directory, way, libc::O_PATH)));
         }
     }
     ways
 }
 
+/// The directories that the container shares: the one that it may write, and the one that it may not.
+fn volumes() -> (String, String) {
+    let (mut writable, mut read_only) = (None, None);
+    for entry in fs::read_dir("/share/mounts").unwrap() {
+        let name = entry.unwrap().path().display().to_string();
+        let text = path(&name);
+        // SAFETY: zeros are a valid value of this plain structure.
+        let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: the path is NUL-terminated, and the pointer to a live structure of the right type.
+        assert_eq!(unsafe { libc::statvfs(text.as_ptr(), &raw mut stat) }, 0);
+        let place = if stat.f_flag & libc::ST_RDONLY == 0 { &mut writable } else { &mut read_only };
+        place.replace(name);
+    }
+    (writable.unwrap(), read_only.unwrap())
+}
+
 /// The share and the rest of the mount namespace.
 fn files() -> Vec<Row> {
-    let at = |text: &'static str, flags| move || open(libc::AT_FDCWD, text, flags);
+    let (writable, read_only) = volumes();
+    let at = |text: &str, flags| {
+        let text = text.to_owned();
+        move || open(libc::AT_FDCWD, &text, flags)
+    };
     let make = |mode: libc::mode_t, device| {
+        let name = path(&format!("{writable}/device"));
         move || {
-            let name = path("/share/mounts/0/device");
             // SAFETY: the path is NUL-terminated and outlives the call.
             outcome(unsafe { libc::mknodat(libc::AT_FDCWD, name.as_ptr(), mode | 0o600, device) }.into())
         }
     };
     let new = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+    let program = path(&format!("{writable}/program"));
+    let execute = move || {
+        let arguments = [c"program".as_ptr(), c"--list".as_ptr(), c"--ignored".as_ptr(), std::ptr::null()];
+        // SAFETY: the strings are NUL-terminated, the lists end, and all outlive the call.
+        outcome(
+            unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), [std::ptr::null()].as_ptr()) }.into(),
+        )
+    };
     vec![
-        row("read what the container shares", at("/share/mounts/1", libc::O_RDONLY)),
-        row("make a file where the container may only read", at("/share/mounts/1/new", new)),
+        row("read what the container shares", at(&read_only, libc::O_RDONLY)),
+        row("make a file where the container may only read", at(&format!("{read_only}/new"), new)),
         row("make a file in the share tree itself", at("/share/new", new)),
         row("make a file in its root", at("/new", new)),
         row("make a node of /dev/kvm in a shared directory", make(libc::S_IFCHR, libc::makedev(10, 232))),
@@ -308,6 +359,7 @@ fn files() -> Vec<Row> {
                 unsafe { libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
             outcome(result.into())
         }),
+        in_child(row("execute a program of the share", execute)),
         row("change its root", || {
             let root = path("/share");
             // SAFETY: the path is NUL-terminated and outlives the call.
@@ -319,7 +371,6 @@ fn files() -> Vec<Row> {
 /// The kernel's other interfaces.
 fn kernel() -> Vec<Row> {
     let all = descriptors();
-    let vm = all.iter().find(|fd| fd.link.contains("kvm-vm")).unwrap().number;
     let tun = all.iter().find(|fd| fd.kind == Kind::Device(TUN)).unwrap().number;
     let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let socket = |family| {
@@ -330,21 +381,13 @@ fn kernel() -> Vec<Row> {
     };
     vec![
         row("gain CAP_SYS_ADMIN in its user namespace", caps::set_sys_admin),
-        row("make a user namespace", || {
+        in_child(row("make a user namespace", || {
             // SAFETY: the call takes numbers only.
             outcome(unsafe { libc::unshare(libc::CLONE_NEWUSER) }.into())
-        }),
-        row("trace the process that is 1 in its namespace", || {
-            // SAFETY: the call attaches to a process and touches no memory.
-            outcome(unsafe { libc::ptrace(libc::PTRACE_SEIZE, 1, 0, 0) })
-        }),
+        })),
         row("make an internet socket", socket(libc::AF_INET)),
         row("make a vsock socket, to the host", socket(libc::AF_VSOCK)),
         row("reach another network from its namespace", connect),
-        row("make another vCPU of its VM", move || {
-            // SAFETY: the call takes numbers only.
-            outcome(unsafe { libc::ioctl(vm, 0xae41, 63) }.into())
-        }),
         row("keep its tap device for ever", move || {
             // SAFETY: TUNSETPERSIST takes a number.
             outcome(unsafe { libc::ioctl(tun, 0x4004_54cb, 1) }.into())
@@ -354,16 +397,6 @@ fn kernel() -> Vec<Row> {
             // SAFETY: the kernel chooses the address.
             let mapped = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, anonymous, -1, 0) };
             outcome(if mapped == libc::MAP_FAILED { -1 } else { 0 })
-        }),
-        row("execute a program", || {
-            let program = path("/share/mounts/1/none");
-            // SAFETY: the strings are NUL-terminated, the lists end, and all outlive the call.
-            outcome(
-                unsafe {
-                    libc::execve(program.as_ptr(), [std::ptr::null()].as_ptr(), [std::ptr::null()].as_ptr())
-                }
-                .into(),
-            )
         }),
     ]
 }

@@ -1,7 +1,8 @@
 //! The guest kernel's command line.
 
-use crate::arch::layout;
 use pouch_vmm_api::config::VmConfig;
+
+use crate::arch::layout;
 
 /// What every guest gets, with the reason of each word.
 const COMMON: &[&str] = &[

@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
+use pouch_vmm_api::exit::ExitReason;
+
 use crate::bus::BusDevice;
 use crate::exit_signal::ExitSignal;
-use pouch_vmm_api::exit::ExitReason;
 
 const REASON: u64 = 0;
 const MESSAGE: u64 = 1;

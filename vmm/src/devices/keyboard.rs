@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 
+use pouch_vmm_api::exit::ExitReason;
+
 use crate::bus::BusDevice;
 use crate::exit_signal::ExitSignal;
-use pouch_vmm_api::exit::ExitReason;
 
 /// The command register, port 0x64.
 const COMMAND: u64 = 4;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use pouch_vmm_api::config::MAX_SERIAL_LENGTH;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -14,7 +15,6 @@ use vm_memory::{Bytes, GuestMemory};
 use super::SECTOR;
 use crate::devices::virtio::queue::Chain;
 use crate::memory::Memory;
-use pouch_vmm_api::config::MAX_SERIAL_LENGTH;
 
 /// Bytes of the header: type, reserved, sector.
 const HEADER_LENGTH: usize = 16;

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
+use pouch_vmm_api::config::NetworkConfig;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
@@ -20,7 +21,6 @@ use super::queue_events::LoopDevice;
 use super::{VirtQueue, VirtioDevice, id, read_config_bytes};
 use crate::bus::lock;
 use header::{HEADER_LENGTH, set_buffer_count};
-use pouch_vmm_api::config::NetworkConfig;
 pub use tap::{Tap, TapError};
 pub use vhost::{VhostError, VhostNet};
 

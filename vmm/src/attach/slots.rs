@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VmFd;
+use pouch_vmm_api::config::NetworkConfig;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::devices::{DeviceError, interrupt_line, wire};
+use super::{DeviceError, interrupt_line, wire};
 use crate::arch::layout;
 use crate::bus::lock;
 use crate::devices::virtio::mmio::MmioTransport;
@@ -18,7 +19,6 @@ use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::event_loop::Joiner;
 use crate::log::chain;
 use crate::memory::Memory;
-use pouch_vmm_api::config::NetworkConfig;
 
 /// A place without a device: its number among the virtio devices, and its registers.
 pub type FreeSlot = (usize, Arc<Mutex<Slot>>);
@@ -33,11 +33,11 @@ pub enum Plugged {
 
 /// The places of a VM for devices that come later.
 pub struct Slots {
-    pub(super) fd: Arc<VmFd>,
-    pub(super) memory: Arc<Memory>,
+    pub(crate) fd: Arc<VmFd>,
+    pub(crate) memory: Arc<Memory>,
     /// The next one is the last.
-    pub(super) free: Vec<FreeSlot>,
-    pub(super) joiner: Joiner,
+    pub(crate) free: Vec<FreeSlot>,
+    pub(crate) joiner: Joiner,
 }
 
 impl Slots {
