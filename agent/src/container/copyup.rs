@@ -5,10 +5,11 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use oci_spec::runtime::{Mount, Spec};
@@ -128,20 +129,9 @@ fn fill(root: &Path, destination: &Path, into: &Path, own_mode: bool) -> io::Res
 fn open_in_root(root: &Path, path: &Path) -> io::Result<OwnedFd> {
     let root = fs::File::open(root)?;
     let relative = path.strip_prefix("/").unwrap_or(path);
-    let name = std::ffi::CString::new(relative.as_os_str().as_encoded_bytes())?;
-    // SAFETY: an open_how is plain data, for which zeros are valid.
-    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = (libc::O_DIRECTORY | libc::O_RDONLY | libc::O_CLOEXEC) as u64;
-    how.resolve = libc::RESOLVE_IN_ROOT;
-    // SAFETY: the name ends with NUL and the structure is as large as said.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_openat2, root.as_raw_fd(), name.as_ptr(), &how, size_of::<libc::open_how>())
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    Ok(openat2(&root, relative, how)?)
 }
 
 fn copy_directory(from: &Path, into: &Path, depth: usize, left: &mut usize) -> io::Result<()> {

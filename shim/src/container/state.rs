@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use oci_spec::runtime::Hooks;
+use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -78,15 +79,10 @@ impl HostProcess {
     }
 }
 
-/// State letter and start time from `/proc/PID/stat` (proc_pid_stat(5)).
+/// State letter and start time of a process, if there is one.
 fn process_stat(pid: i32) -> Option<(char, u64)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name, in parentheses, may hold anything.
-    let rest = &stat[stat.rfind(')')? + 1..];
-    let mut fields = rest.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    let start_time = fields.nth(18)?.parse().ok()?;
-    Some((state, start_time))
+    let stat = Process::new(pid).and_then(|process| process.stat()).ok()?;
+    Some((stat.state, stat.starttime))
 }
 
 /// What the state file holds.

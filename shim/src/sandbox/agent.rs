@@ -13,6 +13,7 @@ use pouch_protocol::agent::{
 };
 use pouch_protocol::agent::{ContainerStatsResponse, ListProcessesResponse};
 use pouch_protocol::agent_client::AgentClient;
+use rustix::rand::GetRandomFlags;
 use ttrpc::context::{Context, with_duration};
 use ttrpc::{Code, Error};
 
@@ -321,9 +322,9 @@ fn entropy() -> Option<Vec<u8>> {
 /// Bytes from the host's generator.
 pub fn random_bytes<const N: usize>() -> Option<[u8; N]> {
     let mut bytes = [0u8; N];
-    // SAFETY: the pointer and the length are those of a live array.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) };
-    (usize::try_from(got) == Ok(N)).then_some(bytes)
+    // Short ones are never cut (getrandom(2)).
+    let got = rustix::rand::getrandom(&mut bytes[..], GetRandomFlags::empty()).ok()?;
+    (got == N).then_some(bytes)
 }
 
 #[cfg(test)]
