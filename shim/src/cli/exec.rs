@@ -17,11 +17,11 @@ use super::create::refuse_descriptors;
 use super::exec_process::ProcessOptions;
 use super::{CliError, Global, Outcome, forward, other, write_pid_file};
 use crate::container::Status;
-use crate::sandbox::client::HostClient;
+use crate::sandbox::client::{ClientError, HostClient};
 use crate::sandbox::companion;
 use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
 use crate::stdio::terminal::{self, RawTerminal};
-use crate::stdio::{self, STALL, signals, start_relays};
+use crate::stdio::{self, NullStreams, STALL, signals, start_relays};
 
 /// The internal command of the process that stays behind.
 pub const HOST_COMMAND: &str = "exec-host";
@@ -143,6 +143,16 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
     }
     let socket = host.socket.clone();
     let client = HostClient::connect(&socket)?;
+    let null = NullStreams::of_this_process();
+    // A host process of an earlier build gives all streams, whatever they are for.
+    let null = if null == NullStreams::default() {
+        null
+    } else {
+        match client.ask(&Request::NullStreams(null)) {
+            Err(ClientError::Refused(_)) => NullStreams::default(),
+            result => result.map(|_| null)?,
+        }
+    };
     let (answer, fds) = client.ask(&Request::Exec(host.request))?;
     let Answer::Started { exec_id } = answer else {
         return Err(CliError::Other("the host process gave a wrong answer".to_owned()));
@@ -154,7 +164,7 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
     };
     let console = terminal.as_ref().map(File::try_clone).transpose().map_err(other)?;
     let streams = fds.into_iter().map(UnixStream::from).collect();
-    let outputs = start_relays(streams, terminal).map_err(other)?;
+    let outputs = start_relays(streams, terminal, null).map_err(other)?;
     forward::signals(host.socket, Some(exec_id), console).map_err(other)?;
     started()?;
     let (answer, _) = client.ask(&Request::Wait)?;

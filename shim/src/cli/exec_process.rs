@@ -98,10 +98,17 @@ impl ProcessOptions {
         env.extend(self.env.iter().map(|variable| json!(variable)));
         process["env"] = Value::Array(env);
         if let Some(user) = &self.user {
-            process["user"] = parse_user(user)?;
+            // What it does not name stays as the container has it.
+            let (uid, gid) = parse_user(user)?;
+            process["user"]["uid"] = json!(uid);
+            if let Some(gid) = gid {
+                process["user"]["gid"] = json!(gid);
+            }
         }
         if !self.additional_gids.is_empty() {
-            process["user"]["additionalGids"] = json!(self.additional_gids);
+            let mut groups = process["user"]["additionalGids"].as_array().cloned().unwrap_or_default();
+            groups.extend(self.additional_gids.iter().map(|gid| json!(gid)));
+            process["user"]["additionalGids"] = Value::Array(groups);
         }
         if self.no_new_privs {
             process["noNewPrivileges"] = json!(true);
@@ -139,10 +146,11 @@ fn read(path: &PathBuf) -> Result<Value, CliError> {
 }
 
 /// "1000" or "1000:1000".
-fn parse_user(text: &str) -> Result<Value, CliError> {
-    let error = || CliError::Other(format!("--user {text:?} is not UID or UID:GID in numbers"));
-    let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
-    let uid: u32 = uid.parse().map_err(|_| error())?;
-    let gid: u32 = gid.parse().map_err(|_| error())?;
-    Ok(json!({"uid": uid, "gid": gid}))
+fn parse_user(text: &str) -> Result<(u32, Option<u32>), CliError> {
+    let number = |text: &str| text.parse().ok();
+    let parsed = match text.split_once(':') {
+        Some((uid, gid)) => number(uid).zip(number(gid)).map(|(uid, gid)| (uid, Some(gid))),
+        None => number(text).map(|uid| (uid, None)),
+    };
+    parsed.ok_or_else(|| CliError::Other(format!("--user {text:?} is not UID or UID:GID in numbers")))
 }

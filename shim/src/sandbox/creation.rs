@@ -26,7 +26,7 @@ use crate::container::state::HostProcess;
 use crate::container::{Bundle, ContainerDir, State, Status, resources, size};
 use crate::logging::{Log, rfc3339};
 use crate::network::namespace;
-use crate::stdio::terminal;
+use crate::stdio::{NullStreams, terminal};
 
 /// A created container.
 pub struct Created {
@@ -36,6 +36,8 @@ pub struct Created {
     pub streams: Streams,
     /// The terminal of the host, if it has one.
     pub terminal: Option<File>,
+    /// Those of this process's streams that the container's process does not have from here.
+    pub null: NullStreams,
 }
 
 /// What a container needs.
@@ -68,7 +70,8 @@ pub fn create(
     let birth = plan.enter_surroundings()?;
     let vm = plan.start_vm(&birth, ended)?;
     plan.state.vmm = HostProcess::find(vm.pid());
-    let (agent, (streams, terminal)) = match plan.fill(&vm, &birth) {
+    let null = NullStreams::of_this_process();
+    let (agent, (streams, terminal)) = match plan.fill(&vm, &birth, null) {
         Ok(filled) => filled,
         Err(failure) => {
             vm.end();
@@ -80,7 +83,7 @@ pub fn create(
         plan.state.status = Status::Created;
     }
     let sandbox = Sandbox::new(plan.dir, vm, agent, plan.state, plan.size);
-    Ok(Created { sandbox, streams, terminal })
+    Ok(Created { sandbox, streams, terminal, null })
 }
 
 impl<'a> Plan<'a> {
@@ -151,7 +154,12 @@ impl<'a> Plan<'a> {
     }
 
     /// Creates the container in the guest.
-    fn fill(&self, vm: &Vm, birth: &Birth) -> Result<(Agent, (Streams, Option<File>)), Failure> {
+    fn fill(
+        &self,
+        vm: &Vm,
+        birth: &Birth,
+        null: NullStreams,
+    ) -> Result<(Agent, (Streams, Option<File>)), Failure> {
         // The VMM was born in the cgroup; this process joins it while the guest boots.
         let joining = matches!(birth, Birth::In(_)).then(|| {
             let cgroup = self.cgroup.clone();
@@ -159,7 +167,7 @@ impl<'a> Plan<'a> {
         });
         let created = connect(vm, self.launch).and_then(|agent| {
             let guest = &self.guest;
-            let io = self.create_container(vm, &agent)?;
+            let io = self.create_container(vm, &agent, null)?;
             let stand_ins = [&self.state.host, &self.state.vmm].into_iter().flatten();
             let pids: Vec<i32> = stand_ins.map(|process| process.pid).collect();
             view::cover(&self.tree(), &self.dir.path().join("view"), guest, &pids).map_err(Failure::of)?;
@@ -172,7 +180,12 @@ impl<'a> Plan<'a> {
 
     /// Sets the guest up, creates the container in it, and connects its streams; also returns the
     /// terminal of the host, if the container has one.
-    fn create_container(&self, vm: &Vm, agent: &Agent) -> Result<(Streams, Option<File>), Failure> {
+    fn create_container(
+        &self,
+        vm: &Vm,
+        agent: &Agent,
+        null: NullStreams,
+    ) -> Result<(Streams, Option<File>), Failure> {
         let terminal = host_terminal(&self.bundle, self.launch)?;
         let size = terminal.as_ref().and_then(|file| terminal::size(file.as_fd())).unwrap_or((0, 0));
         let hostname = self.guest.spec.hostname().clone().unwrap_or_default();
@@ -191,7 +204,7 @@ impl<'a> Plan<'a> {
             root.options = if *read_only { vec!["ro".to_owned()] } else { Vec::new() };
             storages.push(root);
         }
-        let tokens = Tokens::new(terminal.is_some(), size).map_err(|error| error.failure())?;
+        let tokens = Tokens::new(terminal.is_some(), size, null).map_err(|error| error.failure())?;
         let spec = self.document.clone();
         agent.create(&self.launch.id, spec, tokens.stdio(), storages).map_err(|error| error.failure())?;
         let streams = tokens.connect(vm).map_err(|error| error.failure())?;

@@ -20,6 +20,7 @@ use crate::container::size::VmSize;
 use crate::container::{ContainerDir, State, StateError, Status, resources, size};
 use crate::network::WireError;
 use crate::network::wiring::Wiring;
+use crate::stdio::NullStreams;
 
 /// How long the agent may take to accept a stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
@@ -81,20 +82,21 @@ pub type Streams = Vec<UnixStream>;
 pub struct Tokens(Stdio);
 
 impl Tokens {
-    /// Names for a terminal of the given size, or for three streams.
+    /// Names for a terminal of the given size, or for those of three streams that lead somewhere.
     ///
     /// # Errors
     /// [`StreamError::Random`] if the host has no random numbers.
-    pub fn new(terminal: bool, size: (u32, u32)) -> Result<Self, StreamError> {
+    pub fn new(terminal: bool, size: (u32, u32), null: NullStreams) -> Result<Self, StreamError> {
         let mut stdio = Stdio::new();
         stdio.terminal = terminal;
         (stdio.rows, stdio.columns) = size;
         if terminal {
             stdio.terminal_token = token()?;
         } else {
-            stdio.stdin_token = token()?;
-            stdio.stdout_token = token()?;
-            stdio.stderr_token = token()?;
+            let token = |null: bool| if null { Ok(0) } else { token() };
+            stdio.stdin_token = token(null.stdin)?;
+            stdio.stdout_token = token(null.stdout)?;
+            stdio.stderr_token = token(null.stderr)?;
         }
         Ok(Tokens(stdio))
     }
@@ -115,9 +117,10 @@ impl Tokens {
             &[self.0.stdin_token, self.0.stdout_token, self.0.stderr_token]
         };
         // All are on their way at once; which is which the tokens say.
+        let tokens: Vec<u64> = tokens.iter().copied().filter(|token| *token != 0).collect();
         let asked: Vec<_> =
             tokens.iter().map(|_| vm.ask_for_connection(STREAM_PORT, STREAM_TIMEOUT)).collect();
-        let connect = |(asked, token): (Result<Connecting, VmError>, &u64)| {
+        let connect = |(asked, token): (Result<Connecting, VmError>, u64)| {
             let mut stream = asked.and_then(|asked| vm.connected(asked)).map_err(StreamError::Connect)?;
             stream.write_all(&token.to_le_bytes()).map_err(StreamError::Token)?;
             Ok(stream)
@@ -279,11 +282,11 @@ impl Sandbox {
         cgroup.map_or(Ok(()), |cgroup| cgroup.count_oom_kill())
     }
 
-    /// Starts a further process; returns its name and its streams.
+    /// Starts a further process; returns its name and its streams, without those that are `null`.
     ///
     /// # Errors
     /// The container does not run, or the process cannot be started.
-    pub fn exec(&self, request: &ExecRequest) -> Result<(String, Streams), Failure> {
+    pub fn exec(&self, request: &ExecRequest, null: NullStreams) -> Result<(String, Streams), Failure> {
         let status = self.status();
         if status != Status::Running {
             return Err(Failure::new(format!(
@@ -293,7 +296,7 @@ impl Sandbox {
         }
         let exec_id = format!("exec-{}", self.execs.fetch_add(1, Ordering::Relaxed));
         let process = request.process.to_string().into_bytes();
-        let streams = Tokens::new(request.terminal, (request.rows, request.columns))
+        let streams = Tokens::new(request.terminal, (request.rows, request.columns), null)
             .and_then(|tokens| {
                 let cgroup = request.cgroup.as_deref().unwrap_or_default();
                 self.exec_turns

@@ -26,7 +26,7 @@ use super::{clock, creation, server};
 use crate::container::Status;
 use crate::errors::chain;
 use crate::logging::Log;
-use crate::stdio::{self, OutputRelay, STALL, signals, start_relays, terminal};
+use crate::stdio::{self, NullStreams, OutputRelay, STALL, signals, start_relays, terminal};
 
 /// The status of a container whose VM ended under it: as if it had been killed.
 const KILLED: i32 = 137;
@@ -80,7 +80,7 @@ impl Host {
         let ended = sender.clone();
         let created = creation::create(launch, &log, move |reason| drop(ended.send(Event::VmEnded(reason))))?;
         let sandbox = Arc::new(created.sandbox);
-        let result = Self::attach(&sandbox, created.streams, created.terminal, &sender);
+        let result = Self::attach(&sandbox, created.streams, created.terminal, created.null, &sender);
         match result {
             Ok(outputs) => Ok(Host { sandbox, events, outputs, log }),
             Err(failure) => {
@@ -95,10 +95,11 @@ impl Host {
         sandbox: &Arc<Sandbox>,
         streams: Streams,
         terminal: Option<File>,
+        null: NullStreams,
         sender: &Sender<Event>,
     ) -> Result<Vec<OutputRelay>, Failure> {
         let console = terminal.as_ref().map(File::try_clone).transpose().map_err(Failure::of)?;
-        let outputs = start_relays(streams, terminal).map_err(Failure::of)?;
+        let outputs = start_relays(streams, terminal, null).map_err(Failure::of)?;
         stdio::let_go(&sandbox.dir.path().join("host.log")).map_err(Failure::of)?;
         watch_exit(sandbox.clone(), sender.clone()).map_err(Failure::of)?;
         forward_signals(sandbox.clone(), console).map_err(Failure::of)?;

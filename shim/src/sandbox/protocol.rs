@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::container::Status;
 use crate::errors::chain;
 use crate::logging::LogFormat;
+use crate::stdio::NullStreams;
 
 /// What a sandbox host process is started with.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -109,6 +110,9 @@ pub enum Request {
         /// The object.
         resources: serde_json::Value,
     },
+    /// Which streams of the process that this connection will start lead nowhere. An earlier build refuses this, and
+    /// gives every stream.
+    NullStreams(NullStreams),
     /// Starts a process; the answer comes with the descriptors of its streams. The process is
     /// killed if the connection closes before its end.
     Exec(ExecRequest),
@@ -171,7 +175,8 @@ pub enum Answer {
         /// The guest's out-of-memory killer hit the container in its life.
         out_of_memory: bool,
     },
-    /// To [`Request::Exec`]: stdin, stdout and stderr, or the terminal, come beside it.
+    /// To [`Request::Exec`]: stdin, stdout and stderr, as far as they lead somewhere, or the terminal, come beside
+    /// it.
     Started {
         /// The process's name for further requests.
         exec_id: String,
@@ -230,6 +235,7 @@ mod tests {
             json!("stats"),
             json!("await_end"),
             json!({"update": {"resources": {"pids": {"limit": 1}}}}),
+            json!({"null_streams": {"stdin": true, "stdout": false, "stderr": false}}),
             exec,
             json!("wait"),
             json!({"resize": {"exec_id": "1", "rows": 24, "columns": 80}}),

@@ -22,6 +22,7 @@ use crate::container::Status;
 use crate::errors::chain;
 use crate::network::netlink::Netlink;
 use crate::network::{WireError, watch};
+use crate::stdio::NullStreams;
 
 /// The signal that nothing outlives.
 const KILL: u32 = libc::SIGKILL as u32;
@@ -49,6 +50,7 @@ pub fn serve(listener: HostListener, sandbox: Arc<Sandbox>, events: Sender<Event
                 sandbox: sandbox.clone(),
                 events: events.clone(),
                 exec: None,
+                null: NullStreams::default(),
             };
             // Without a thread the connection is dropped, and the asker told by that.
             let _ = thread::Builder::new()
@@ -71,6 +73,8 @@ struct Connection {
     sandbox: Arc<Sandbox>,
     events: Sender<Event>,
     exec: Option<Exec>,
+    /// The streams that its process needs not be given.
+    null: NullStreams,
 }
 
 impl Connection {
@@ -147,6 +151,7 @@ impl Connection {
             Request::Update { resources } => {
                 sandbox.update(resources)?;
             }
+            Request::NullStreams(null) => self.null = null,
             Request::Exec(request) => return self.exec(&request),
             Request::Wait => return self.wait(),
             // The main thread may be gone already: then this process ends anyway.
@@ -207,7 +212,7 @@ impl Connection {
         if self.exec.is_some() {
             return Err(Failure::new("this connection has started a process already"));
         }
-        let (exec_id, streams) = self.sandbox.exec(request)?;
+        let (exec_id, streams) = self.sandbox.exec(request, self.null)?;
         self.exec = Some(Exec { id: exec_id.clone(), ended: Arc::default() });
         self.sandbox.set_exec_host(&exec_id, peer(self.socket.as_fd()));
         let fds: Vec<_> = streams.iter().map(AsFd::as_fd).collect();

@@ -6,10 +6,45 @@ pub mod terminal;
 
 use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::sys::stat::{SFlag, fstat, makedev};
+use serde::{Deserialize, Serialize};
+
 pub use relay::{OutputRelay, STALL, start_relays};
+
+/// Which of a process's standard streams lead nowhere. The process in the guest gets its own `/dev/null` for these:
+/// programs look whether their input is a pipe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NullStreams {
+    /// Standard input.
+    pub stdin: bool,
+    /// Standard output.
+    pub stdout: bool,
+    /// Standard error.
+    pub stderr: bool,
+}
+
+impl NullStreams {
+    /// Those of this process.
+    pub fn of_this_process() -> Self {
+        NullStreams {
+            stdin: is_null(io::stdin().as_fd()),
+            stdout: is_null(io::stdout().as_fd()),
+            stderr: is_null(io::stderr().as_fd()),
+        }
+    }
+}
+
+fn is_null(fd: BorrowedFd<'_>) -> bool {
+    fstat(fd).is_ok_and(|stat| {
+        SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR
+            && stat.st_rdev == makedev(1, 3)
+    })
+}
 
 /// Lets go of this process's standard streams, which the relays hold now if they need them: whoever
 /// reads or writes their other ends must not wait for this process. What it has to say itself goes to
@@ -24,4 +59,18 @@ pub fn let_go(log: &Path) -> io::Result<()> {
     nix::unistd::dup2_stdout(&null)?;
     nix::unistd::dup2_stderr(&log)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn only_the_null_device_is_one() {
+        assert!(is_null(File::open("/dev/null").unwrap().as_fd()));
+        assert!(!is_null(File::open("/dev/zero").unwrap().as_fd()));
+        assert!(!is_null(io::pipe().unwrap().0.as_fd()));
+        assert!(!is_null(File::open("/").unwrap().as_fd()));
+    }
 }

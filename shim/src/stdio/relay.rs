@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::NullStreams;
+
 /// Bytes moved at a time.
 const CHUNK: usize = 32 * 1024;
 /// Bytes written to a terminal at a time, so that it can be seen whether a slow reader takes any.
@@ -73,6 +75,13 @@ impl Progress {
 pub struct OutputRelay(Arc<(Mutex<Progress>, Condvar)>);
 
 impl OutputRelay {
+    /// One that nothing comes through.
+    fn ended() -> Self {
+        let relay = OutputRelay::default();
+        relay.advance(|progress| progress.ended = true);
+        relay
+    }
+
     fn lock(&self) -> MutexGuard<'_, Progress> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -113,11 +122,16 @@ impl OutputRelay {
 }
 
 /// Relays between the streams of a process in the guest and this process's standard streams, or a
-/// terminal. Returns the outputs: stdout and stderr, or the terminal's.
+/// terminal. `streams` has none for those that are `null`. Returns the outputs: stdout and stderr, or the
+/// terminal's.
 ///
 /// # Errors
 /// A stream is missing, or a thread could not be started.
-pub fn start_relays(streams: Vec<UnixStream>, terminal: Option<File>) -> io::Result<Vec<OutputRelay>> {
+pub fn start_relays(
+    streams: Vec<UnixStream>,
+    terminal: Option<File>,
+    null: NullStreams,
+) -> io::Result<Vec<OutputRelay>> {
     let mut streams = streams.into_iter();
     let mut next = || streams.next().ok_or(io::Error::other("a stream is missing"));
     if let Some(terminal) = terminal {
@@ -126,9 +140,17 @@ pub fn start_relays(streams: Vec<UnixStream>, terminal: Option<File>) -> io::Res
         return Ok(vec![relay_output(stream, terminal, "terminal")?]);
     }
     let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from);
-    relay_input(own(io::stdin().as_fd())?, next()?, "stdin")?;
-    let stdout = relay_output(next()?, own(io::stdout().as_fd())?, "stdout")?;
-    let stderr = relay_output(next()?, own(io::stderr().as_fd())?, "stderr")?;
+    if !null.stdin {
+        relay_input(own(io::stdin().as_fd())?, next()?, "stdin")?;
+    }
+    let stdout = match null.stdout {
+        true => OutputRelay::ended(),
+        false => relay_output(next()?, own(io::stdout().as_fd())?, "stdout")?,
+    };
+    let stderr = match null.stderr {
+        true => OutputRelay::ended(),
+        false => relay_output(next()?, own(io::stderr().as_fd())?, "stderr")?,
+    };
     Ok(vec![stdout, stderr])
 }
 
