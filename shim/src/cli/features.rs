@@ -12,6 +12,7 @@ const MOUNT_OPTIONS: &[&str] = &[
     "async",
     "bind",
     "defaults",
+    "idmap",
     "iversion",
     "lazytime",
     "loud",
@@ -20,6 +21,7 @@ const MOUNT_OPTIONS: &[&str] = &[
     "nomand",
     "private",
     "rbind",
+    "ridmap",
     "rprivate",
     "rslave",
     "silent",
@@ -122,7 +124,7 @@ fn document() -> Value {
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},
             "intelRdt": {"enabled": false, "schemata": false, "monitoring": false},
-            "mountExtensions": {"idmap": {"enabled": false}},
+            "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": false},
         },
         "annotations": {
@@ -169,10 +171,12 @@ mod tests {
     fn options_are_listed_once_with_the_recursive_ones_and_without_those_refused() {
         let options = mount_options();
         let has = |option: &str| options.iter().any(|listed| listed == option);
-        for option in ["bind", "ro", "rro", "rrw", "rnosuid", "rnosymfollow", "rstrictatime"] {
+        for option in
+            ["bind", "idmap", "ridmap", "ro", "rro", "rrw", "rnosuid", "rnosymfollow", "rstrictatime"]
+        {
             assert!(has(option), "{option}");
         }
-        for option in ["rshared", "runbindable", "idmap", "ridmap", "rasync", "rnomand", "sync", "remount"] {
+        for option in ["rshared", "runbindable", "rasync", "rnomand", "sync", "remount"] {
             assert!(!has(option), "{option}");
         }
         assert!(options.windows(2).all(|pair| pair[0] < pair[1]), "{options:?}");

@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
-use oci_spec::runtime::{Hooks, LinuxNamespace, LinuxNamespaceType, Mount, Root, Spec};
+use oci_spec::runtime::{Hooks, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Mount, Root, Spec};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
 use super::{Bundle, hooks};
@@ -37,6 +37,20 @@ pub struct SharedPath {
     pub recursive: bool,
     /// With what the host mounts below it later.
     pub follows: bool,
+    /// With other owners than on disk.
+    pub idmap: Option<IdMap>,
+}
+
+/// Who owns the files of a mount: those who have an id on disk that is a mapping's `containerID` are there those with
+/// its `hostID`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdMap {
+    /// Users.
+    pub users: Vec<LinuxIdMapping>,
+    /// Groups.
+    pub groups: Vec<LinuxIdMapping>,
+    /// In the mounts below as well.
+    pub recursive: bool,
 }
 
 /// How the guest gets the root file system.
@@ -149,6 +163,7 @@ pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
                 directory: true,
                 recursive: true,
                 follows: false,
+                idmap: None,
             });
             Path::new(SHARE_MOUNT_POINT).join(ROOTFS)
         }
@@ -157,13 +172,14 @@ pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
     let mut new_root: Root = bundle.root();
     new_root.set_path(guest_root);
     spec.set_root(Some(new_root));
+    let own_ids = own_ids(&spec);
     if let Some(mounts) = spec.mounts_mut() {
         for (index, mount) in mounts.iter_mut().enumerate() {
             // A relative destination is old, and means one below the root (config.md, "Mounts").
             let destination = Path::new("/").join(mount.destination());
             mount.set_destination(destination);
             if is_bind(mount) {
-                shared.extend(bind_source(&bundle.path, index, mount)?);
+                shared.extend(bind_source(&bundle.path, index, mount, &own_ids)?);
             }
         }
     }
@@ -247,7 +263,12 @@ fn is_bind(mount: &Mount) -> bool {
 }
 
 /// Points a bind mount to the share tree; returns what must be there for it.
-fn bind_source(bundle: &Path, index: usize, mount: &mut Mount) -> Result<Option<SharedPath>, TranslateError> {
+fn bind_source(
+    bundle: &Path,
+    index: usize,
+    mount: &mut Mount,
+    own_ids: &(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>),
+) -> Result<Option<SharedPath>, TranslateError> {
     let field = format!("mounts[{index}].source");
     let Some(given) = mount.source().clone() else {
         return Err(unsupported(field, "a bind mount needs a source"));
@@ -276,7 +297,8 @@ fn bind_source(bundle: &Path, index: usize, mount: &mut Mount) -> Result<Option<
         mount.set_options(Some([options, vec![format!("size={size}")]].concat()));
         return Ok(None);
     }
-    let target = Path::new(MOUNTS).join(index.to_string());
+    let idmap = take_idmap(index, mount, own_ids)?;
+    let target = share_target(index, &path, metadata.is_dir());
     mount.set_source(Some(Path::new(SHARE_MOUNT_POINT).join(&target)));
     let has =
         |names: &[&str]| mount.options().iter().flatten().any(|option| names.contains(&option.as_str()));
@@ -287,7 +309,55 @@ fn bind_source(bundle: &Path, index: usize, mount: &mut Mount) -> Result<Option<
         directory: metadata.is_dir(),
         recursive: has(&["rbind"]),
         follows: has(&["slave", "rslave"]),
+        idmap,
     }))
+}
+
+/// Where a source goes in the share tree. The mount table of the container shows a file's place below its mount's root:
+/// programs find the container's name in there, in the path of the engine's `hostname` or `hosts`.
+fn share_target(index: usize, source: &Path, directory: bool) -> PathBuf {
+    let target = Path::new(MOUNTS).join(index.to_string());
+    let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::RootDir);
+    match source.strip_prefix("/") {
+        Ok(below) if !directory && source.components().all(plain) => target.join(below),
+        _ => target,
+    }
+}
+
+/// The users and groups of the container's user namespace.
+fn own_ids(spec: &Spec) -> (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>) {
+    let linux = spec.linux().as_ref();
+    let users = linux.and_then(|linux| linux.uid_mappings().clone()).unwrap_or_default();
+    (users, linux.and_then(|linux| linux.gid_mappings().clone()).unwrap_or_default())
+}
+
+/// Takes what a mount says of the owners of its files, which is the host's to do. One that names no ids means those
+/// of the container's user namespace.
+fn take_idmap(
+    index: usize,
+    mount: &mut Mount,
+    own_ids: &(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>),
+) -> Result<Option<IdMap>, TranslateError> {
+    let is_option = |option: &str| option == "idmap" || option == "ridmap" || option.starts_with("idmap=");
+    let options = mount.options().clone().unwrap_or_default();
+    let asked: Vec<_> = options.iter().filter(|option| is_option(option)).collect();
+    let recursive = asked.iter().any(|option| *option == "ridmap");
+    let users = mount.uid_mappings().clone().unwrap_or_default();
+    let groups = mount.gid_mappings().clone().unwrap_or_default();
+    if asked.is_empty() && users.is_empty() && groups.is_empty() {
+        return Ok(None);
+    }
+    let named = !users.is_empty() || !groups.is_empty();
+    let (users, groups) = if named { (users, groups) } else { own_ids.clone() };
+    if users.is_empty() || groups.is_empty() {
+        return Err(unsupported(
+            format!("mounts[{index}].uidMappings"),
+            "a mount with other ids needs uidMappings and gidMappings, or a container with a user namespace",
+        ));
+    }
+    let kept: Vec<_> = options.iter().filter(|option| !is_option(option)).cloned().collect();
+    mount.set_options(Some(kept)).set_uid_mappings(None).set_gid_mappings(None);
+    Ok(Some(IdMap { users, groups, recursive }))
 }
 
 /// The size of the tmpfs that a path is on, in bytes.

@@ -50,10 +50,45 @@ fn binds_go_through_the_share_tree() {
     })
     .unwrap();
     let mounts = guest.spec.mounts().as_ref().unwrap();
-    assert_eq!(mounts[1].source().as_deref(), Some(Path::new("/run/pouch/share/mounts/1")));
     let (file, data) = (&guest.shared[1], &guest.shared[2]);
-    assert!(file.read_only && !file.directory && file.target == Path::new("mounts/1"));
+    // A file's place shows in the container's mount table.
+    let place = Path::new("mounts/1").join(file.source.strip_prefix("/").unwrap());
+    assert_eq!(file.target, place);
+    assert_eq!(mounts[1].source(), &Some(Path::new("/run/pouch/share").join(place)));
+    assert_eq!(data.target, Path::new("mounts/2"));
+    assert!(file.read_only && !file.directory);
     assert!(!data.read_only && data.directory && data.source.ends_with("rootfs"));
+}
+
+#[test]
+fn the_host_changes_the_owners_of_a_mount() {
+    let ids = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    let guest = |mount: Value| {
+        translate_with(|value, _| {
+            value["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 7, "size": 1}]);
+            value["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 8, "size": 1}]);
+            value["mounts"] = json!([mount]);
+        })
+    };
+    let mapped = guest(json!({
+        "destination": "/d", "type": "bind", "source": "rootfs", "options": ["rbind", "ridmap"],
+        "uidMappings": ids, "gidMappings": ids,
+    }));
+    let mapped = mapped.unwrap();
+    let map = mapped.shared[1].idmap.as_ref().unwrap();
+    assert!(map.recursive && map.users[0].host_id() == 100_000 && map.groups[0].size() == 65_536);
+    let mount = &mapped.spec.mounts().as_ref().unwrap()[0];
+    assert!(mount.uid_mappings().is_none() && mount.options().as_deref().unwrap() == ["rbind"]);
+    let own =
+        guest(json!({"destination": "/d", "type": "bind", "source": "rootfs", "options": ["bind", "idmap"]}));
+    let own = own.unwrap().shared[1].idmap.clone().unwrap();
+    assert!(!own.recursive && own.users[0].host_id() == 7 && own.groups[0].host_id() == 8);
+    let without = translate_with(|value, _| {
+        value["mounts"] = json!([
+            {"destination": "/d", "type": "bind", "source": "rootfs", "options": ["bind", "idmap"]}
+        ]);
+    });
+    assert!(without.unwrap_err().contains("mounts[0].uidMappings"));
 }
 
 #[test]

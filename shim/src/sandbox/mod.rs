@@ -9,6 +9,7 @@ pub mod disk;
 pub mod exec;
 mod guest_network;
 pub mod host;
+mod idmap;
 pub mod launch;
 pub mod mount_points;
 pub mod protocol;

@@ -33,8 +33,8 @@ pub enum MountPointError {
     },
 }
 
-/// Makes the mount points that are missing in the directory `root`. `spec` is the guest's, `shared` what
-/// its bind mounts refer to.
+/// Makes the mount points that are missing in the directory `root`, and the working directory. `spec` is the guest's,
+/// `shared` what its bind mounts refer to.
 ///
 /// # Errors
 /// [`MountPointError`] names the mount point.
@@ -42,15 +42,16 @@ pub fn make(root: &Path, spec: &Spec, shared: &[SharedPath]) -> Result<(), Mount
     let opened =
         Root::open(root).map_err(|source| MountPointError::Root { path: root.to_owned(), source })?;
     let mut above: Vec<&Path> = Vec::new();
-    for mount in spec.mounts().iter().flatten() {
-        let destination = mount.destination().as_path();
+    let mounts = spec.mounts().iter().flatten().map(|mount| (mount.destination().as_path(), Some(mount)));
+    let directory = spec.process().iter().map(|process| (process.cwd().as_path(), None));
+    for (destination, mount) in mounts.chain(directory) {
         // What is below another mount is not in the root.
         let hidden = above.iter().any(|upper| destination != *upper && destination.starts_with(upper));
         above.push(destination);
         if hidden || opened.resolve(destination).is_ok() {
             continue;
         }
-        let of_file = mount.source().as_ref().is_some_and(|source| {
+        let of_file = mount.and_then(|mount| mount.source().as_ref()).is_some_and(|source| {
             shared.iter().any(|entry| !entry.directory && source.ends_with(&entry.target))
         });
         make_one(&opened, destination, of_file)
@@ -95,6 +96,7 @@ mod tests {
             directory,
             recursive: false,
             follows: false,
+            idmap: None,
         }
     }
 
@@ -102,13 +104,17 @@ mod tests {
     fn what_is_missing_is_made() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("there")).unwrap();
-        let spec = spec(&[
+        let mut spec = spec(&[
             ("tmpfs", "/there"),
             ("tmpfs", "/there/inside"),
             ("/run/share/mounts/2", "/new/folder"),
             ("/run/share/mounts/3", "/etc/file"),
         ]);
+        let mut process = oci_spec::runtime::Process::default();
+        process.set_cwd("/work/here".into());
+        spec.set_process(Some(process));
         make(root.path(), &spec, &[shared("mounts/2", true), shared("mounts/3", false)]).unwrap();
+        assert!(root.path().join("work/here").is_dir());
         assert!(root.path().join("new/folder").is_dir());
         assert!(root.path().join("etc/file").is_file());
         assert!(!root.path().join("there/inside").exists(), "it is made in the tmpfs");

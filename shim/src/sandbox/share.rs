@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
+use super::idmap;
 use crate::container::guest_spec::SharedPath;
 
 /// The tree could not be put together.
@@ -82,10 +83,19 @@ fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
         create_directory(target.parent().unwrap_or(tree))?;
         File::create(&target).map_err(|source| ShareError::Create { path: target.clone(), source })?;
     }
-    let recursive = if entry.recursive { MsFlags::MS_REC } else { MsFlags::empty() };
-    let flags = MsFlags::MS_BIND | recursive;
-    mount(Some(&entry.source), &target, None::<&str>, flags, None::<&str>)
-        .map_err(mount_error(&entry.source, "bound into the share tree"))?;
+    if let Some(map) = &entry.idmap {
+        let action = "mounted with other ids: its file system, or the host's kernel, may not support it";
+        idmap::mount(&entry.source, &target, entry.recursive, map).map_err(|source| ShareError::Mount {
+            path: entry.source.clone(),
+            action,
+            source,
+        })?;
+    } else {
+        let recursive = if entry.recursive { MsFlags::MS_REC } else { MsFlags::empty() };
+        let flags = MsFlags::MS_BIND | recursive;
+        mount(Some(&entry.source), &target, None::<&str>, flags, None::<&str>)
+            .map_err(mount_error(&entry.source, "bound into the share tree"))?;
+    }
     if !entry.follows {
         // A mount that the host makes below it later would not be read-only, and nobody asked for it.
         let flags = MsFlags::MS_PRIVATE | MsFlags::MS_REC;

@@ -1,0 +1,115 @@
+//! Mounts in which other users own the files than on disk (mount_setattr(2), Linux 5.12).
+
+use std::ffi::CString;
+use std::fmt::Write;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use oci_spec::runtime::LinuxIdMapping;
+
+use crate::container::guest_spec::IdMap;
+
+/// Mounts `source` at `target` with the ids of `map`, with what is mounted below it if `recursive`.
+///
+/// # Errors
+/// What the kernel says: EINVAL if it cannot do so for the file system of `source`.
+pub fn mount(source: &Path, target: &Path, recursive: bool, map: &IdMap) -> io::Result<()> {
+    let namespace = user_namespace(map)?;
+    let deep = if recursive { libc::AT_RECURSIVE as libc::c_uint } else { 0 };
+    let name = c_path(source)?;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | deep;
+    // SAFETY: the path is NUL-terminated; the call returns a new descriptor or -1.
+    let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, name.as_ptr(), flags) };
+    if tree < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call above just made this descriptor, and nobody else has it.
+    let tree = unsafe { OwnedFd::from_raw_fd(tree as i32) };
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: namespace.as_raw_fd() as u64,
+    };
+    let below = if map.recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is NUL-terminated, and the structure is live and of the size given.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | below,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    })?;
+    let name = c_path(target)?;
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH;
+    // SAFETY: both paths are NUL-terminated.
+    check(unsafe {
+        let from = c"".as_ptr();
+        libc::syscall(libc::SYS_move_mount, tree.as_raw_fd(), from, libc::AT_FDCWD, name.as_ptr(), flags)
+    })
+}
+
+fn check(result: libc::c_long) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// A user namespace with these ids; it lives as long as its file is open.
+fn user_namespace(map: &IdMap) -> io::Result<File> {
+    let (mut until, ours) = io::pipe()?;
+    // SAFETY: this is a fork, into a new user namespace. The child only waits and ends, which needs nothing that
+    // another thread of this process could hold.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, 0, 0, 0, 0) };
+    match pid {
+        ..0 => return Err(io::Error::last_os_error()),
+        0 => {
+            drop(ours);
+            let _ = io::Read::read(&mut until, &mut [0]);
+            // SAFETY: nothing of this copy of the process is to be cleaned up.
+            unsafe { libc::_exit(0) }
+        }
+        1.. => {}
+    }
+    let process = format!("/proc/{pid}");
+    let namespace = fs::write(format!("{process}/uid_map"), lines(&map.users))
+        .and_then(|()| fs::write(format!("{process}/gid_map"), lines(&map.groups)))
+        .and_then(|()| File::open(format!("{process}/ns/user")));
+    drop(ours);
+    // It has nothing to say.
+    let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid as i32), None);
+    namespace
+}
+
+/// The file of user_namespaces(7).
+fn lines(map: &[LinuxIdMapping]) -> String {
+    map.iter().fold(String::new(), |mut text, entry| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{} {} {}", entry.container_id(), entry.host_id(), entry.size());
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_are_written_as_the_kernel_reads_them() {
+        let entry = |inside, outside, size| {
+            serde_json::from_value(
+                serde_json::json!({"containerID": inside, "hostID": outside, "size": size}),
+            )
+            .unwrap()
+        };
+        assert_eq!(lines(&[entry(0, 100_000, 10), entry(20, 5, 1)]), "0 100000 10\n20 5 1\n");
+    }
+}
