@@ -2,34 +2,31 @@
 
 use std::error::Error as StdError;
 
+use pouch_protocol::agent::command_error::Kind;
+pub use pouch_protocol::chain;
+use pouch_protocol::with_command_error;
 use ttrpc::proto::Code;
 
 /// An error that knows which status it is to the host.
 pub trait Coded: StdError {
     /// The status code; the message is the error's text with those of its sources.
     fn code(&self) -> Code;
-}
 
-/// An error with all its sources, as one sentence.
-pub fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        source = inner.source();
+    /// Why the command cannot be executed, if that is what went wrong.
+    fn command_error(&self) -> Option<Kind> {
+        None
     }
-    text
 }
 
 /// The status that answers a request which failed with `error`.
-pub fn status<E: Coded>(error: E) -> ttrpc::Error {
+pub fn status<E: Coded + 'static>(error: E) -> ttrpc::Error {
     let text = chain(&error);
     log::info!("refused: {text}");
-    ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), text))
+    let status = ttrpc::get_status(error.code(), text);
+    ttrpc::Error::RpcStatus(match error.command_error() {
+        Some(kind) => with_command_error(status, kind),
+        None => status,
+    })
 }
 
 /// A request that is wrong in itself.
@@ -55,21 +52,5 @@ impl RequestError {
 impl Coded for RequestError {
     fn code(&self) -> Code {
         Code::INVALID_ARGUMENT
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("outer")]
-    struct Outer(#[source] std::io::Error);
-
-    #[test]
-    fn a_chain_names_every_source_once() {
-        let inner = std::io::Error::other("inner");
-        assert_eq!(chain(&Outer(inner)), "outer: inner");
-        assert_eq!(chain(&RequestError::new("spec", "is empty")), "spec: is empty");
     }
 }

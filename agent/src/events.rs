@@ -1,18 +1,14 @@
 //! What happens to containers, as the host hears of it.
 
 use std::collections::HashMap;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use pouch_protocol::agent;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::broadcast;
 
 use crate::process::{Exit, Process};
-use crate::service::Agent;
 
 /// Events that a slow watcher may be behind before it loses the oldest.
 const BACKLOG: usize = 256;
@@ -20,11 +16,9 @@ const BACKLOG: usize = 256;
 /// Where events go, and the watches on the containers' memory events.
 pub struct Events {
     sender: broadcast::Sender<agent::Event>,
-    watches: Option<AsyncFdInotify>,
+    watches: Option<Inotify>,
     containers: Mutex<HashMap<WatchDescriptor, String>>,
 }
-
-struct AsyncFdInotify(Inotify);
 
 impl Default for Events {
     fn default() -> Self {
@@ -32,11 +26,7 @@ impl Default for Events {
         if let Err(error) = &watches {
             log::warn!("cannot watch for out-of-memory kills: {error}");
         }
-        Self {
-            sender: broadcast::channel(BACKLOG).0,
-            watches: watches.ok().map(AsyncFdInotify),
-            containers: Mutex::default(),
-        }
+        Self { sender: broadcast::channel(BACKLOG).0, watches: watches.ok(), containers: Mutex::default() }
     }
 }
 
@@ -73,7 +63,7 @@ impl Events {
 
     /// Watches a container's `memory.events`; the watch goes with the file.
     pub fn watch(&self, container_id: &str, memory_events: &Path) {
-        let Some(AsyncFdInotify(inotify)) = &self.watches else { return };
+        let Some(inotify) = &self.watches else { return };
         match inotify.add_watch(memory_events, AddWatchFlags::IN_MODIFY) {
             Ok(descriptor) => {
                 let mut containers = self.containers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -83,9 +73,14 @@ impl Events {
         }
     }
 
+    /// What becomes readable when memory events change, if they can be watched.
+    pub fn inotify(&self) -> Option<&Inotify> {
+        self.watches.as_ref()
+    }
+
     /// The containers whose memory events have changed.
-    fn changed(&self) -> Vec<String> {
-        let Some(AsyncFdInotify(inotify)) = &self.watches else { return Vec::new() };
+    pub fn changed(&self) -> Vec<String> {
+        let Some(inotify) = &self.watches else { return Vec::new() };
         let mut changed = Vec::new();
         let mut containers = self.containers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         while let Ok(events) = inotify.read_events() {
@@ -101,23 +96,4 @@ impl Events {
         }
         changed
     }
-}
-
-/// Tells of out-of-memory kills for ever.
-pub async fn watch_out_of_memory(agent: Arc<Agent>) {
-    let Some(AsyncFdInotify(inotify)) = &agent.events.watches else { return };
-    let Ok(descriptor) = duplicate(inotify) else { return };
-    // SAFETY: the descriptor is owned and stays the same until the AsyncFd is dropped.
-    let Ok(readiness) = (unsafe { AsyncFd::register(descriptor) }) else { return };
-    loop {
-        let Ok(mut ready) = readiness.readable().await else { return };
-        ready.clear_ready();
-        for id in agent.events.changed() {
-            agent.out_of_memory(&id);
-        }
-    }
-}
-
-fn duplicate(inotify: &Inotify) -> io::Result<OwnedFd> {
-    inotify.as_fd().try_clone_to_owned()
 }

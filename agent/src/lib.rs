@@ -35,6 +35,9 @@ pub fn run() -> i32 {
     if name == runner::NAME {
         return runner::main(args);
     }
+    if let Some(file) = runner::ids::role(&name) {
+        return runner::ids::main(file, args);
+    }
     if std::process::id() == 1 {
         return init::main();
     }

@@ -3,6 +3,10 @@
 //! The messages and the service are in `proto/agent.proto`; [`agent`] is what
 //! they generate to and [`agent_ttrpc`] the client and server of the service.
 
+mod errors;
+
+pub use errors::{chain, command_error, with_command_error};
+
 /// The message types.
 #[allow(warnings, missing_docs, clippy::all, clippy::undocumented_unsafe_blocks)]
 pub mod agent {

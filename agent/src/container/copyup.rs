@@ -112,7 +112,14 @@ fn mount_tmpfs(directory: &Path, options: &[String]) -> io::Result<()> {
 fn fill(root: &Path, destination: &Path, into: &Path, own_mode: bool) -> io::Result<()> {
     let source = match open_in_root(root, destination) {
         Ok(source) => source,
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+            // The mode of a mount point that is made for it.
+            return if own_mode {
+                Ok(())
+            } else {
+                fs::set_permissions(into, fs::Permissions::from_mode(0o755))
+            };
+        }
         Err(error) => return Err(error),
     };
     let from = PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd()));
@@ -126,7 +133,7 @@ fn fill(root: &Path, destination: &Path, into: &Path, own_mode: bool) -> io::Res
 }
 
 /// Opens a directory as the container will see it: links stay inside its root.
-fn open_in_root(root: &Path, path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn open_in_root(root: &Path, path: &Path) -> io::Result<OwnedFd> {
     let root = fs::File::open(root)?;
     let relative = path.strip_prefix("/").unwrap_or(path);
     let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use oci_spec::runtime::{Process as ProcessSpec, Spec};
 use pouch_protocol::agent::CreateContainerRequest;
+use pouch_protocol::agent::command_error::Kind;
 use ttrpc::proto::Code;
 
 use super::cgroup::{Cgroup, CgroupError};
@@ -14,13 +15,13 @@ use super::copyup::{self, CopiedUp, CopyUpError};
 use super::devices_bpf::{self, DeviceRulesError};
 use super::launch::{self, LaunchError};
 use super::refresh;
-use super::spec::{self, Adapted};
+use super::spec::{self, Adapted, ForExec};
 use super::start::blocking;
-use super::{Container, LookupError, Paths, check_id};
+use super::{Container, LookupError, Paths, Runtime, check_id, tmpfs};
 use crate::error::{Coded, RequestError};
+use crate::network::namespace;
 use crate::process::Process;
 use crate::runner::{Job, Task};
-use crate::service::Agent;
 use crate::storage::{self, StorageError};
 use crate::streams::stdio::{self, PreparedStdio, ProcessEnds, StdioError};
 
@@ -74,35 +75,43 @@ impl Coded for CreateError {
             Self::System(..) => Code::INTERNAL,
         }
     }
+
+    fn command_error(&self) -> Option<Kind> {
+        match self {
+            Self::Launch(error) => error.command_error(),
+            _ => None,
+        }
+    }
 }
 
 /// Makes a container; returns its first process, which waits to be started. What was made
 /// is undone if it fails.
-pub async fn create(agent: &Arc<Agent>, request: CreateContainerRequest) -> Result<i32, CreateError> {
+pub async fn create(runtime: &Arc<Runtime>, request: CreateContainerRequest) -> Result<i32, CreateError> {
     let id = request.container_id.as_str();
     check_id("container_id", id)?;
     let mut spec = spec::parse(&request.spec)?;
     spec::check(&spec)?;
     spec::settle_devices(&mut spec)?;
-    let reservation = agent.containers.reserve(id)?;
+    let reservation = runtime.containers.reserve(id)?;
     let paths = Paths::of(id);
     let cgroup = Cgroup::of(&paths.name);
-    let adapted = spec::adapt(spec, &cgroup)?;
+    let alone = runtime.containers.all().is_empty() && !namespace::entered();
+    let adapted = spec::adapt(spec, &cgroup, alone)?;
     check_terminal(&adapted, request.stdio.terminal)?;
     let (prepared, ends) =
-        stdio::prepare(&request.stdio, &agent.streams, stream_owner(&adapted.process, adapted.owner))?;
+        stdio::prepare(&request.stdio, &runtime.streams, stream_owner(&adapted.process, &adapted.for_exec))?;
 
-    storage::mount_all(&agent.storages, id, request.storages).await?;
-    let made = make(agent, id, &paths, &cgroup, adapted, prepared, ends).await;
+    storage::mount_all(&runtime.storages, id, request.storages).await?;
+    let made = make(runtime, id, &paths, &cgroup, adapted, prepared, ends).await;
     match made {
         Ok(container) => {
             let pid = container.init.pid;
-            agent.events.watch(id, &cgroup.directory().join("memory.events"));
+            runtime.events.watch(id, &cgroup.directory().join("memory.events"));
             reservation.fill(container);
             Ok(pid)
         }
         Err(error) => {
-            super::delete::clean(agent, id, &paths).await;
+            super::delete::clean(runtime, id, &paths).await;
             Err(error)
         }
     }
@@ -116,17 +125,12 @@ fn check_terminal(adapted: &Adapted, wanted: bool) -> Result<(), RequestError> {
 }
 
 /// Who may open the streams again: the process's user, as the guest knows it.
-fn stream_owner(process: &ProcessSpec, mapped_root: Option<u32>) -> u32 {
-    match mapped_root {
-        // With a user namespace the container's root is the mapped one; other users follow it
-        // in every mapping that engines make.
-        Some(root) => root.saturating_add(process.user().uid()),
-        None => process.user().uid(),
-    }
+fn stream_owner(process: &ProcessSpec, for_exec: &ForExec) -> u32 {
+    for_exec.mapped(process.user().uid())
 }
 
 async fn make(
-    agent: &Arc<Agent>,
+    runtime: &Arc<Runtime>,
     id: &str,
     paths: &Paths,
     cgroup: &Cgroup,
@@ -134,7 +138,17 @@ async fn make(
     mut prepared: PreparedStdio,
     ends: ProcessEnds,
 ) -> Result<Arc<Container>, CreateError> {
-    let Adapted { spec, process, for_exec, resources, sysctls, own_network, owner } = adapted;
+    let Adapted {
+        spec,
+        process,
+        for_exec,
+        resources,
+        sysctls,
+        own_network,
+        takes_network,
+        owner,
+        readonly_paths,
+    } = adapted;
     let rules = resources.as_ref().and_then(|resources| resources.devices().as_deref()).unwrap_or(&[]);
     let rules = devices_bpf::rules(rules)?;
     cgroup.create(resources.as_ref())?;
@@ -153,7 +167,7 @@ async fn make(
     if let Some(size) = process.console_size() {
         prepared.default_size(size.height(), size.width());
     }
-    let user = stream_owner(&process, owner);
+    let user = stream_owner(&process, &for_exec);
     let job = Job {
         name: paths.name.clone(),
         bundle: bundle.clone(),
@@ -161,10 +175,14 @@ async fn make(
         console_socket: prepared.is_terminal().then(|| bundle.join("console.sock")),
         process,
         seccomp: for_exec.seccomp.clone(),
-        task: Task::Create { loopback: own_network },
+        task: Task::Create { loopback: own_network, readonly_paths },
     };
-    let starting = agent.processes.starting();
-    let launched = launch::launch(&agent.processes, &job, &bundle.join("job.json"), ends).await?;
+    let starting = runtime.processes.starting();
+    let launched = launch::launch(&runtime.processes, &job, &bundle.join("job.json"), ends).await?;
+    if takes_network {
+        namespace::enter(id, launched.pid)
+            .map_err(|error| CreateError::System("its network namespace", error))?;
+    }
     if let Some(master) = &launched.master {
         stdio::chown_terminal(master, user).map_err(|error| CreateError::System("its terminal", error))?;
     }
@@ -176,18 +194,22 @@ async fn make(
     let bound = refresh::sources(&spec);
     let container =
         Container::new(id, paths.clone(), init.clone(), for_exec, bound, devices, launched.report);
-    agent.adopt(init);
+    runtime.adopt(init);
     drop(starting);
     Ok(Arc::new(container))
 }
 
-/// Fills the tmpfs mounts that ask for it, beside the event loop.
+/// Fills the tmpfs mounts that ask for it, and gives those their modes that name none, beside the event loop.
 async fn copy_up(mut spec: Spec, bundle: &Path) -> Result<(Spec, CopiedUp), CreateError> {
-    if !copyup::wanted(&spec) {
+    if !copyup::wanted(&spec) && !tmpfs::wanted(&spec) {
         return Ok((spec, CopiedUp::default()));
     }
     let directory = bundle.to_owned();
-    let task = blocking(move || copyup::prepare(&mut spec, &directory).map(|copied| (spec, copied)));
+    let task = blocking(move || {
+        let copied = copyup::prepare(&mut spec, &directory)?;
+        tmpfs::settle_modes(&mut spec);
+        Ok::<_, CopyUpError>((spec, copied))
+    });
     let result = task.await.map_err(|error| CreateError::System("its tmpfs", io::Error::other(error)))?;
     Ok(result?)
 }

@@ -9,9 +9,9 @@ use ttrpc::proto::Code;
 
 use super::cgroup::{Cgroup, CgroupError};
 use super::start::blocking;
-use super::{LookupError, Paths, check_id};
+use super::{LookupError, Paths, Runtime, check_id};
 use crate::error::{Coded, RequestError};
-use crate::service::Agent;
+use crate::network::namespace;
 use crate::storage::{self, StorageError};
 
 /// Why a container could not be removed.
@@ -46,31 +46,31 @@ impl Coded for DeleteError {
 }
 
 /// Removes a container with all that it has. Fine if there is none.
-pub async fn delete(agent: &Arc<Agent>, id: &str) -> Result<(), DeleteError> {
+pub async fn delete(runtime: &Arc<Runtime>, id: &str) -> Result<(), DeleteError> {
     check_id("container_id", id)?;
-    let container = match agent.containers.get(id) {
+    let container = match runtime.containers.get(id) {
         Ok(container) => container,
         Err(LookupError::NoContainer(_)) => return Ok(()),
         Err(error) => return Err(RequestError::new("container_id", error.to_string()).into()),
     };
     let _turn = container.turn.lock().await;
-    let removed = remove(agent, id, &container.paths).await;
+    let removed = remove(runtime, id, &container.paths).await;
     for process in container.processes() {
         process.stdio.stop();
     }
     removed?;
-    agent.containers.remove(id);
+    runtime.containers.remove(id);
     Ok(())
 }
 
 /// Removes what a failed CreateContainer left.
-pub(super) async fn clean(agent: &Arc<Agent>, id: &str, paths: &Paths) {
-    if let Err(error) = remove(agent, id, paths).await {
+pub(super) async fn clean(runtime: &Arc<Runtime>, id: &str, paths: &Paths) {
+    if let Err(error) = remove(runtime, id, paths).await {
         log::error!("container {id} is not cleaned up: {}", crate::error::chain(&error));
     }
 }
 
-async fn remove(agent: &Arc<Agent>, id: &str, paths: &Paths) -> Result<(), DeleteError> {
+async fn remove(runtime: &Arc<Runtime>, id: &str, paths: &Paths) -> Result<(), DeleteError> {
     let (cgroup, paths) = (Cgroup::of(&paths.name), paths.clone());
     let task = move || {
         // A frozen process is killed all the same.
@@ -80,8 +80,11 @@ async fn remove(agent: &Arc<Agent>, id: &str, paths: &Paths) -> Result<(), Delet
         }
         Ok::<(), DeleteError>(())
     };
+    if let Err(error) = namespace::leave(id) {
+        log::warn!("cannot go back to the guest's network namespace: {error}");
+    }
     blocking(task).await.map_err(|error| DeleteError::Task(error.to_string()))??;
-    Ok(storage::unmount_owned(&agent.storages, id).await?)
+    Ok(storage::unmount_owned(&runtime.storages, id).await?)
 }
 
 fn remove_directory(directory: &Path) -> Result<(), DeleteError> {

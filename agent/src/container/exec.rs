@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pouch_protocol::agent::ExecProcessRequest;
+use pouch_protocol::agent::command_error::Kind;
 use ttrpc::proto::Code;
 
 use super::launch::{self, LaunchError, Launched};
-use super::{Container, LookupError, Paths, State, check_id, spec};
+use super::{Container, LookupError, Paths, Runtime, State, check_id, spec};
 use crate::error::{Coded, RequestError};
 use crate::process::Process;
 use crate::procfs::unified_cgroup;
-use crate::runner::{Job, Task};
-use crate::service::Agent;
+use crate::runner::{Job, Task, enter};
 use crate::streams::stdio::{self, PreparedStdio, StdioError};
 
 /// Why a process could not be started in a container.
@@ -48,6 +48,13 @@ impl Coded for ExecError {
             Self::System(..) => Code::INTERNAL,
         }
     }
+
+    fn command_error(&self) -> Option<Kind> {
+        match self {
+            Self::Launch(error) => error.command_error(),
+            _ => None,
+        }
+    }
 }
 
 /// Names for the files of each exec; ids may be too long for one.
@@ -55,7 +62,7 @@ static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// Starts a process; returns its pid. It has executed its program by then.
 pub async fn exec(
-    agent: &Arc<Agent>,
+    runtime: &Arc<Runtime>,
     container: Arc<Container>,
     request: ExecProcessRequest,
 ) -> Result<i32, ExecError> {
@@ -75,16 +82,17 @@ pub async fn exec(
     if process.oom_score_adj().is_none() {
         process.set_oom_score_adj(container.for_exec.oom_score_adj);
     }
-    spec::normalise(&mut process);
-    let user = process.user().uid();
-    let (mut prepared, ends) = stdio::prepare(&request.stdio, &agent.streams, user)?;
+    let user = container.for_exec.mapped(process.user().uid());
+    let (mut prepared, ends) = stdio::prepare(&request.stdio, &runtime.streams, user)?;
     if let Some(size) = process.console_size() {
         prepared.default_size(size.height(), size.width());
     }
     let files = Files::new(&container.paths.bundle());
-    let ours = serde_json::to_vec(&spec::adapt_process(&process));
-    let ours = ours.map_err(|error| ExecError::System("its file", error.into()))?;
-    fs::write(&files.process, ours).map_err(|error| ExecError::System("its file", error))?;
+    let target = enter::Target {
+        init: container.init.pid,
+        cgroup: container.cgroup.directory().join(sub_cgroup.unwrap_or_default()),
+        personality: container.for_exec.personality,
+    };
     let job = Job {
         name: container.paths.name.clone(),
         bundle: container.paths.bundle(),
@@ -92,15 +100,15 @@ pub async fn exec(
         console_socket: prepared.is_terminal().then(|| files.console.clone()),
         process,
         seccomp: container.for_exec.seccomp.clone(),
-        task: Task::Exec { process_file: files.process.clone(), sub_cgroup },
+        task: Task::Exec(target),
     };
-    let starting = agent.processes.starting();
-    let launched = launch::launch(&agent.processes, &job, &files.job, ends).await?;
+    let starting = runtime.processes.starting();
+    let launched = launch::launch(&runtime.processes, &job, &files.job, ends).await?;
     let pid = launched.pid;
     let process = register(&container, &request.exec_id, prepared, launched, user);
     let process = process.inspect_err(|_| launch::abandon(pid))?;
     container.add_exec(process.clone());
-    agent.adopt(process);
+    runtime.adopt(process);
     drop(starting);
     Ok(pid)
 }
@@ -122,7 +130,6 @@ fn register(
 
 /// The files of one exec, removed when it has started or failed.
 struct Files {
-    process: std::path::PathBuf,
     job: std::path::PathBuf,
     console: std::path::PathBuf,
 }
@@ -131,16 +138,14 @@ impl Files {
     fn new(bundle: &Path) -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let file = |kind: &str| bundle.join(format!("exec-{number}.{kind}"));
-        Self { process: file("process"), job: file("job"), console: file("console") }
+        Self { job: file("job"), console: file("console") }
     }
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
-        for file in [&self.process, &self.job] {
-            // Missing if writing it was what failed.
-            let _ = fs::remove_file(file);
-        }
+        // Missing if writing it was what failed. The socket of a terminal removes itself.
+        let _ = fs::remove_file(&self.job);
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+use pouch_protocol::agent::command_error::Kind;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
@@ -57,6 +58,14 @@ impl Coded for LaunchError {
             Self::NotFound(_) => Code::NOT_FOUND,
             Self::NotExecutable(_) => Code::PERMISSION_DENIED,
             _ => Code::INTERNAL,
+        }
+    }
+
+    fn command_error(&self) -> Option<Kind> {
+        match self {
+            Self::NotFound(_) => Some(Kind::NOT_FOUND),
+            Self::NotExecutable(_) => Some(Kind::NOT_EXECUTABLE),
+            _ => None,
         }
     }
 }
@@ -162,16 +171,6 @@ pub struct Launched {
     pub report: Report,
 }
 
-/// libcontainer does not say which directory it could not enter.
-fn name_cwd(error: LaunchError, job: &Job) -> LaunchError {
-    match error {
-        LaunchError::Failed(text) if text.contains("failed to chdir") => {
-            LaunchError::Failed(format!("process.cwd {}: {text}", job.process.cwd().display()))
-        }
-        other => other,
-    }
-}
-
 /// Runs `job`, whose file is `file`, with `ends` as the new process's standard streams.
 pub async fn launch(
     table: &ProcessTable,
@@ -195,7 +194,7 @@ pub async fn launch(
             let status = tokio::time::timeout(CONSOLE_TIME, ended).await.ok().and_then(Result::ok);
             return Err(LaunchError::Silent(status.map_or(0, |WaitStatus(status)| status as u32)));
         }
-        Ok(Err(error)) => return Err(name_cwd(error, job)),
+        Ok(Err(error)) => return Err(error),
         Err(_) => {
             abandon(runner);
             return Err(LaunchError::Timeout(RUNNER_TIME));
@@ -324,6 +323,6 @@ mod tests {
     async fn a_missing_command_is_told_apart() {
         let (mut report, write) = Report::open().unwrap();
         crate::runner::report::Reporter::new(write).send(&Message::NotFound("exec: \"x\": …".into()));
-        assert_eq!(report.done().await.unwrap_err().code(), Code::NOT_FOUND);
+        assert_eq!(report.done().await.unwrap_err().command_error(), Some(Kind::NOT_FOUND));
     }
 }

@@ -10,8 +10,10 @@ pub mod launch;
 pub mod list;
 pub mod refresh;
 mod registry;
+mod runtime;
 pub mod spec;
 pub mod start;
+mod tmpfs;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,7 @@ use cgroup::Cgroup;
 use devices_bpf::Attached;
 use launch::Report;
 pub use registry::{CONTAINERS_MAX, Containers, check_id};
+pub use runtime::{Runtime, watch_out_of_memory};
 use spec::ForExec;
 
 /// Ends of later processes that are remembered; an engine that probes a container every

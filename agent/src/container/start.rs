@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
+use pouch_protocol::agent::command_error::Kind;
 use ttrpc::proto::Code;
 
 use super::cgroup::CgroupError;
@@ -58,6 +59,13 @@ impl Coded for ChangeError {
             Self::Devices(error) => error.code(),
             Self::Launch(error) => error.code(),
             Self::Notify(_) | Self::Task(_) => Code::INTERNAL,
+        }
+    }
+
+    fn command_error(&self) -> Option<Kind> {
+        match self {
+            Self::Launch(error) => error.command_error(),
+            _ => None,
         }
     }
 }

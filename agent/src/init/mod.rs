@@ -40,7 +40,7 @@ pub fn main() -> i32 {
 /// Listens, sets up the rest, and serves until something breaks that cannot be mended.
 async fn serve(begin: Duration) -> String {
     let agent = Agent::new();
-    let reaper = match Reaper::new(agent.clone()) {
+    let reaper = match Reaper::new(agent.runtime.clone()) {
         Ok(reaper) => reaper,
         Err(error) => return format!("cannot watch for SIGCHLD: {error}"),
     };
@@ -57,8 +57,8 @@ async fn serve(begin: Duration) -> String {
     }
     tokio::spawn(streams::listen::knock());
     log::info!("ready after {:?} of processor time", system::processor_time().saturating_sub(begin));
-    tokio::spawn(streams::listen::accept_streams(stream, agent.streams.clone()));
-    tokio::spawn(crate::events::watch_out_of_memory(agent.clone()));
+    tokio::spawn(streams::listen::accept_streams(stream, agent.runtime.streams.clone()));
+    tokio::spawn(crate::container::watch_out_of_memory(agent.runtime.clone()));
     // Panics inside are confined to one round of the loop.
     reaper.run().await;
     "the reaper ended".to_owned()

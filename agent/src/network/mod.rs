@@ -2,6 +2,7 @@
 
 mod check;
 pub mod loopback;
+pub mod namespace;
 mod netlink;
 mod plug;
 mod withdraw;

@@ -8,7 +8,7 @@ use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use super::check::{AddressPlan, InterfacePlan, Mac, NeighborPlan, Plan, RoutePlan, mac};
-use super::{NetworkError, plug, withdraw};
+use super::{NetworkError, namespace, plug, withdraw};
 
 const CLASS: &str = "/sys/class/net";
 const IPV6: &str = "/proc/sys/net/ipv6/conf";
@@ -56,8 +56,35 @@ fn interfaces() -> Vec<(String, Mac)> {
         .collect()
 }
 
+/// The number of an interface here, where sysfs shows the guest's first namespace.
 pub(super) fn index_of(name: &str) -> Option<u32> {
-    fs::read_to_string(format!("{CLASS}/{name}/ifindex")).ok()?.trim().parse().ok()
+    nix::net::if_::if_nametoindex(name).ok()
+}
+
+/// The interface of a virtio device, brought to the agent's namespace if that is another than the first.
+async fn plugged(index: usize, slot: u32, mac: Mac) -> Result<String, NetworkError> {
+    if let Some(name) = namespace::entered().then(|| here_with(mac)).flatten() {
+        return Ok(name);
+    }
+    let name = plug::bring_to_life(slot).map_err(|error| NetworkError::Slot { index, slot, error })?;
+    if !namespace::entered() {
+        return Ok(name);
+    }
+    let number = fs::read_to_string(format!("{CLASS}/{name}/ifindex"))?.trim().parse();
+    let number = number.map_err(std::io::Error::other)?;
+    // No other interface there has this name.
+    let brought = format!("pouch-slot{slot}");
+    let fetched = namespace::fetch(number, &brought).await;
+    fetched.map_err(|error| NetworkError::Refused(format!("network.interfaces[{index}].slot"), error))?;
+    Ok(brought)
+}
+
+/// The interface of the agent's namespace with this MAC.
+fn here_with(mac: Mac) -> Option<String> {
+    let mut all = nix::ifaddrs::getifaddrs().ok()?;
+    let found =
+        all.find(|one| one.address.as_ref().and_then(|address| address.as_link_addr()?.addr()) == Some(mac));
+    found.map(|one| one.interface_name)
 }
 
 async fn set_interface(handle: &Handle, index: usize, plan: &InterfacePlan) -> Result<(), NetworkError> {
@@ -68,7 +95,7 @@ async fn set_interface(handle: &Handle, index: usize, plan: &InterfacePlan) -> R
     let missing =
         || NetworkError::NoInterface { index, mac: plan.mac.map(|byte| format!("{byte:02x}")).join(":") };
     let current = match plan.slot {
-        Some(slot) => plug::bring_to_life(slot).map_err(|error| NetworkError::Slot { index, slot, error })?,
+        Some(slot) => plugged(index, slot, plan.mac).await?,
         None => {
             let found = interfaces().into_iter().find(|(name, mac)| *mac == plan.mac && name != "lo");
             found.ok_or_else(missing)?.0

@@ -10,15 +10,13 @@ mod relay;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
 
 use pouch_protocol::agent::ForwardResolverRequest;
 use tokio::net::{TcpListener, UdpSocket};
 use ttrpc::proto::Code;
 
 use crate::error::{Coded, RequestError};
-use crate::service::Agent;
-use crate::streams::TokenError;
+use crate::streams::{StreamTable, TokenError};
 
 /// A port that is free for UDP may be taken for TCP; then another is tried.
 const PORT_TRIES: usize = 16;
@@ -51,12 +49,12 @@ impl Coded for ResolverError {
 }
 
 /// Listens where the request says, and relays for as long as the host keeps the stream.
-pub async fn forward(agent: Arc<Agent>, request: ForwardResolverRequest) -> Result<(), ResolverError> {
+pub async fn forward(streams: StreamTable, request: ForwardResolverRequest) -> Result<(), ResolverError> {
     let address: Ipv4Addr = request.address.parse().ok().filter(Ipv4Addr::is_loopback).ok_or_else(|| {
         let problem = format!("{:?} is no loopback address of IPv4", request.address);
         RequestError::new("resolver.address", problem)
     })?;
-    let mut claim = agent.streams.expect("resolver_token", request.token)?;
+    let mut claim = streams.expect("resolver_token", request.token)?;
     let (udp, tcp) = listen(address).await.map_err(|error| ResolverError::Listen(address, error))?;
     let port = udp.local_addr().map_err(|error| ResolverError::Listen(address, error))?.port();
     detour::lay(address, port)?;

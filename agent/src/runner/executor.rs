@@ -1,94 +1,35 @@
-//! The last steps of a container's process, inside the container.
-//!
-//! libcontainer hands over once the process has its namespaces, root, user and limits, but
-//! still every capability. What is left is done here in the order that makes it correct: the
-//! filter before the capabilities if loading it needs CAP_SYS_ADMIN, else after them, so
-//! that as little as possible runs under it; then the program.
+//! Where libcontainer hands the container's first process over: it has its namespaces, mounts and user by then.
 
 use std::collections::HashMap;
-use std::ffi::CString;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
-use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::Spec;
 
-use super::capabilities::{self, Masks};
-use super::lookup;
-use super::report::{Message, Reporter};
+use super::program::Program;
+use super::report::Reporter;
+use super::{directory, mounts};
 
-/// Starts the program of a process as the host wants it.
+/// Starts the program of a container's first process.
 #[derive(Clone)]
 pub struct GuestExecutor {
-    /// The process, complete.
-    pub process: Process,
-    /// Its filter.
-    pub seccomp: Option<LinuxSeccomp>,
+    /// The program.
+    pub program: Program,
+    /// What the container cannot write.
+    pub readonly_paths: Vec<String>,
     /// To the agent.
     pub reporter: Reporter,
 }
 
-/// /etc/passwd beyond this is not looked at.
-const PASSWD_MAX: u64 = 1 << 20;
-
-impl GuestExecutor {
-    fn env(&self) -> &[String] {
-        self.process.env().as_deref().unwrap_or(&[])
-    }
-
-    fn command(&self) -> &str {
-        self.process.args().as_ref().and_then(|args| args.first()).map_or("", String::as_str)
-    }
-
-    fn confine(&self) -> Result<(), String> {
-        let privileged = self.process.no_new_privileges() != Some(true);
-        let filter = || match &self.seccomp {
-            Some(seccomp) => initialize_seccomp(seccomp)
-                .map(drop)
-                .map_err(|error| format!("linux.seccomp: {}", crate::error::chain(&error))),
-            None => Ok(()),
-        };
-        if privileged {
-            filter()?;
-        }
-        capabilities::apply(Masks::of(self.process.capabilities().as_ref()))
-            .map_err(|error| format!("process.capabilities: {error}"))?;
-        if privileged { Ok(()) } else { filter() }
-    }
-
-    /// Replaces the process by its program; returns only if that fails.
-    fn execute(&self) -> Result<(), Message> {
-        let mut env = self.env().to_vec();
-        if !env.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())) {
-            env.retain(|entry| !entry.starts_with("HOME="));
-            env.push(format!("HOME={}", home(self.process.user().uid())));
-        }
-        let program = lookup::find(self.command(), &env)?;
-        let args = strings("process.args", self.process.args().as_deref().unwrap_or(&[]))?;
-        let env = strings("process.env", &env)?;
-        let path =
-            CString::new(program.as_os_str().as_encoded_bytes()).map_err(|_| contains_nul("process.args"))?;
-        reset_signals();
-        self.confine().map_err(Message::Failed)?;
-        let error = match nix::unistd::execve(&path, &args, &env) {
-            Err(error) => io::Error::from(error),
-        };
-        Err(lookup::explain_exec(&program, &error))
-    }
-}
-
 impl Executor for GuestExecutor {
+    /// Does what libcontainer does otherwise than runc, and looks whether there is such a program.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        match lookup::find(self.command(), self.env()) {
-            Ok(_) => Ok(()),
-            Err(message) => {
+        mounts::protect(&self.readonly_paths)
+            .and_then(|()| directory::make_and_enter(self.program.process.cwd()))
+            .and_then(|()| self.program.check())
+            .map_err(|message| {
                 self.reporter.send(&message);
-                Err(ExecutorValidationError::ArgValidationError("the command cannot be executed".to_owned()))
-            }
-        }
+                ExecutorValidationError::ArgValidationError("the command cannot be executed".to_owned())
+            })
     }
 
     fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
@@ -97,72 +38,7 @@ impl Executor for GuestExecutor {
     }
 
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        match self.execute() {
-            Ok(()) => Ok(()),
-            Err(message) => {
-                self.reporter.send(&message);
-                Err(ExecutorError::Other("the command cannot be executed".to_owned()))
-            }
-        }
-    }
-}
-
-/// The program gets every signal as a fresh one does; the Rust runtime ignores SIGPIPE.
-fn reset_signals() {
-    for number in 1..=64 {
-        // SAFETY: SIG_DFL installs no handler. SIGKILL, SIGSTOP and the C library's own two
-        // are refused, and are as they should be.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
-    }
-    // It fails for invalid arguments only.
-    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
-}
-
-fn contains_nul(field: &str) -> Message {
-    Message::Failed(format!("{field}: contains NUL"))
-}
-
-fn strings(field: &str, list: &[String]) -> Result<Vec<CString>, Message> {
-    let strings: Result<_, _> = list.iter().map(|text| CString::new(text.as_str())).collect();
-    strings.map_err(|_| contains_nul(field))
-}
-
-/// The home directory that the container's own /etc/passwd gives a user.
-fn home(uid: u32) -> String {
-    let file = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(Path::new("/etc/passwd"));
-    let mut text = Vec::new();
-    if let Ok(file) = file
-        && file.metadata().is_ok_and(|metadata| metadata.is_file())
-    {
-        // What could not be read names nobody.
-        let _ = file.take(PASSWD_MAX).read_to_end(&mut text);
-    }
-    home_in(&String::from_utf8_lossy(&text), uid).unwrap_or("/").to_owned()
-}
-
-fn home_in(passwd: &str, uid: u32) -> Option<&str> {
-    let uid = uid.to_string();
-    passwd
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| fields.len() >= 6 && fields[2] == uid)
-        .map(|fields| fields[5])
-        .filter(|home| !home.is_empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn homes_come_from_passwd() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nodd\nu:x:1000:1000::/home/u:/bin/sh\nn:x:5:5:::\n";
-        assert_eq!(home_in(passwd, 0), Some("/root"));
-        assert_eq!(home_in(passwd, 1000), Some("/home/u"));
-        assert_eq!(home_in(passwd, 5), None);
-        assert_eq!(home_in(passwd, 7), None);
+        self.reporter.send(&self.program.execute());
+        Err(ExecutorError::Other("the command cannot be executed".to_owned()))
     }
 }

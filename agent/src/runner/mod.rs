@@ -4,9 +4,18 @@
 //! process, so it writes nothing to them; it tells the agent through a pipe ([`report`]).
 
 pub mod capabilities;
+mod directory;
+pub mod enter;
 mod executor;
+pub mod ids;
+mod limits;
 pub mod lookup;
+mod mounts;
+mod program;
 pub mod report;
+mod scheduling;
+mod seccomp;
+mod terminal;
 mod trace;
 
 use std::ffi::OsString;
@@ -17,10 +26,11 @@ use std::path::{Path, PathBuf};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
-use oci_spec::runtime::{LinuxSeccomp, Process};
+use oci_spec::runtime::{LinuxSeccomp, PosixRlimitType, Process};
 use serde::{Deserialize, Serialize};
 
 use executor::GuestExecutor;
+use program::Program;
 use report::{Message, Reporter};
 
 /// The name (`argv[0]`) that the agent starts a runner with.
@@ -52,14 +62,11 @@ pub enum Task {
     Create {
         /// Bring its loopback interface up.
         loopback: bool,
+        /// What the container cannot write.
+        readonly_paths: Vec<String>,
     },
     /// Start a further process.
-    Exec {
-        /// The process as libcontainer gets it.
-        process_file: PathBuf,
-        /// The cgroup below the container's in which it shall be.
-        sub_cgroup: Option<String>,
-    },
+    Exec(enter::Target),
 }
 
 /// Why a runner could not do its job.
@@ -73,6 +80,12 @@ enum RunnerError {
     Container(#[from] LibcontainerError),
     #[error("libcontainer names no process")]
     NoProcess,
+    #[error("{0} cannot be set up for the process")]
+    Enter(&'static str, #[source] std::io::Error),
+    #[error("the ids of a user namespace cannot be written")]
+    Ids(#[source] std::io::Error),
+    #[error("process.rlimits {0}: the kernel refused it")]
+    Limit(PosixRlimitType, #[source] std::io::Error),
     #[error("the network namespace's loopback interface cannot be brought up")]
     Loopback(#[source] std::io::Error),
 }
@@ -107,31 +120,27 @@ fn run(file: &Path, reporter: Reporter) -> Result<i32, RunnerError> {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string()) {
         return Err(RunnerError::Container(LibcontainerError::OtherIO(error)));
     }
-    let executor = GuestExecutor { process: job.process, seccomp: job.seccomp, reporter };
-    let builder = ContainerBuilder::new(job.name, SyscallType::default())
+    let program = Program { process: job.process, seccomp: job.seccomp };
+    let (loopback, readonly_paths) = match job.task {
+        Task::Exec(target) => return enter::run(&target, program, job.console_socket, reporter),
+        Task::Create { loopback, readonly_paths } => (loopback, readonly_paths),
+    };
+    let limits = program.process.rlimits().clone().unwrap_or_default();
+    ids::provide(&job.bundle).map_err(RunnerError::Ids)?;
+    let container = ContainerBuilder::new(job.name, SyscallType::default())
         .with_root_path(&job.state)?
         .with_console_socket(job.console_socket)
-        .with_executor(executor);
-    match job.task {
-        Task::Create { loopback } => {
-            let container = builder.as_init(&job.bundle).with_systemd(false).with_detach(true).build()?;
-            let pid = container.pid().ok_or(RunnerError::NoProcess)?.as_raw();
-            if loopback {
-                loopback_up(pid).map_err(RunnerError::Loopback)?;
-            }
-            Ok(pid)
-        }
-        Task::Exec { process_file, sub_cgroup } => {
-            let pid = builder
-                .as_tenant()
-                .with_process(Some(process_file))
-                .with_sub_cgroup(sub_cgroup)
-                .with_detach(true)
-                .with_ignore_paused(true)
-                .build()?;
-            Ok(pid.as_raw())
-        }
+        .with_executor(GuestExecutor { program, readonly_paths, reporter })
+        .as_init(&job.bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .build()?;
+    let pid = container.pid().ok_or(RunnerError::NoProcess)?.as_raw();
+    limits::set(pid, &limits).map_err(|(kind, error)| RunnerError::Limit(kind, error))?;
+    if loopback {
+        loopback_up(pid).map_err(RunnerError::Loopback)?;
     }
+    Ok(pid)
 }
 
 /// Enters the network namespace of a process for good, and sets its loopback up. It is the

@@ -4,9 +4,11 @@
 //! The container's first process keeps the pipe open while it waits to be started. The
 //! kernel closes it when the program is executed, so its end says that this succeeded.
 
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 /// The kernel writes this much to a pipe without mixing it with others.
@@ -67,6 +69,14 @@ fn shorten(message: &Message) -> Message {
         Message::NotExecutable(text) => Message::NotExecutable(cut(text)),
         Message::Failed(text) => Message::Failed(cut(text)),
         Message::Done { pid } => Message::Done { pid: *pid },
+    }
+}
+
+/// What went wrong in the small letters by which engines tell a missing file from other failures.
+pub fn reason(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => Errno::from_raw(number).desc().to_lowercase(),
+        None => error.to_string(),
     }
 }
 

@@ -16,17 +16,17 @@ pub async fn create(
     agent: Arc<Agent>,
     request: CreateContainerRequest,
 ) -> Result<CreateContainerResponse, CreateError> {
-    let pid = create::create(&agent, request).await?;
+    let pid = create::create(&agent.runtime, request).await?;
     Ok(CreateContainerResponse { pid: pid as u32, ..Default::default() })
 }
 
 pub async fn start(agent: Arc<Agent>, request: ContainerRequest) -> Result<Empty, ChangeError> {
-    start::start(&agent.containers.get(&request.container_id)?).await?;
+    start::start(&agent.runtime.containers.get(&request.container_id)?).await?;
     Ok(Empty::new())
 }
 
 pub async fn delete(agent: Arc<Agent>, request: ContainerRequest) -> Result<Empty, DeleteError> {
-    delete::delete(&agent, &request.container_id).await?;
+    delete::delete(&agent.runtime, &request.container_id).await?;
     Ok(Empty::new())
 }
 
@@ -35,12 +35,12 @@ pub async fn set_paused(
     request: ContainerRequest,
     paused: bool,
 ) -> Result<Empty, ChangeError> {
-    start::set_paused(agent.containers.get(&request.container_id)?, paused).await?;
+    start::set_paused(agent.runtime.containers.get(&request.container_id)?, paused).await?;
     Ok(Empty::new())
 }
 
 pub async fn update(agent: Arc<Agent>, request: UpdateContainerRequest) -> Result<Empty, ChangeError> {
-    let container = agent.containers.get(&request.container_id)?;
+    let container = agent.runtime.containers.get(&request.container_id)?;
     let resources = spec::parse_json("resources", &request.resources)?;
     start::update(container, resources).await?;
     Ok(Empty::new())
@@ -50,7 +50,7 @@ pub async fn stats(
     agent: Arc<Agent>,
     request: ContainerRequest,
 ) -> Result<ContainerStatsResponse, ChangeError> {
-    let container = agent.containers.get(&request.container_id)?;
+    let container = agent.runtime.containers.get(&request.container_id)?;
     // The counters of its own network namespace, if it has one; the guest's, if it has ended.
     let network = fs::read_to_string(format!("/proc/{}/net/dev", container.init.pid))
         .or_else(|_| fs::read_to_string("/proc/net/dev"))

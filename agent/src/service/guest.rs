@@ -91,7 +91,7 @@ pub async fn setup(
     if let Some(cpus) = request.cpus.as_ref() {
         online_cpus(cpus.clone()).await?;
     }
-    storage::mount_all(&agent.storages, NOBODY, request.storages).await?;
+    storage::mount_all(&agent.runtime.storages, NOBODY, request.storages).await?;
     if let Some(network) = request.network.into_option() {
         agent.network.set(network).await?;
     }
@@ -100,12 +100,12 @@ pub async fn setup(
 }
 
 pub async fn mount(agent: Arc<Agent>, request: MountStorageRequest) -> Result<Empty, StorageError> {
-    storage::mount_all(&agent.storages, NOBODY, vec![request.storage.unwrap_or_default()]).await?;
+    storage::mount_all(&agent.runtime.storages, NOBODY, vec![request.storage.unwrap_or_default()]).await?;
     Ok(Empty::new())
 }
 
 pub async fn unmount(agent: Arc<Agent>, request: UnmountStorageRequest) -> Result<Empty, StorageError> {
-    storage::unmount(&agent.storages, &request.mount_point).await?;
+    storage::unmount(&agent.runtime.storages, &request.mount_point).await?;
     Ok(Empty::new())
 }
 
@@ -141,17 +141,17 @@ pub async fn shutdown(agent: &Arc<Agent>) -> ttrpc::Result<Empty> {
     const TIME_MAX: Duration = Duration::from_secs(12);
     const HOST_TIME: Duration = Duration::from_secs(5);
     let end = async {
-        for container in agent.containers.all() {
-            if let Err(error) = crate::container::delete::delete(agent, &container.id).await {
+        for container in agent.runtime.containers.all() {
+            if let Err(error) = crate::container::delete::delete(&agent.runtime, &container.id).await {
                 log::warn!("shutdown: {}", crate::error::chain(&error));
             }
         }
-        storage::unmount_every(&agent.storages).await;
+        storage::unmount_every(&agent.runtime.storages).await;
         // Waits for the disks.
         let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
     };
     // What is not on its disk yet is lost with the VM. The host looks whether anything is written.
-    if agent.storages.have_writable_disk() {
+    if agent.runtime.storages.have_writable_disk() {
         end.await;
     } else if tokio::time::timeout(TIME_MAX, end).await.is_err() {
         log::error!("shutdown: not everything ended within {TIME_MAX:?}");

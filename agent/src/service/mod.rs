@@ -18,30 +18,18 @@ use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, ServerStreamSender, TtrpcContext};
 use ttrpc::proto::Code;
 
-use crate::container::Containers;
+use crate::container::Runtime;
 use crate::error::{Coded, status};
-use crate::events::Events;
 use crate::network::Network;
-use crate::process::{Process, ProcessTable};
-use crate::storage::Storages;
-use crate::streams::StreamTable;
-use crate::{reaper, resolver};
+use crate::resolver;
 
 /// Everything that the agent knows.
 #[derive(Default)]
 pub struct Agent {
-    /// The containers.
-    pub containers: Containers,
-    /// Their processes.
-    pub processes: ProcessTable,
-    /// The streams that wait for a connection.
-    pub streams: StreamTable,
-    /// What has been mounted for the host.
-    pub storages: Storages,
+    /// The containers and what they share.
+    pub runtime: Arc<Runtime>,
     /// The network that the host wants.
     pub network: Network,
-    /// Who hears of what happens.
-    pub events: Events,
     started_nanoseconds: u64,
     ready_nanoseconds: AtomicU64,
     watchers: processes::Watchers,
@@ -56,26 +44,6 @@ impl Agent {
     /// Notes that requests can be served from now on.
     pub fn mark_ready(&self) {
         self.ready_nanoseconds.store(guest::boot_nanoseconds(), Ordering::Relaxed);
-    }
-
-    /// Adds a process to the table; one that has ended already gets its end recorded.
-    pub fn adopt(self: &Arc<Self>, process: Arc<Process>) {
-        if let Some(ended) = self.processes.add(process.clone()) {
-            reaper::finish(self, process, ended);
-        }
-    }
-
-    /// Looks whether the out-of-memory killer hit a container, tells those who watch, and
-    /// says whether it ever did.
-    pub fn out_of_memory(&self, container_id: &str) -> bool {
-        let Ok(container) = self.containers.get(container_id) else { return false };
-        let kills = container.cgroup.oom_kills();
-        let mut told = container.oom_kills.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if kills > *told {
-            *told = kills;
-            self.events.out_of_memory(container_id);
-        }
-        *told > 0
     }
 }
 
@@ -251,8 +219,8 @@ impl Service for Rpc {
         _: &TtrpcContext,
         request: ForwardResolverRequest,
     ) -> ttrpc::Result<Empty> {
-        let agent = self.0.clone();
-        complete(async move { resolver::forward(agent, request).await.map(|()| Empty::new()) }).await
+        let streams = self.0.runtime.streams.clone();
+        complete(async move { resolver::forward(streams, request).await.map(|()| Empty::new()) }).await
     }
 
     async fn online_cpus(

@@ -48,25 +48,25 @@ impl Coded for ProcessError {
 }
 
 fn find(agent: &Agent, container_id: &str, exec_id: &str) -> Result<Arc<Process>, LookupError> {
-    agent.containers.get(container_id)?.process(exec_id)
+    agent.runtime.containers.get(container_id)?.process(exec_id)
 }
 
 pub async fn list(
     agent: Arc<Agent>,
     request: ContainerRequest,
 ) -> Result<ListProcessesResponse, ProcessError> {
-    let container = agent.containers.get(&request.container_id)?;
+    let container = agent.runtime.containers.get(&request.container_id)?;
     Ok(ListProcessesResponse { processes: list::processes(&container), ..Default::default() })
 }
 
 pub async fn exec(agent: Arc<Agent>, request: ExecProcessRequest) -> Result<ExecProcessResponse, ExecError> {
-    let container = agent.containers.get(&request.container_id)?;
-    let pid = exec::exec(&agent, container, request).await?;
+    let container = agent.runtime.containers.get(&request.container_id)?;
+    let pid = exec::exec(&agent.runtime, container, request).await?;
     Ok(ExecProcessResponse { pid: pid as u32, ..Default::default() })
 }
 
 pub async fn signal(agent: Arc<Agent>, request: SignalProcessRequest) -> Result<Empty, ProcessError> {
-    let container = agent.containers.get(&request.container_id)?;
+    let container = agent.runtime.containers.get(&request.container_id)?;
     let process = container.process(&request.exec_id)?;
     if request.all {
         list::signal_all(&container, request.signal)?;
@@ -121,7 +121,7 @@ pub async fn watch(
         }
         watchers.push_back(dismissed.clone());
     }
-    let mut events = agent.events.subscribe();
+    let mut events = agent.runtime.events.subscribe();
     loop {
         let event = tokio::select! {
             event = events.recv() => event,

@@ -5,6 +5,7 @@ use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use pouch_protocol::agent::command_error::Kind;
 use pouch_protocol::agent::{
     AddEntropyRequest, AdjustTimeRequest, CheckRequest, CheckResponse, ContainerRequest,
     CreateContainerRequest, Empty, ExecProcessRequest, ForwardResolverRequest, OnlineCpusRequest,
@@ -27,8 +28,6 @@ const SIGNAL: Duration = Duration::from_secs(30);
 const SHUTDOWN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of entropy for a new guest.
 const ENTROPY: usize = 64;
-/// How the agent begins the text of an error of the command itself, as runc does.
-const EXEC: &str = "exec: ";
 /// Characters of an error text that are passed on.
 const MAX_MESSAGE: usize = 2000;
 
@@ -42,6 +41,8 @@ pub enum AgentError {
         code: Code,
         /// Its text.
         message: String,
+        /// Why the command cannot be executed, if that is it.
+        command: Option<Kind>,
     },
     /// It does not answer.
     #[error("the agent in the guest does not answer to {call}: {text}")]
@@ -63,10 +64,8 @@ impl AgentError {
     pub fn failure(&self) -> Failure {
         let message = self.to_string();
         let status = match self {
-            AgentError::Refused { code: Code::NOT_FOUND, message } if message.starts_with(EXEC) => 127,
-            AgentError::Refused { code: Code::PERMISSION_DENIED, message } if message.starts_with(EXEC) => {
-                126
-            }
+            AgentError::Refused { command: Some(Kind::NOT_FOUND), .. } => 127,
+            AgentError::Refused { command: Some(Kind::NOT_EXECUTABLE), .. } => 126,
             _ => 1,
         };
         Failure { message, status }
@@ -81,9 +80,11 @@ impl From<AgentError> for Failure {
 
 fn error(call: &'static str) -> impl FnOnce(Error) -> AgentError {
     move |error| match error {
-        Error::RpcStatus(status) => {
-            AgentError::Refused { code: status.code(), message: printable(status.message()) }
-        }
+        Error::RpcStatus(status) => AgentError::Refused {
+            code: status.code(),
+            message: printable(status.message()),
+            command: pouch_protocol::command_error(&status),
+        },
         other => AgentError::Silent { call, text: printable(&other.to_string()) },
     }
 }
@@ -331,16 +332,19 @@ pub fn random_bytes<const N: usize>() -> Option<[u8; N]> {
 mod tests {
     use super::*;
 
-    fn status(code: Code, message: &str) -> u8 {
-        AgentError::Refused { code, message: message.to_owned() }.failure().status
-    }
-
     #[test]
     fn commands_that_cannot_run_have_the_shells_statuses() {
-        assert_eq!(status(Code::NOT_FOUND, "exec: \"foo\": executable file not found in $PATH"), 127);
-        assert_eq!(status(Code::PERMISSION_DENIED, "exec: \"/etc\": is a directory"), 126);
-        assert_eq!(status(Code::NOT_FOUND, "container a: there is none"), 1);
-        assert_eq!(status(Code::INVALID_ARGUMENT, "linux.intelRdt: not available"), 1);
+        let status = |kind: Option<Kind>| {
+            let status = ttrpc::get_status(Code::NOT_FOUND, "exec: why");
+            let status = match kind {
+                Some(kind) => pouch_protocol::with_command_error(status, kind),
+                None => status,
+            };
+            error("Call")(Error::RpcStatus(status)).failure().status
+        };
+        assert_eq!(status(Some(Kind::NOT_FOUND)), 127);
+        assert_eq!(status(Some(Kind::NOT_EXECUTABLE)), 126);
+        assert_eq!(status(None), 1, "whatever the text is");
     }
 
     #[test]

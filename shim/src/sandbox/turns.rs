@@ -62,7 +62,8 @@ mod tests {
     #[test]
     fn a_refusal_concerns_nobody_else() {
         let turns = Turns::default();
-        let refusal = AgentError::Refused { code: ttrpc::Code::NOT_FOUND, message: String::new() };
+        let refusal =
+            AgentError::Refused { code: ttrpc::Code::NOT_FOUND, message: String::new(), command: None };
         assert!(turns.take::<()>(|| Err(refusal)).is_err());
         assert_eq!(turns.take_behind(0, || Ok(1)).unwrap(), 1);
     }

@@ -10,7 +10,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use oci_spec::runtime::{
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount, Process, Spec,
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount, Process,
+    Spec,
 };
 
 use super::{ForExec, rich};
@@ -31,12 +32,16 @@ pub struct Adapted {
     pub sysctls: HashMap<String, String>,
     /// The container has a network namespace of its own, whose loopback is down.
     pub own_network: bool,
+    /// That network namespace takes the place of the guest's.
+    pub takes_network: bool,
     /// The container's root as the guest knows it.
     pub owner: Option<u32>,
+    /// What the container cannot write.
+    pub readonly_paths: Vec<String>,
 }
 
-/// Takes a checked specification apart.
-pub fn adapt(mut spec: Spec, cgroup: &Cgroup) -> Result<Adapted, RequestError> {
+/// Takes a checked specification apart. `alone` says that no other container uses the guest's network.
+pub fn adapt(mut spec: Spec, cgroup: &Cgroup, alone: bool) -> Result<Adapted, RequestError> {
     if rich::is_rich(&spec) {
         rich::adapt(&mut spec);
     }
@@ -44,19 +49,32 @@ pub fn adapt(mut spec: Spec, cgroup: &Cgroup) -> Result<Adapted, RequestError> {
     let mut process = spec.process().clone().unwrap_or_default();
     let resources = linux.resources().clone();
     let seccomp = linux.seccomp().clone();
-    let for_exec = ForExec { seccomp: seccomp.filter(useful), oom_score_adj: process.oom_score_adj() };
 
     let namespaces = linux.namespaces_mut().get_or_insert_default();
     // The cgroup hierarchy above the container is the agent's and means nothing to it.
-    if !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Cgroup) {
-        let namespace = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Cgroup).build();
-        namespaces.push(namespace.map_err(|error| RequestError::new("linux.namespaces", error.to_string()))?);
+    let has =
+        |namespaces: &[LinuxNamespace], kind| namespaces.iter().any(|namespace| namespace.typ() == kind);
+    if !has(namespaces, LinuxNamespaceType::Cgroup) {
+        namespaces.push(new_namespace(LinuxNamespaceType::Cgroup)?);
     }
-    let own = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind && namespace.path().is_none());
-    let own_network = own(LinuxNamespaceType::Network);
-    let shares_network = !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Network);
-    let own_user = own(LinuxNamespaceType::User);
+    let own_user = namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::User && one.path().is_none());
+    // Only who owns a network namespace can set up what is in it, and the guest's belongs to the guest's root.
+    let takes_network = own_user && alone && !has(namespaces, LinuxNamespaceType::Network);
+    if takes_network {
+        namespaces.push(new_namespace(LinuxNamespaceType::Network)?);
+    }
+    let own_network =
+        namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::Network && one.path().is_none());
+    let shares_network = !has(namespaces, LinuxNamespaceType::Network);
+    let for_exec = ForExec {
+        seccomp: seccomp.filter(useful),
+        oom_score_adj: process.oom_score_adj(),
+        personality: linux.personality().as_ref().map(|personality| personality.domain()),
+        users: own_user.then(|| linux.uid_mappings().clone().unwrap_or_default()),
+    };
     let owner = own_user.then(|| mapped_root(linux.uid_mappings().as_deref())).flatten();
+    let readonly_paths = linux.readonly_paths().clone().unwrap_or_default();
+    linux.set_readonly_paths(None);
 
     let (inside, sysctls) = split_sysctls(linux.sysctl().clone().unwrap_or_default(), shares_network);
     linux.set_sysctl(Some(inside).filter(|settings| !settings.is_empty()));
@@ -75,7 +93,22 @@ pub fn adapt(mut spec: Spec, cgroup: &Cgroup) -> Result<Adapted, RequestError> {
     }
     normalise(&mut process);
     spec.set_process(Some(adapt_process(&process)));
-    Ok(Adapted { spec, process, for_exec, resources, sysctls, own_network, owner })
+    Ok(Adapted {
+        spec,
+        process,
+        for_exec,
+        resources,
+        sysctls,
+        own_network,
+        takes_network,
+        owner,
+        readonly_paths,
+    })
+}
+
+fn new_namespace(kind: LinuxNamespaceType) -> Result<LinuxNamespace, RequestError> {
+    let namespace = LinuxNamespaceBuilder::default().typ(kind).build();
+    namespace.map_err(|error| RequestError::new("linux.namespaces", error.to_string()))
 }
 
 /// An empty filter would cost every system call a little and refuse none.
@@ -86,9 +119,13 @@ fn useful(seccomp: &LinuxSeccomp) -> bool {
 }
 
 /// The process as libcontainer gets it: what the runner does itself is taken out.
-pub fn adapt_process(process: &Process) -> Process {
+fn adapt_process(process: &Process) -> Process {
     let mut process = process.clone();
     process.set_capabilities(None);
+    // libcontainer sets limits in the container's user namespace, where none can be raised, and enters the working
+    // directory without making it.
+    process.set_rlimits(None);
+    process.set_cwd("/".into());
     process.set_apparmor_profile(None).set_selinux_label(None);
     // libcontainer asks the C library for a missing HOME, and that would load code from the
     // container's own libraries into the runner.
@@ -101,7 +138,7 @@ pub fn adapt_process(process: &Process) -> Process {
 }
 
 /// `false` means to libcontainer something other than absence, to the specification not.
-pub fn normalise(process: &mut Process) {
+fn normalise(process: &mut Process) {
     if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);
     }
@@ -199,7 +236,7 @@ mod tests {
             "ociVersion": "1.2.0",
             "root": {"path": "/r"},
             "process": {
-                "args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["A=1"],
+                "args": ["sh"], "cwd": "/w", "rlimits": [{"type": "RLIMIT_CORE", "soft": 0, "hard": 1}], "user": {"uid": 0, "gid": 0}, "env": ["A=1"],
                 "noNewPrivileges": false, "capabilities": {"effective": ["CAP_KILL"]}
             },
             "linux": {"namespaces": [{"type": "mount"}]},
@@ -207,7 +244,7 @@ mod tests {
         for (key, value) in extra.as_object().unwrap() {
             spec["linux"][key] = value.clone();
         }
-        adapt(super::super::parse(spec.to_string().as_bytes()).unwrap(), &Cgroup::of("c")).unwrap()
+        adapt(super::super::parse(spec.to_string().as_bytes()).unwrap(), &Cgroup::of("c"), true).unwrap()
     }
 
     #[test]
@@ -222,6 +259,7 @@ mod tests {
         assert!(adapted.for_exec.seccomp.is_some() && adapted.resources.is_some());
         let theirs = adapted.spec.process().as_ref().unwrap();
         assert!(theirs.capabilities().is_none() && adapted.process.capabilities().is_some());
+        assert_eq!((theirs.rlimits(), theirs.cwd().as_path()), (&None, Path::new("/")));
         assert_eq!(theirs.env().as_deref().unwrap(), ["A=1", "HOME=/"]);
         assert_eq!(adapted.process.no_new_privileges(), None);
         let cgroup = |n: &oci_spec::runtime::LinuxNamespace| n.typ() == LinuxNamespaceType::Cgroup;
@@ -246,5 +284,8 @@ mod tests {
             "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
         }));
         assert_eq!(adapted.owner, Some(1000));
+        assert!(adapted.takes_network && adapted.own_network, "its root sets the network up");
+        assert_eq!(adapted.for_exec.mapped(9), 1009);
+        assert_eq!(adapted.for_exec.mapped(10), 65534);
     }
 }

@@ -7,16 +7,23 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
 
 use crate::error::RequestError;
 
-/// Where the kernel lists its character devices by their numbers.
+/// Where the kernel lists its devices by their numbers.
 const CHARACTER_DEVICES: &str = "/sys/dev/char";
+const BLOCK_DEVICES: &str = "/sys/dev/block";
+/// The loop devices, which are numbered alike on every host (Documentation/admin-guide/devices.txt) and hold nothing
+/// until they are set up.
+const LOOP: i64 = 7;
 
 /// Refuses what the guest has not. A container that may use every device is given all of the host's by its
 /// engine, unasked; of these it gets those that there are.
 pub fn settle(spec: &mut Spec) -> Result<(), RequestError> {
-    settle_with(spec, |major, minor| Path::new(CHARACTER_DEVICES).join(format!("{major}:{minor}")).exists())
+    settle_with(spec, |block, major, minor| {
+        let list = if block { BLOCK_DEVICES } else { CHARACTER_DEVICES };
+        Path::new(list).join(format!("{major}:{minor}")).exists()
+    })
 }
 
-fn settle_with(spec: &mut Spec, has: impl Fn(i64, i64) -> bool) -> Result<(), RequestError> {
+fn settle_with(spec: &mut Spec, has: impl Fn(bool, i64, i64) -> bool) -> Result<(), RequestError> {
     let Some(linux) = spec.linux_mut() else { return Ok(()) };
     let Some(mut devices) = linux.devices().clone() else { return Ok(()) };
     if allows_all(linux) {
@@ -42,11 +49,11 @@ fn allows_all(linux: &Linux) -> bool {
     })
 }
 
-fn problem(device: &LinuxDevice, has: impl Fn(i64, i64) -> bool) -> Option<String> {
+fn problem(device: &LinuxDevice, has: impl Fn(bool, i64, i64) -> bool) -> Option<String> {
     let (path, major, minor) = (device.path().display(), device.major(), device.minor());
     let what = match device.typ() {
-        LinuxDeviceType::B => "block device",
-        LinuxDeviceType::C | LinuxDeviceType::U if !has(major, minor) => "character device",
+        LinuxDeviceType::B if major != LOOP || !has(true, major, minor) => "block device",
+        LinuxDeviceType::C | LinuxDeviceType::U if !has(false, major, minor) => "character device",
         _ => return None,
     };
     Some(format!("{path} is {what} {major}:{minor} of the host, which is not in the guest"))
@@ -75,8 +82,8 @@ mod tests {
         spec.linux().as_ref().unwrap().devices().as_ref().unwrap().len()
     }
 
-    fn has(major: i64, _: i64) -> bool {
-        major == 1
+    fn has(block: bool, major: i64, minor: i64) -> bool {
+        if block { (major, minor) != (LOOP, 9) } else { major == 1 }
     }
 
     #[test]
@@ -87,10 +94,18 @@ mod tests {
     }
 
     #[test]
+    fn loop_devices_are_the_same_everywhere() {
+        let mut spec = spec("b", LOOP, 0, json!([{"allow": true, "access": "rwm"}]));
+        settle_with(&mut spec, has).unwrap();
+        assert_eq!(left(&spec), 2);
+    }
+
+    #[test]
     fn what_it_has_not_is_named() {
         let deny = json!([{"allow": false, "access": "rwm"}, {"allow": true, "type": "b", "major": 254, "minor": 0}]);
-        for (kind, major) in [("b", 254), ("b", 1), ("c", 77), ("u", 77)] {
-            let error = settle_with(&mut spec(kind, major, 0, deny.clone()), has).unwrap_err().to_string();
+        for (kind, major, minor) in [("b", 254, 0), ("b", 1, 0), ("b", LOOP, 9), ("c", 77, 0), ("u", 77, 0)] {
+            let error =
+                settle_with(&mut spec(kind, major, minor, deny.clone()), has).unwrap_err().to_string();
             assert!(error.contains("linux.devices[1]") && error.contains("/dev/mine"), "{error}");
         }
     }

@@ -6,11 +6,11 @@ mod check;
 mod devices;
 pub mod rich;
 
-use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxPersonalityDomain, LinuxSeccomp, Process, Spec};
 
 use crate::error::RequestError;
 
-pub use adapt::{Adapted, adapt, adapt_process, normalise};
+pub use adapt::{Adapted, adapt};
 pub use check::{check, check_process};
 pub use devices::settle as settle_devices;
 
@@ -45,4 +45,22 @@ pub struct ForExec {
     pub seccomp: Option<LinuxSeccomp>,
     /// The first process's, for processes that name none.
     pub oom_score_adj: Option<i32>,
+    /// What the container's processes take the kernel for.
+    pub personality: Option<LinuxPersonalityDomain>,
+    /// Which users of the guest its users are; the same ones without a user namespace.
+    pub users: Option<Vec<LinuxIdMapping>>,
+}
+
+impl ForExec {
+    /// The user of the guest who is `uid` in the container. One who is nobody there is told apart from root.
+    pub fn mapped(&self, uid: u32) -> u32 {
+        /// The kernel's overflow uid.
+        const NOBODY: u32 = 65534;
+        let Some(users) = &self.users else { return uid };
+        let within = |mapping: &LinuxIdMapping| {
+            let offset = uid.checked_sub(mapping.container_id())?;
+            (offset < mapping.size()).then(|| mapping.host_id().checked_add(offset))?
+        };
+        users.iter().find_map(within).unwrap_or(NOBODY)
+    }
 }

@@ -8,16 +8,23 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, MountBuilder, Spec};
 
-/// Programs that are an init whatever the image calls the directory.
-const INIT_NAMES: &[&str] = &["init", "systemd"];
+/// Commands that start systemd whatever else may be called `init`, and the name of systemd itself: as Podman has it.
+const INIT_COMMANDS: &[&str] = &["/sbin/init", "/usr/sbin/init", "/usr/local/sbin/init"];
+const SYSTEMD: &str = "systemd";
 
 const CGROUP: &str = "/sys/fs/cgroup";
 
 /// Whether the first process is an init system, by the name that it is started with.
 pub fn is_rich(spec: &Spec) -> bool {
-    let args = spec.process().as_ref().and_then(|process| process.args().as_ref());
-    let Some(program) = args.and_then(|args| args.first()) else { return false };
-    Path::new(program).file_name().is_some_and(|name| INIT_NAMES.iter().any(|init| name == *init))
+    let args = spec.process().as_ref().and_then(|process| process.args().as_deref()).unwrap_or(&[]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    // A command of an image that is given as one line is run by a shell.
+    let program = match args.as_slice() {
+        ["/bin/sh", "-c", program, ..] => program,
+        [program, ..] => program,
+        [] => return false,
+    };
+    INIT_COMMANDS.contains(program) || Path::new(program).file_name().is_some_and(|name| name == SYSTEMD)
 }
 
 /// Gives an init what it needs.
@@ -31,16 +38,12 @@ pub fn adapt(spec: &mut Spec) {
         .position(|mount| mount.destination() == Path::new("/sys"))
         .map_or(mounts.len(), |at| at + 1);
     mounts.splice(at..at, mount("cgroup", CGROUP, &["rw", "nosuid", "noexec", "nodev", "relatime"]));
-    // State of the running system: an init expects it empty at each boot, and systemd mounts
-    // it itself where it may, but not before it has written to it. Before other mounts,
-    // because volumes may lie below.
-    for (target, options) in [
-        ("/tmp", &["nosuid", "nodev", "mode=1777"] as &[&str]),
-        ("/run/lock", &["nosuid", "nodev", "noexec", "mode=1777", "size=5m"]),
-        ("/run", &["nosuid", "nodev", "mode=0755"]),
-    ] {
+    // State of the running system, which an init mounts itself where it may, but not before it has written to it.
+    // What the image has there stays: Podman's mounts and options. Before other mounts, because volumes may lie
+    // below.
+    for target in ["/var/log/journal", "/tmp", "/run/lock", "/run"] {
         if !mounts.iter().any(|mount| same(mount.destination(), target)) {
-            mounts.splice(0..0, mount("tmpfs", target, options));
+            mounts.splice(0..0, mount("tmpfs", target, &["rw", "nosuid", "nodev", "tmpcopyup"]));
         }
     }
     spec.set_mounts(Some(mounts));
@@ -104,12 +107,13 @@ mod tests {
 
     #[test]
     fn inits_are_known_by_name() {
-        for program in
-            ["/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "init", "/usr/lib/systemd/systemd"]
-        {
+        for program in ["/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "systemd"] {
             assert!(is_rich(&spec(program)), "{program}");
         }
-        for program in ["sh", "/sbin/docker-init", "/usr/bin/tini", "initdb", "/run/podman-init"] {
+        // s6-overlay is /init, and expects what its image has below /run.
+        for program in
+            ["sh", "/init", "init", "/sbin/docker-init", "/usr/bin/tini", "initdb", "/run/podman-init"]
+        {
             assert!(!is_rich(&spec(program)), "{program}");
         }
     }
@@ -120,8 +124,19 @@ mod tests {
         adapt(&mut spec);
         let mounts = spec.mounts().as_ref().unwrap();
         let order: Vec<_> = mounts.iter().map(|mount| mount.destination().to_str().unwrap()).collect();
-        assert_eq!(order, ["/run", "/run/lock", "/proc", "/sys", "/sys/fs/cgroup", "/run/secrets", "/tmp"]);
-        assert!(mounts[4].options().as_ref().unwrap().contains(&"rw".to_owned()));
+        let expected = [
+            "/run",
+            "/run/lock",
+            "/var/log/journal",
+            "/proc",
+            "/sys",
+            "/sys/fs/cgroup",
+            "/run/secrets",
+            "/tmp",
+        ];
+        assert_eq!(order, expected);
+        assert!(mounts[0].options().as_ref().unwrap().contains(&"tmpcopyup".to_owned()));
+        assert!(mounts[5].options().as_ref().unwrap().contains(&"rw".to_owned()));
         let linux = spec.linux().as_ref().unwrap();
         assert_eq!(linux.readonly_paths().as_deref().unwrap(), ["/proc/sys"]);
         assert_eq!(spec.process().as_ref().unwrap().env().as_deref().unwrap(), ["container=pouch-vm"]);

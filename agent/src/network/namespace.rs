@@ -1,0 +1,97 @@
+//! The network namespace of a container with a user namespace.
+//!
+//! Such a container's root can set up a network namespace only if it belongs to its user namespace, and the guest's
+//! first one does not. So the container gets one of its own, and the agent's event loop, which does all that the
+//! agent does with the network, moves there. Interfaces appear in the first one, and follow.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::LinkUnspec;
+
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// Settings that a new namespace does not take over from the first one.
+const CARRIED: &[&str] = &[
+    "ipv4/ip_unprivileged_port_start",
+    "ipv4/ping_group_range",
+    "ipv6/conf/all/accept_dad",
+    "ipv6/conf/all/accept_ra",
+    "ipv6/conf/default/accept_dad",
+    "ipv6/conf/default/accept_ra",
+];
+
+/// Where the agent came from.
+struct Away {
+    /// The container that it followed.
+    container: String,
+    first: File,
+}
+
+static AWAY: Mutex<Option<Away>> = Mutex::new(None);
+
+fn away() -> MutexGuard<'static, Option<Away>> {
+    AWAY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the agent is in a container's network namespace.
+pub fn entered() -> bool {
+    away().is_some()
+}
+
+/// Moves the calling thread, which must be that of the event loop, to the network namespace of a process.
+pub fn enter(container: &str, pid: i32) -> io::Result<()> {
+    let first = File::open(OWN)?;
+    let path = |name: &str| format!("/proc/sys/net/{name}");
+    // What the kernel does not have is in neither namespace.
+    let carried = CARRIED.iter().filter_map(|name| Some((path(name), fs::read(path(name)).ok()?)));
+    let carried: Vec<_> = carried.collect();
+    setns(File::open(format!("/proc/{pid}/ns/net"))?, CloneFlags::CLONE_NEWNET)?;
+    *away() = Some(Away { container: container.to_owned(), first });
+    for (path, value) in carried {
+        if let Err(error) = fs::write(&path, value) {
+            log::warn!("cannot set {path} for the container: {error}");
+        }
+    }
+    Ok(())
+}
+
+/// Goes back, if it was this container that the agent followed.
+pub fn leave(container: &str) -> io::Result<()> {
+    let mut away = away();
+    match &*away {
+        Some(there) if there.container == container => setns(&there.first, CloneFlags::CLONE_NEWNET)?,
+        _ => return Ok(()),
+    }
+    *away = None;
+    Ok(())
+}
+
+/// Brings an interface here from the first namespace, where its number is `index`; it is called `name` from then on.
+pub async fn fetch(index: u32, name: &str) -> Result<(), rtnetlink::Error> {
+    let failed = |error: io::Error| rtnetlink::Error::NamespaceError(error.to_string());
+    let here = File::open(OWN).map_err(failed)?;
+    let opened = {
+        let away = away();
+        let Some(there) = &*away else { return Ok(()) };
+        // A socket belongs to the namespace in which it was made. Nothing else runs on this thread meanwhile.
+        setns(&there.first, CloneFlags::CLONE_NEWNET).map_err(|error| failed(error.into()))?;
+        let opened = rtnetlink::new_connection();
+        setns(&here, CloneFlags::CLONE_NEWNET).map_err(|error| failed(error.into()))?;
+        opened
+    };
+    let (connection, handle, _) = opened.map_err(failed)?;
+    let task = tokio::spawn(connection);
+    let set = async {
+        let renamed = LinkUnspec::new_with_index(index).name(name.to_owned()).build();
+        handle.link().set(renamed).execute().await?;
+        let moved = LinkUnspec::new_with_index(index).setns_by_fd(here.as_raw_fd()).build();
+        handle.link().set(moved).execute().await
+    };
+    let result = set.await;
+    task.abort();
+    result
+}
