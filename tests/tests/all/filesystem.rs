@@ -1,5 +1,8 @@
 //! What a container sees of devices, /proc, /sys and its own mounts, and its identity.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
 use pouch_tests::{Bundle, vm_only};
 use serde_json::json;
 
@@ -166,4 +169,26 @@ fn namespaces_that_are_not_asked_for_are_shared_with_nobody() {
     // In a VM every container has a network of its own, whose loopback works.
     let output = Bundle::debian().sh("cat /proc/sys/kernel/ostype; ip -o link show lo").run().ok();
     assert!(output.contains("LOOPBACK,UP"), "{output}");
+}
+
+/// An image whose init is not systemd has files below /run that it needs; a systemd finds a tmpfs there, with the
+/// image's files in it.
+#[test]
+fn the_images_files_below_run_are_there_for_every_init() {
+    vm_only!();
+    for (command, kind) in [("/init", "overlay"), ("/sbin/init", "tmpfs")] {
+        let bundle = Bundle::busybox().args([command]);
+        let root = bundle.rootfs();
+        fs::create_dir_all(root.join("run")).unwrap();
+        fs::write(root.join("run/marker"), "of the image").unwrap();
+        fs::write(root.join("init"), "#!/bin/sh\ncat /run/marker; stat -f -c ' %T' /run\n").unwrap();
+        fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755)).unwrap();
+        let _ = fs::remove_file(root.join("sbin/init"));
+        fs::copy(root.join("init"), root.join("sbin/init")).unwrap();
+        let text = bundle.run().ok();
+        assert!(
+            text.starts_with("of the image") && text.ends_with("tmpfs") == (kind == "tmpfs"),
+            "{command}: {text}"
+        );
+    }
 }

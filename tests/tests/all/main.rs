@@ -21,4 +21,5 @@ mod streams;
 mod terminal;
 mod update;
 mod upgrade;
+mod users;
 mod workloads;

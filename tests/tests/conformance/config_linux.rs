@@ -250,9 +250,10 @@ fn seccomp() {
 #[test]
 fn paths_and_settings() {
     let script = "cat /etc/hostname 2>&1 | wc -c; ls /etc/default | wc -l; touch /usr/share/x || echo refused; \
-                  cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax";
+                  /usr/share/program && echo executed; cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax";
     let bundle = Bundle::debian().sh(script);
     fs::write(bundle.rootfs().join("etc/hostname"), "masked").unwrap();
+    fs::copy(bundle.rootfs().join("bin/true"), bundle.rootfs().join("usr/share/program")).unwrap();
     let bundle = bundle
         .push("/linux/maskedPaths", json!("/etc/hostname"))
         .push("/linux/maskedPaths", json!("/etc/default"))
@@ -265,9 +266,9 @@ fn paths_and_settings() {
     section.must("a masked file cannot be read", || assert_eq!(lines[0], "0"));
     section.must("a masked folder cannot be read", || assert_eq!(lines[1], "0"));
     let mut section = Section::new(DOCUMENT, "Readonly Paths");
-    section.must("a read-only path cannot be written", || assert_eq!(lines[2], "refused"));
+    section.must("a read-only path cannot be written", || assert_eq!(lines[2..4], ["refused", "executed"]));
     let mut section = Section::new(DOCUMENT, "Sysctl");
-    section.must("kernel settings are made", || assert_eq!(lines[3..], ["777", "8888"]));
+    section.must("kernel settings are made", || assert_eq!(lines[4..], ["777", "8888"]));
     let mut section = Section::new(DOCUMENT, "Personality");
     let unknown = [not_runc("runc 1.1 does not know it")];
     section.must_but("the domain LINUX32 shows a 32-bit processor", &unknown, || {

@@ -19,6 +19,12 @@ fn streams_and_status(engine: Engine) {
     assert_eq!(output.text(), "300000");
     // Without -i there is no input.
     assert_eq!(container.exec_invocation(&[], &["wc", "-c"]).stdin("lost").run().ok(), "0");
+    let kinds = |options: &[&str]| {
+        let look = ["sh", "-c", "readlink /proc/self/fd/0 | sed 's/[^a-z:/].*//'"];
+        container.exec_invocation(options, &look).stdin("").run().ok()
+    };
+    assert!(kinds(&[]).ends_with("/null"), "{}", kinds(&[]));
+    assert_eq!(kinds(&["-i"]), "pipe:");
     let output = container.exec(&[], &["sh", "-c", "head -c 1000000 /dev/zero; printf end"]);
     assert_eq!((output.status, output.stdout.len()), (0, 1_000_003));
 }

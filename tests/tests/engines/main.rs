@@ -20,4 +20,5 @@ mod storage;
 mod systemd;
 mod terminals;
 mod upgrade;
+mod users;
 mod watching;

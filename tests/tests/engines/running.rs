@@ -3,7 +3,7 @@
 use pouch_tests::{Difference, Engine, engine_tests};
 
 engine_tests! {
-    both: output_and_status, input_to_its_end, detached, not_found_and_not_executable, identity, names_and_addresses,
+    both: output_and_status, input_to_its_end, detached, not_found_and_not_executable, identity, names_and_addresses, what_programs_look_at,
         privileges, privileges_of_a_file, init, image_settings, four_at_once;
 }
 
@@ -47,6 +47,25 @@ fn not_found_and_not_executable(engine: Engine) {
         let output = engine.run(&[], "debian", &[program]);
         output.fails(status).fails_naming(&[program, word]);
     }
+}
+
+/// Small things by which programs decide what they do.
+fn what_programs_look_at(engine: Engine) {
+    let folder = tempfile::Builder::new().prefix("pouch-volume-").tempdir_in("/var/tmp").unwrap();
+    let script = "import ctypes, os\n\
+        call = ctypes.CDLL(None, use_errno=True).syscall\n\
+        def errno(*numbers):\n\
+        \x20   call(*map(ctypes.c_long, numbers))\n\
+        \x20   return ctypes.get_errno()\n\
+        print(os.readlink('/proc/self/fd/0'), oct(os.stat('/root').st_mode), os.getcwd())\n\
+        # One that no kernel has, and clone() with a new user namespace, which the engines' profiles refuse.\n\
+        print(errno(900), errno(56, 0x10000011, 0, 0, 0, 0))";
+    let volume = format!("{}:/data", folder.path().display());
+    // Podman wants the working directory to be there.
+    let directory = if engine.is_docker() { "/data/sub" } else { "/data" };
+    let options = ["-v", &volume, "-w", directory, "--tmpfs", "/root"];
+    let output = engine.run(&options, "python", &["python3", "-c", script]);
+    assert_eq!(output.ok(), format!("/dev/null 0o40700 {directory}\n38 1"));
 }
 
 fn identity(engine: Engine) {
