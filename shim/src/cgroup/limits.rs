@@ -89,7 +89,8 @@ fn forbids_swap(memory: &LinuxMemory) -> bool {
     memory.limit().is_some_and(|limit| limit > 0 && memory.swap() == Some(limit))
 }
 
-/// What systemd is told of a part; none if it has no property for it.
+/// What systemd is told of a part; none if it has no property for it. It would have one for CPUs by number, whose
+/// type libcgroups has wrong: an array of bytes.
 ///
 /// libcgroups tells it of CPU time and period whatever the part is about, and takes what is left out
 /// for unlimited. So what `cpu_max` says goes with it.
@@ -103,12 +104,11 @@ fn for_systemd(part: &LinuxResources, cpu_max: &str) -> Option<LinuxResources> {
                 let (quota, period) = (quota.or(cpu.quota()), period.or(cpu.period()));
                 cpu = with_time(cpu, quota, period);
             }
-            "cpuset.cpus" => drop(cpu.set_cpus(Some(value.clone()))),
-            "cpuset.mems" => drop(cpu.set_mems(Some(value.clone()))),
             _ => {}
         }
     }
     told.set_unified(None).set_cpu(None);
+    cpu.set_cpus(None).set_mems(None);
     if cpu != LinuxCpu::default() {
         let (quota, period) = parse_cpu_max(cpu_max);
         let (own_quota, own_period) = (cpu.quota(), cpu.period());
@@ -185,25 +185,26 @@ mod tests {
         for_systemd(&serde_json::from_str(json).unwrap(), "50000 80000\n")
     }
 
-    fn cpu(json: &str) -> (Option<u64>, Option<i64>, Option<u64>, Option<String>) {
+    fn cpu(json: &str) -> (Option<u64>, Option<i64>, Option<u64>) {
         let cpu = told(json).unwrap().cpu().clone().unwrap();
-        (cpu.shares(), cpu.quota(), cpu.period(), cpu.cpus().clone())
+        (cpu.shares(), cpu.quota(), cpu.period())
     }
 
     #[test]
     fn systemd_keeps_the_cpu_time_that_a_part_leaves_out() {
-        let cpus = || Some("0-1".to_owned());
-        assert_eq!(cpu(r#"{"cpu": {"cpus": "0-1"}}"#), (None, Some(50000), Some(80000), cpus()));
-        assert_eq!(cpu(r#"{"cpu": {"shares": 9}}"#), (Some(9), Some(50000), Some(80000), None));
-        assert_eq!(cpu(r#"{"cpu": {"period": 100000}}"#), (None, Some(50000), Some(100_000), None));
-        assert_eq!(cpu(r#"{"cpu": {"quota": -1}}"#), (None, Some(-1), Some(80000), None));
-        assert_eq!(cpu(r#"{"unified": {"cpu.max": "max 7"}}"#), (None, Some(-1), Some(7), None));
-        assert_eq!(cpu(r#"{"unified": {"cpuset.cpus": "0-1"}}"#), (None, Some(50000), Some(80000), cpus()));
+        assert_eq!(cpu(r#"{"cpu": {"shares": 9}}"#), (Some(9), Some(50000), Some(80000)));
+        assert_eq!(cpu(r#"{"cpu": {"period": 100000}}"#), (None, Some(50000), Some(100_000)));
+        assert_eq!(cpu(r#"{"cpu": {"quota": -1}}"#), (None, Some(-1), Some(80000)));
+        assert_eq!(cpu(r#"{"unified": {"cpu.max": "max 7"}}"#), (None, Some(-1), Some(7)));
     }
 
     #[test]
     fn systemd_is_not_told_what_it_has_no_property_for() {
-        assert_eq!(told(r#"{"unified": {"io.max": "8:0 rbps=1", "cpu.weight": "7"}}"#), None);
+        assert_eq!(
+            told(r#"{"unified": {"io.max": "8:0 rbps=1", "cpu.weight": "7", "cpuset.cpus": "0"}}"#),
+            None
+        );
+        assert_eq!(told(r#"{"cpu": {"cpus": "0-1", "mems": "0"}}"#), None);
         let memory = r#"{"memory": {"limit": 5}}"#;
         assert_eq!(told(memory).unwrap(), serde_json::from_str(memory).unwrap());
     }
