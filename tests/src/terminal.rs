@@ -124,6 +124,11 @@ impl ConsoleSocket {
 
     /// Takes the terminal that the runtime sends.
     pub fn receive(&self) -> Terminal {
+        Terminal::of(self.receive_unread())
+    }
+
+    /// Takes the terminal that the runtime sends, for a test that reads it itself.
+    pub fn receive_unread(&self) -> File {
         let mut stream = None;
         self.listener.set_nonblocking(true).unwrap();
         eventually("a terminal is sent to the console socket", || {
@@ -132,7 +137,7 @@ impl ConsoleSocket {
         });
         let stream = stream.unwrap();
         stream.set_nonblocking(false).unwrap();
-        Terminal::of(File::from(receive_descriptor(&stream)))
+        File::from(receive_descriptor(&stream))
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "this is test code, which fails by panicking")]
 
 mod bad_input;
+mod clock;
 mod command_line;
 mod events;
 mod exec;

@@ -53,6 +53,13 @@ impl Namespace {
         self.ip(&format!("link set {name} up"));
     }
 
+    /// An interface eth0 of this kind on one of the host's.
+    fn take_child(&self, parent: &str, kind: &str) {
+        let name = format!("{parent}-c");
+        ip(&format!("link add link {parent} name {name} type {kind}"));
+        ip(&format!("link set {name} netns {} name eth0", self.0));
+    }
+
     fn bundle(&self, bundle: Bundle) -> Bundle {
         join(bundle, &self.path())
     }
@@ -89,13 +96,19 @@ fn everything_of_the_namespace_is_in_the_container() {
     namespace.ip("route add 10.99.0.0/16 via 10.77.2.1 dev net-one metric 50");
     namespace.ip("-6 route add default via fd77::1");
     namespace.ip("neigh add 10.77.2.77 lladdr 02:00:00:00:00:77 dev net-one nud permanent");
+    namespace.ip("addr add 10.66.0.2 peer 10.66.0.1/32 dev net-one");
+    namespace.ip("link set net-one mtu 65535");
+    ip(&format!("netns exec {} tc qdisc add dev net-one clsact", namespace.0));
     let container = namespace.idle();
+    container.sh("ping -c 1 -W 60 10.77.2.1");
+    assert_eq!(container.sh("cat /sys/class/net/net-one/mtu"), "65535");
     let addresses = lines(&container, "ip -o addr");
     for expected in [
         "eth0 inet 10.77.1.2/24 brd 10.77.1.255 scope global eth0",
         "eth0 inet 10.77.1.9/32 scope global eth0",
         "eth0 inet6 fd77::2/64 scope global",
         "net-one inet 10.77.2.2/24 brd 10.77.2.255 scope global net-one",
+        "net-one inet 10.66.0.2 peer 10.66.0.1/32 scope global net-one",
     ] {
         // runc leaves the broadcast address to whoever sets the address.
         let plain = expected.split(" brd ").next().unwrap();
@@ -106,6 +119,7 @@ fn everything_of_the_namespace_is_in_the_container() {
     for expected in [
         "default via 10.77.1.1 dev eth0",
         "10.99.0.0/16 via 10.77.2.1 dev net-one metric 50",
+        "10.66.0.1 dev net-one",
         "default via fd77::1 dev eth0",
     ] {
         assert!(routes.iter().any(|line| line.starts_with(expected)), "{expected} in {routes:#?}");
@@ -239,9 +253,11 @@ fn an_interface_without_traffic_takes_no_processor() {
 #[test]
 fn what_changes_later_reaches_the_container() {
     let namespace = Namespace::new();
-    namespace.veth("eth0", 4);
-    let container = namespace.idle();
+    let bundle = Bundle::busybox().args(["sleep", "100000"]).capable(&["CAP_NET_ADMIN"]);
+    let container = namespace.bundle(bundle).start();
     let has = |name: &str| container.exec(&["test", "-e", &format!("/sys/class/net/{name}")]).status == 0;
+    namespace.veth("eth0", 4);
+    eventually("the first interface is there", || has("eth0"));
     for round in 0..2 {
         namespace.veth("later", 5 + round);
         eventually("the new interface is there", || has("later"));
@@ -252,6 +268,81 @@ fn what_changes_later_reaches_the_container() {
         eventually("it is gone", || !has("later"));
         ping("10.77.4.2");
     }
+    // The container's own stays, whatever goes of what the host had.
+    container.sh("ip addr add 10.55.0.1/32 dev eth0");
+    let changes = [
+        "addr ACT 10.77.4.9/24 dev eth0",
+        "route ACT 10.98.0.0/16 via 10.77.4.1 dev eth0",
+        "neigh ACT 10.77.4.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent",
+    ];
+    let shown = || container.sh("ip -o addr; ip route; cat /proc/net/arp");
+    let marks = ["10.77.4.9/24", "10.98.0.0/16", "02:00:00:00:00:77"];
+    for (change, mark) in changes.iter().zip(marks) {
+        namespace.ip(&change.replace("ACT", "add"));
+        eventually("it has come", || shown().contains(mark));
+    }
+    for (change, mark) in changes.iter().zip(marks) {
+        namespace.ip(&change.replace("ACT", "del").replace(" nud permanent", ""));
+        eventually("it has gone", || !shown().contains(mark));
+    }
+    assert!(shown().contains("10.55.0.1/32"), "{}", shown());
+    ping("10.77.4.2");
+}
+
+/// An interface of the host, with another namespace, where 10.77.SUBNET.1 is, at the other end.
+fn parent(name: &str, subnet: u8) -> Namespace {
+    let far = Namespace::new();
+    ip(&format!("link add {name} type veth peer name far netns {}", far.0));
+    ip(&format!("link set {name} up"));
+    far.ip(&format!("addr add 10.77.{subnet}.1/24 dev far"));
+    far.ip("link set far up");
+    far
+}
+
+/// A program that prints what the first datagram to a multicast group holds.
+const LISTEN: &str = r"
+import socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('', 9999))
+s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP,
+             struct.pack('4s4s', socket.inet_aton('239.7.7.7'), socket.inet_aton('10.77.10.2')))
+print('listening', flush=True)
+print(s.recv(100), flush=True)";
+
+/// A program that sends to the group.
+const SEND: &str =
+    "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'all', ('239.7.7.7', 9999))";
+
+#[test]
+fn multicast_reaches_a_macvlan() {
+    let name = format!("mac{}", std::process::id());
+    let far = parent(&name, 10);
+    far.ip("route add 239.7.7.7 dev far");
+    let namespace = Namespace::new();
+    namespace.take_child(&name, "macvlan mode bridge");
+    namespace.ip("addr add 10.77.10.2/24 dev eth0");
+    namespace.ip("link set eth0 up");
+    let container = namespace.bundle(Bundle::new("python").args(["python3", "-c", LISTEN])).start();
+    container.await_output("listening");
+    eventually("the datagram arrives", || {
+        Invocation::of("ip", ["netns", "exec", &far.0, "python3", "-c", SEND]).run().ok();
+        container.stdout().contains("b'all'")
+    });
+}
+
+#[test]
+fn an_ipvlan_routes() {
+    let name = format!("ipv{}", std::process::id());
+    let far = parent(&name, 11);
+    ip(&format!("addr add 10.77.11.254/24 dev {name}"));
+    far.ip("route add 10.77.11.2 via 10.77.11.254");
+    let namespace = Namespace::new();
+    namespace.take_child(&name, "ipvlan mode l3");
+    namespace.ip("addr add 10.77.11.2/24 dev eth0");
+    namespace.ip("link set eth0 up");
+    namespace.ip("route add default dev eth0");
+    let container = namespace.idle();
+    container.sh("ping -c 1 -W 60 10.77.11.1");
 }
 
 #[test]

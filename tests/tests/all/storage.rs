@@ -312,6 +312,26 @@ fn a_block_device_is_a_root() {
     assert_eq!(mapped.ok(), "written\nwritten\nmore");
 }
 
+/// What the container wrote last takes longer to reach the disk than anything else at its end may take.
+#[test]
+fn a_slow_disk_gets_all_that_was_written() {
+    vm_only!();
+    let bundle = Bundle::without_root();
+    let image = bundle.path().join("root.ext4");
+    fs::copy(image_file("debian", "rootfs.ext4"), &image).unwrap();
+    let device = Invocation::of("losetup", ["--find", "--show", image.to_str().unwrap()]).run().ok();
+    let number = fs::metadata(&device).unwrap().rdev();
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    let slow = json!({"throttleWriteBpsDevice": [{"major": major, "minor": minor, "rate": 1 << 20}]});
+    let bundle = bundle.set("/root", json!({"path": device, "readonly": false}));
+    let bundle = bundle.set("/linux/resources/blockIO", slow);
+    let bundle = bundle.sh("head -c 20000000 /dev/urandom >/data; sha256sum /data");
+    let written = bundle.run();
+    let read = bundle.set("/linux/resources/blockIO", json!({})).sh("sha256sum /data").run();
+    Invocation::of("losetup", ["--detach", &device]).run().ok();
+    assert_eq!(read.ok(), written.ok());
+}
+
 /// As Podman does when it copies files of a container that runs.
 #[test]
 fn the_mount_namespace_of_the_pid_shows_the_container() {

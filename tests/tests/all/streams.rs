@@ -1,10 +1,13 @@
 //! Standard streams and exit status.
 
-use std::io::{BufReader, Read};
-use std::process::Stdio;
+use std::io::{self, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
 
+use pouch_tests::bundle::unique_id;
 use pouch_tests::invocation::{code, wait};
-use pouch_tests::{Bundle, HANG, has_vm, processes};
+use pouch_tests::{Bundle, HANG, Invocation, eventually, has_vm, processes, vm_only};
 
 #[test]
 fn stdout_and_stderr_stay_apart() {
@@ -114,4 +117,51 @@ fn a_slow_reader_holds_the_writer_back() {
     let first = first.unwrap();
     assert!(most <= first + ALLOWED_GROWTH_KIB, "host processes grew from {first} to {most} KiB");
     assert!(!has_vm() || first > 0, "no host process was found below {pid}");
+}
+
+/// Starts a container with this standard output; also returns its name.
+fn run_with_stdout(bundle: &Bundle, stdout: impl Into<OwnedFd>) -> (Child, String) {
+    let id = unique_id();
+    let folder = bundle.write().path().to_str().unwrap();
+    let mut command = Invocation::new(["run", "--bundle", folder, &id]).into_command();
+    let stdout = Stdio::from(stdout.into());
+    (command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null()).spawn().unwrap(), id)
+}
+
+fn is_running(id: &str) -> bool {
+    Invocation::new(["state", id]).run().text().contains("\"running\"")
+}
+
+#[test]
+fn a_killed_container_ends_though_nobody_reads_what_it_wrote() {
+    let bundle = Bundle::debian().args(["yes"]);
+    let (_reader, pipe) = io::pipe().unwrap();
+    // A socket cannot be given more room.
+    let (_other_reader, socket) = UnixStream::pair().unwrap();
+    for stdout in [OwnedFd::from(pipe), OwnedFd::from(socket)] {
+        let (mut child, id) = run_with_stdout(&bundle, stdout);
+        eventually("it runs", || is_running(&id));
+        Invocation::new(["kill", &id, "KILL"]).run().ok();
+        assert_eq!(code(wait(&mut child, "run", HANG)), 137);
+        assert!(!is_running(&id));
+    }
+}
+
+/// The process has ended, and its host process passes on what is left.
+#[test]
+fn a_process_that_ended_is_not_running_for_kill() {
+    vm_only!();
+    const TOTAL: usize = 350_000;
+    let bundle = Bundle::debian().args(["head", "-c", &TOTAL.to_string(), "/dev/zero"]);
+    let (mut reader, socket) = UnixStream::pair().unwrap();
+    let (mut child, id) = run_with_stdout(&bundle, socket);
+    eventually("it runs", || is_running(&id));
+    let kill = || Invocation::new(["kill", &id, "CONT"]).run();
+    eventually("it has ended", || kill().status != 0);
+    // Docker looks for the words.
+    kill().fails_naming(&["container not running", &id]);
+    let mut got = Vec::new();
+    reader.read_to_end(&mut got).unwrap();
+    assert_eq!(got.len(), TOTAL);
+    assert_eq!(code(wait(&mut child, "run", HANG)), 0);
 }

@@ -1,5 +1,6 @@
 //! Terminals.
 
+use std::io::Read;
 use std::time::Duration;
 
 use pouch_tests::invocation::{code, wait};
@@ -73,6 +74,33 @@ fn a_terminal_is_sent_to_the_console_socket() {
     terminal.await_text("size 60 120");
     terminal.type_in("end\r");
     assert_eq!(container.reap(pid), 6);
+}
+
+/// More than a terminal holds, from a process that ends as soon as the last of it fits in.
+#[test]
+fn a_slow_reader_of_a_terminal_gets_all_of_it() {
+    const TOTAL: usize = 40_000;
+    let script = format!("head -c {TOTAL} /dev/zero | tr '\\0' x; echo the end");
+    let bundle = with_terminal(&["bash", "-c", &script]);
+    let path = bundle.path().join("console");
+    let socket = ConsoleSocket::bind(&path);
+    let (container, mut terminal) = std::thread::scope(|scope| {
+        let receiver = scope.spawn(|| socket.receive_unread());
+        let container = Container::create(bundle, &["--console-socket", path.to_str().unwrap()]);
+        (container, receiver.join().unwrap())
+    });
+    let pid = container.pid();
+    container.start();
+    let (mut shown, mut buffer) = (Vec::new(), [0; 1000]);
+    // EIO is a terminal's way to say that nobody has it open any more.
+    while let Ok(count @ 1..) = terminal.read(&mut buffer) {
+        shown.extend_from_slice(&buffer[..count]);
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    assert_eq!(container.reap(pid), 0);
+    let text = String::from_utf8_lossy(&shown);
+    assert_eq!(text.matches('x').count(), TOTAL);
+    assert!(text.ends_with("the end\r\n"), "{:?}", &text[text.len().saturating_sub(20)..]);
 }
 
 #[test]

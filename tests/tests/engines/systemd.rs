@@ -122,7 +122,8 @@ fn podman_with_systemd(engine: Engine) {
     host.podman(&["pull", "--quiet", "oci:/var/lib/pouch-test/oci:docker.io/pouch-test/busybox:latest"]).ok();
     let script = "trap 'exit 5' TERM; while :; do sleep 1000 & wait; done";
     let run = ["run", "--detach", "--name", "one", "--network", "none", "--memory", "128m", "--cpus", "1"];
-    let id = host.podman(&[&run[..], &["pouch-test/busybox", "sh", "-c", script]].concat()).ok();
+    let more = ["--memory-swap", "128m", "--cpuset-cpus", "0", "--cpu-shares", "512"];
+    let id = host.podman(&[&run[..], &more, &["pouch-test/busybox", "sh", "-c", script]].concat()).ok();
     let listed = || host.0.sh(&format!("{} list --quiet", runtime()));
     assert_eq!(listed(), id);
 
@@ -142,12 +143,22 @@ fn podman_with_systemd(engine: Engine) {
         assert_eq!(inside.ok(), memory.to_string());
     };
     check_limits(GIB / 8, "100000 100000");
+    assert_eq!(host.read(&cgroup, "cpuset.cpus"), "0");
+    assert_eq!(host.read(&cgroup, "memory.swap.max"), "0");
+    let weight = host.read(&cgroup, "cpu.weight");
+    assert!(!weight.is_empty() && weight != "100", "{weight}");
     host.podman(&["update", "--memory", "96m", "--cpus", "0.5", "one"]).ok();
     check_limits(96 << 20, "50000 100000");
     // systemd was told, and does not take it back when it next sets something of the unit.
     let shown =
         host.0.exec(&[], &["systemctl", "show", "--value", "--property", "CPUQuotaPerSecUSec", &unit]);
     assert_eq!(shown.ok(), "500ms");
+    // What is not named stays.
+    host.podman(&["update", "--cpu-shares", "256", "one"]).ok();
+    check_limits(96 << 20, "50000 100000");
+    host.podman(&["update", "--cpuset-cpus", "0", "one"]).ok();
+    check_limits(96 << 20, "50000 100000");
+    assert_ne!(host.read(&cgroup, "cpu.weight"), weight);
 
     host.podman(&["stop", "--time", "100", "one"]).ok();
     assert_eq!(host.inspect("one", "{{.State.ExitCode}} {{.State.OOMKilled}}"), "5 false");
