@@ -17,7 +17,7 @@ fn a_container_with_users_of_its_own(engine: Engine) {
     let volume = format!("{}:/v:U", plain.display());
     let other = format!("{}:/m:idmap", mapped.display());
     let map = ["--uidmap", "0:200000:65536", "--gidmap", "0:200000:65536"];
-    let mut options = [&map[..], &["--cap-add", "NET_ADMIN", "-v", &volume]].concat();
+    let mut options = [&map[..], &["--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW", "-v", &volume]].concat();
     if has_vm() {
         // runc 1.1 cannot.
         options.extend(["-v", &other]);
