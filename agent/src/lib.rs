@@ -25,6 +25,7 @@ pub mod reaper;
 pub mod resolver;
 pub mod runner;
 pub mod service;
+pub mod settings;
 pub mod storage;
 pub mod streams;
 

@@ -27,6 +27,8 @@ pub mod agent_client {
     include!(concat!(env!("OUT_DIR"), "/sync/agent_ttrpc.rs"));
 }
 
+pub mod settings;
+
 /// The vsock port on which the agent serves ttrpc.
 pub const AGENT_PORT: u32 = 1024;
 

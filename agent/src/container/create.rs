@@ -22,6 +22,7 @@ use crate::error::{Coded, RequestError};
 use crate::network::namespace;
 use crate::process::Process;
 use crate::runner::{Job, Task};
+use crate::settings;
 use crate::storage::{self, StorageError};
 use crate::streams::stdio::{self, PreparedStdio, ProcessEnds, StdioError};
 
@@ -156,8 +157,9 @@ async fn make(
         cgroup.delegate(owner)?;
     }
     for (key, value) in sysctls {
-        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
-        fs::write(path, value).map_err(|error| CreateError::Sysctl(key, error))?;
+        if !runtime.interface_settings.keep(id, &key, &value) {
+            fs::write(settings::path_of(&key), value).map_err(|error| CreateError::Sysctl(key, error))?;
+        }
     }
     let bundle = paths.bundle();
     fs::create_dir(&bundle).map_err(|error| CreateError::System("its directory", error))?;
@@ -180,7 +182,10 @@ async fn make(
     let starting = runtime.processes.starting();
     let launched = launch::launch(&runtime.processes, &job, &bundle.join("job.json"), ends).await?;
     if takes_network {
-        namespace::enter(id, launched.pid)
+        // libcontainer has made those of the specification there.
+        let made = spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
+        let made = made.keys().map(|key| settings::path_of(key)).collect();
+        namespace::enter(id, launched.pid, &made)
             .map_err(|error| CreateError::System("its network namespace", error))?;
     }
     if let Some(master) = &launched.master {

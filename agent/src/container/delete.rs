@@ -71,6 +71,8 @@ pub(super) async fn clean(runtime: &Arc<Runtime>, id: &str, paths: &Paths) {
 }
 
 async fn remove(runtime: &Arc<Runtime>, id: &str, paths: &Paths) -> Result<(), DeleteError> {
+    // Those of an interface that never came.
+    let _ = runtime.interface_settings.forget(id);
     let (cgroup, paths) = (Cgroup::of(&paths.name), paths.clone());
     let task = move || {
         // A frozen process is killed all the same.

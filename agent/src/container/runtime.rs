@@ -10,6 +10,7 @@ use tokio::io::unix::AsyncFd;
 use super::Containers;
 use crate::events::Events;
 use crate::process::{Exit, Process, ProcessTable, WaitStatus, now_nanoseconds};
+use crate::settings::InterfaceSettings;
 use crate::storage::Storages;
 use crate::streams::StreamTable;
 
@@ -30,6 +31,8 @@ pub struct Runtime {
     pub storages: Storages,
     /// Who hears of what happens.
     pub events: Events,
+    /// Settings of specifications that wait for their interface.
+    pub interface_settings: InterfaceSettings,
 }
 
 impl Runtime {

@@ -45,6 +45,14 @@ pub enum ChangeError {
     /// The first process cannot be told to start.
     #[error("the first process cannot be told to start")]
     Notify(#[source] io::Error),
+    /// A setting is one of an interface that the container does not have.
+    #[error("linux.sysctl[{key}]: the container has no network interface {interface}")]
+    NoInterface {
+        /// The setting.
+        key: String,
+        /// The interface's name.
+        interface: String,
+    },
     /// The agent's own task failed.
     #[error("the agent's task failed: {0}")]
     Task(String),
@@ -58,6 +66,7 @@ impl Coded for ChangeError {
             Self::Cgroup(error) => error.code(),
             Self::Devices(error) => error.code(),
             Self::Launch(error) => error.code(),
+            Self::NoInterface { .. } => Code::INVALID_ARGUMENT,
             Self::Notify(_) | Self::Task(_) => Code::INTERNAL,
         }
     }

@@ -11,25 +11,13 @@ use nix::time::{ClockId, clock_gettime};
 use crate::container::cgroup;
 use crate::network::loopback;
 
-/// Kernel settings of the guest, each with its reason.
+/// Kernel settings of the guest, each with its reason. What a container inherits from its host comes with
+/// SetupSandbox.
 const SYSCTLS: &[(&str, &str)] = &[
-    // Process ids are not reused soon, so that a stale one is noticed.
-    ("kernel/pid_max", "4194304"),
     // An out-of-memory kill ends what asked for the memory, and the container's cgroup
     // tells; a panic would take the other containers of a pod with it.
     ("vm/panic_on_oom", "0"),
     ("kernel/panic", "-1"),
-    // Containers run as any user; ports below 1024 belong to the container's own network,
-    // which is the guest's. This is Docker's default.
-    ("net/ipv4/ip_unprivileged_port_start", "0"),
-    ("net/ipv4/ping_group_range", "0 2147483647"),
-    // Room for programs that watch many files (a container's share of a host's default).
-    ("fs/inotify/max_user_instances", "1024"),
-    ("fs/inotify/max_user_watches", "524288"),
-    ("fs/file-max", "9223372036854775807"),
-    ("fs/nr_open", "1073741816"),
-    // Databases and search engines refuse to start below this.
-    ("vm/max_map_count", "262144"),
     // Duplicate address detection has nothing to detect on the container's only link, and
     // delays IPv6 by seconds.
     ("net/ipv6/conf/default/accept_dad", "0"),

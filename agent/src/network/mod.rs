@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 use ttrpc::proto::Code;
 
 use crate::error::{Coded, RequestError};
+use crate::settings::InterfaceSettings;
 
 /// Why the network could not be set.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +54,9 @@ pub enum NetworkError {
         /// What the kernel said.
         error: std::io::Error,
     },
+    /// A setting of an interface cannot be made.
+    #[error("linux.sysctl[{0}]: the kernel refused it")]
+    Setting(String, #[source] std::io::Error),
     /// The kernel refused.
     #[error("{0}: the kernel refused it")]
     Refused(String, #[source] rtnetlink::Error),
@@ -66,7 +70,7 @@ impl Coded for NetworkError {
         match self {
             Self::Request(error) => error.code(),
             Self::NoInterface { .. } => Code::NOT_FOUND,
-            Self::Refused(..) => Code::INVALID_ARGUMENT,
+            Self::Refused(..) | Self::Setting(..) => Code::INVALID_ARGUMENT,
             Self::Slot { .. } | Self::Removed { .. } | Self::NoIpv6 { .. } | Self::Socket(_) => {
                 Code::INTERNAL
             }
@@ -83,14 +87,19 @@ pub struct Network {
 
 impl Network {
     /// Takes away what the host wanted before and does not any more; then sets interfaces, then routes, then
-    /// neighbours. Asking for what is there already is fine.
+    /// neighbours. Asking for what is there already is fine. `settings` are those of specifications that wait for an
+    /// interface.
     ///
     /// # Errors
     /// [`NetworkError`] names the entry; what stands before it is set.
-    pub async fn set(&self, request: SetNetworkRequest) -> Result<(), NetworkError> {
+    pub async fn set(
+        &self,
+        request: SetNetworkRequest,
+        settings: &InterfaceSettings,
+    ) -> Result<(), NetworkError> {
         let plan = check::check(&request)?;
         let mut wanted = self.wanted.lock().await;
-        netlink::apply(&wanted, &plan).await?;
+        netlink::apply(&wanted, &plan, settings).await?;
         *wanted = plan;
         Ok(())
     }

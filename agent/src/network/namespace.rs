@@ -4,20 +4,21 @@
 //! first one does not. So the container gets one of its own, and the agent's event loop, which does all that the
 //! agent does with the network, moves there. Interfaces appear in the first one, and follow.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sched::{CloneFlags, setns};
+use pouch_protocol::settings;
 use rtnetlink::LinkUnspec;
 
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// Settings that a new namespace does not take over from the first one.
+/// Settings that a new namespace does not take over from the first one, beside those that a container inherits.
 const CARRIED: &[&str] = &[
-    "ipv4/ip_unprivileged_port_start",
-    "ipv4/ping_group_range",
     "ipv6/conf/all/accept_dad",
     "ipv6/conf/all/accept_ra",
     "ipv6/conf/default/accept_dad",
@@ -42,12 +43,16 @@ pub fn entered() -> bool {
     away().is_some()
 }
 
-/// Moves the calling thread, which must be that of the event loop, to the network namespace of a process.
-pub fn enter(container: &str, pid: i32) -> io::Result<()> {
+/// Moves the calling thread, which must be that of the event loop, to the network namespace of a process. The files of
+/// settings in `made` stay as they are there.
+pub fn enter(container: &str, pid: i32, made: &HashSet<PathBuf>) -> io::Result<()> {
     let first = File::open(OWN)?;
-    let path = |name: &str| format!("/proc/sys/net/{name}");
+    let inherited = settings::network().map(|name| format!("/proc/sys/{name}"));
+    let paths = inherited.chain(CARRIED.iter().map(|name| format!("/proc/sys/net/{name}")));
     // What the kernel does not have is in neither namespace.
-    let carried = CARRIED.iter().filter_map(|name| Some((path(name), fs::read(path(name)).ok()?)));
+    let carried = paths
+        .filter(|path| !made.contains(Path::new(path)))
+        .filter_map(|path| fs::read(&path).ok().map(|value| (path, value)));
     let carried: Vec<_> = carried.collect();
     setns(File::open(format!("/proc/{pid}/ns/net"))?, CloneFlags::CLONE_NEWNET)?;
     *away() = Some(Away { container: container.to_owned(), first });

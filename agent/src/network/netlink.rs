@@ -9,27 +9,33 @@ use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use super::check::{AddressPlan, InterfacePlan, Mac, NeighborPlan, Plan, RoutePlan, mac};
 use super::{NetworkError, namespace, plug, withdraw};
+use crate::settings::InterfaceSettings;
 
 const CLASS: &str = "/sys/class/net";
 const IPV6: &str = "/proc/sys/net/ipv6/conf";
 
 /// Applies a plan after another. What is there already in the same form is no fault.
-pub async fn apply(before: &Plan, plan: &Plan) -> Result<(), NetworkError> {
+pub async fn apply(before: &Plan, plan: &Plan, settings: &InterfaceSettings) -> Result<(), NetworkError> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let task = tokio::spawn(connection);
-    let result = apply_with(&handle, before, plan).await;
+    let result = apply_with(&handle, before, plan, settings).await;
     task.abort();
     result
 }
 
-async fn apply_with(handle: &Handle, before: &Plan, plan: &Plan) -> Result<(), NetworkError> {
+async fn apply_with(
+    handle: &Handle,
+    before: &Plan,
+    plan: &Plan,
+    settings: &InterfaceSettings,
+) -> Result<(), NetworkError> {
     for slot in &plan.removed {
         let gone = plug::let_go(*slot);
         gone.map_err(|error| NetworkError::Removed { slot: *slot, error })?;
     }
     withdraw::withdraw(handle, before, plan).await?;
     for (index, interface) in plan.interfaces.iter().enumerate() {
-        set_interface(handle, index, interface).await?;
+        set_interface(handle, index, interface, settings).await?;
     }
     // A gateway must be reachable before a route goes through it, so those of directly
     // connected networks come first.
@@ -87,7 +93,12 @@ fn here_with(mac: Mac) -> Option<String> {
     found.map(|one| one.interface_name)
 }
 
-async fn set_interface(handle: &Handle, index: usize, plan: &InterfacePlan) -> Result<(), NetworkError> {
+async fn set_interface(
+    handle: &Handle,
+    index: usize,
+    plan: &InterfacePlan,
+    settings: &InterfaceSettings,
+) -> Result<(), NetworkError> {
     let refused = |name: &str| {
         let field = format!("network.interfaces[{index}].{name}");
         move |error| NetworkError::Refused(field, error)
@@ -115,6 +126,7 @@ async fn set_interface(handle: &Handle, index: usize, plan: &InterfacePlan) -> R
     let off = if plan.ipv6 { "0" } else { "1" };
     fs::write(format!("{IPV6}/{}/disable_ipv6", plan.name), off)
         .map_err(|error| NetworkError::NoIpv6 { index, error })?;
+    settings.set(&plan.name).map_err(|(key, error)| NetworkError::Setting(key, error))?;
     if let Some(mtu) = plan.mtu {
         let message = LinkUnspec::new_with_index(link).mtu(mtu).build();
         handle.link().set(message).execute().await.map_err(refused("mtu"))?;

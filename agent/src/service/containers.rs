@@ -21,7 +21,11 @@ pub async fn create(
 }
 
 pub async fn start(agent: Arc<Agent>, request: ContainerRequest) -> Result<Empty, ChangeError> {
-    start::start(&agent.runtime.containers.get(&request.container_id)?).await?;
+    let container = agent.runtime.containers.get(&request.container_id)?;
+    if let Some((key, interface)) = agent.runtime.interface_settings.forget(&request.container_id) {
+        return Err(ChangeError::NoInterface { key, interface });
+    }
+    start::start(&container).await?;
     Ok(Empty::new())
 }
 

@@ -12,10 +12,11 @@ use ttrpc::proto::Code;
 use super::Agent;
 use crate::clock::{self, ClockError};
 use crate::cpus::{self, CpuError};
-use crate::error::Coded;
+use crate::error::{Coded, RequestError};
 use crate::identity::{self, IdentityError};
 use crate::network::NetworkError;
 use crate::procfs::{field, number};
+use crate::settings;
 use crate::storage::{self, StorageError};
 
 /// Storages of no container.
@@ -24,6 +25,9 @@ const NOBODY: &str = "";
 /// Why the sandbox could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
+    /// The request is wrong in itself.
+    #[error(transparent)]
+    Request(#[from] RequestError),
     /// Name or generator.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -47,6 +51,7 @@ pub enum SetupError {
 impl Coded for SetupError {
     fn code(&self) -> Code {
         match self {
+            Self::Request(error) => error.code(),
             Self::Identity(error) => error.code(),
             Self::Clock(error) => error.code(),
             Self::Cpus(error) => error.code(),
@@ -88,12 +93,13 @@ pub async fn setup(
     if !request.hostname.is_empty() {
         identity::set_hostname(&request.hostname)?;
     }
+    settings::inherit(&request.settings)?;
     if let Some(cpus) = request.cpus.as_ref() {
         online_cpus(cpus.clone()).await?;
     }
     storage::mount_all(&agent.runtime.storages, NOBODY, request.storages).await?;
     if let Some(network) = request.network.into_option() {
-        agent.network.set(network).await?;
+        agent.network.set(network, &agent.runtime.interface_settings).await?;
     }
     let online_cpus = cpus::online()?.len() as u32;
     Ok(SetupSandboxResponse { online_cpus, ..Default::default() })
@@ -110,7 +116,7 @@ pub async fn unmount(agent: Arc<Agent>, request: UnmountStorageRequest) -> Resul
 }
 
 pub async fn set_network(agent: Arc<Agent>, request: SetNetworkRequest) -> Result<Empty, NetworkError> {
-    agent.network.set(request).await?;
+    agent.network.set(request, &agent.runtime.interface_settings).await?;
     Ok(Empty::new())
 }
 

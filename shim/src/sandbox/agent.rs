@@ -9,7 +9,7 @@ use pouch_protocol::agent::command_error::Kind;
 use pouch_protocol::agent::{
     AddEntropyRequest, AdjustTimeRequest, CheckRequest, CheckResponse, ContainerRequest,
     CreateContainerRequest, Empty, ExecProcessRequest, ForwardResolverRequest, OnlineCpusRequest,
-    ProcessRequest, ResizeTerminalRequest, SetNetworkRequest, SetTimeRequest, SetupSandboxRequest,
+    ProcessRequest, ResizeTerminalRequest, SetNetworkRequest, SetTimeRequest, Setting, SetupSandboxRequest,
     SignalProcessRequest, Stdio, Storage, UpdateContainerRequest, WaitProcessResponse,
 };
 use pouch_protocol::agent::{ContainerStatsResponse, ListProcessesResponse};
@@ -121,11 +121,17 @@ impl Agent {
         self.0.check(within(CALL), &CheckRequest::new()).map_err(error("Check"))
     }
 
-    /// Makes the guest an individual: clock, entropy, CPUs, storages.
+    /// Makes the guest an individual: clock, entropy, CPUs, storages, kernel settings.
     ///
     /// # Errors
     /// [`AgentError`] names what could not be set.
-    pub fn setup(&self, hostname: &str, cpus: u8, storages: Vec<Storage>) -> Result<(), AgentError> {
+    pub fn setup(
+        &self,
+        hostname: &str,
+        cpus: u8,
+        storages: Vec<Storage>,
+        settings: Vec<Setting>,
+    ) -> Result<(), AgentError> {
         let mut request = SetupSandboxRequest::new();
         request.hostname = hostname.to_owned();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -141,6 +147,7 @@ impl Agent {
         online.count = cpus.into();
         request.cpus = Some(online).into();
         request.storages = storages;
+        request.settings = settings;
         self.0.setup_sandbox(within(CALL), &request).map(drop).map_err(error("SetupSandbox"))
     }
 

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use oci_spec::runtime::LinuxResources;
-use pouch_protocol::agent::Storage;
+use pouch_protocol::agent::{Setting, Storage};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT, SHARE_TAG};
 use pouch_vmm_api::exit::ExitReason;
 
@@ -17,7 +17,7 @@ use super::exec::{Sandbox, Streams, Tokens};
 use super::protocol::{Failure, Launch};
 use super::vm::{Vm, VmError};
 use super::vm_files::{self, Disk, VmDescription};
-use super::{mount_points, share, view};
+use super::{mount_points, settings, share, view};
 use crate::cgroup::{Birth, Cgroup};
 use crate::container::guest_spec::{self, GuestSpec, ROOTFS, RootSource};
 use crate::container::hooks;
@@ -53,6 +53,8 @@ struct Plan<'a> {
     /// The part of its limits that the host keeps.
     limits: LinuxResources,
     state: State,
+    /// What it inherits of the host's kernel settings.
+    settings: Vec<Setting>,
 }
 
 /// Creates the container that `launch` describes; `ended` is called when its VM has ended.
@@ -111,16 +113,30 @@ impl<'a> Plan<'a> {
         }
         let document = guest.document().map_err(Failure::of)?;
         let state = initial_state(launch, &bundle, cgroup.clone());
-        Ok(Plan { launch, bundle, guest, document, size, dir, cgroup, limits: limits.host, state })
+        Ok(Plan {
+            launch,
+            bundle,
+            guest,
+            document,
+            size,
+            dir,
+            cgroup,
+            limits: limits.host,
+            state,
+            settings: Vec::new(),
+        })
     }
 
     /// Makes the cgroup, and puts this process where the container's is to be: into its network namespace, and
     /// into a mount namespace with the tree of all that the VM is given.
-    fn enter_surroundings(&self) -> Result<Birth, Failure> {
+    fn enter_surroundings(&mut self) -> Result<Birth, Failure> {
         let (bundle, guest) = (&self.bundle, &self.guest);
         set_oom_score(bundle)?;
         let birth = self.cgroup.make().map_err(Failure::of)?;
+        // Some of the host's do not show in other network namespaces.
+        self.settings = settings::of_host();
         namespace::enter(guest.network_namespace.as_deref()).map_err(Failure::of)?;
+        self.settings.extend(settings::of_network());
         share::enter_namespace().map_err(Failure::of)?;
         if guest.root == RootSource::Directory && bundle.root().readonly().unwrap_or(false) {
             mount_points::make(&bundle.root_path(), &guest.spec, &guest.shared).map_err(Failure::of)?;
@@ -193,7 +209,8 @@ impl<'a> Plan<'a> {
         shared.driver = "virtiofs".to_owned();
         shared.source = SHARE_TAG.to_owned();
         shared.mount_point = SHARE_MOUNT_POINT.to_owned();
-        agent.setup(&hostname, self.size.vcpus, vec![shared]).map_err(|error| error.failure())?;
+        let settings = self.settings.clone();
+        agent.setup(&hostname, self.size.vcpus, vec![shared], settings).map_err(|error| error.failure())?;
         let mut storages = Vec::new();
         if let RootSource::Disk { filesystem, read_only, .. } = &self.guest.root {
             let mut root = Storage::new();

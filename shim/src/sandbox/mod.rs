@@ -14,6 +14,7 @@ pub mod launch;
 pub mod mount_points;
 pub mod protocol;
 pub mod server;
+pub mod settings;
 pub mod share;
 pub mod stats;
 mod turns;

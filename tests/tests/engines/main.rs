@@ -15,6 +15,7 @@ mod refused;
 mod resources;
 mod rich;
 mod running;
+mod settings;
 mod sharing;
 mod storage;
 mod systemd;

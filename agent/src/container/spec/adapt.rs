@@ -17,6 +17,7 @@ use oci_spec::runtime::{
 use super::{ForExec, rich};
 use crate::container::cgroup::Cgroup;
 use crate::error::RequestError;
+use crate::settings;
 
 /// A specification in its parts.
 pub struct Adapted {
@@ -184,7 +185,8 @@ fn split_sysctls(
         IPC.contains(&key.as_str())
             || key.starts_with("fs.mqueue.")
             || key.starts_with("user.")
-            || (key.starts_with("net.") && !shares_network)
+            // An interface comes later, and then through the agent.
+            || (key.starts_with("net.") && !shares_network && settings::interface_of(&key).is_none())
     })
 }
 
