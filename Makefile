@@ -22,8 +22,8 @@ TREE := $(or $(POUCH_INSTALL_DIR),target/install)
 PARTS := bin/pouch-vm libexec/pouch-vm/pouch-vmm share/pouch-vm/vmlinux share/pouch-vm/guest-root.erofs
 
 # What the build needs; the testbed's script adds what the testbed needs.
-PACKAGES := bc bison ca-certificates curl erofs-utils flex gcc libc6-dev libelf-dev libseccomp-dev libssl-dev \
-	linux-source-6.12 make perl pkg-config python3 xz-utils
+PACKAGES := bc bison ca-certificates curl erofs-utils flex gcc kmod libc6-dev libelf-dev libseccomp-dev libssl-dev \
+	linux-source-6.12 make openssl perl pkg-config python3 xz-utils
 
 INSTALL_TREE := $(addprefix $(TREE)/usr/local/,$(PARTS))
 
@@ -52,8 +52,9 @@ $(BIN)/pouch-vm $(BIN)/pouch-vmm $(BIN)/pouch-agent: binaries ;
 $(TARGET)/kernel/vmlinux: $(wildcard kernel-config/*) | prerequisites
 	@kernel-config/build.sh $(@D) && touch $@
 
-$(TARGET)/guest-root.erofs: $(BIN)/pouch-agent rootfs/build.sh
-	@rootfs/build.sh $@ $<
+# The kernel takes only the modules that were built with it.
+$(TARGET)/guest-root.erofs: $(BIN)/pouch-agent rootfs/build.sh $(TARGET)/kernel/vmlinux
+	@rootfs/build.sh $@ $< $(TARGET)/kernel/modules
 
 $(TREE)/usr/local/bin/pouch-vm: $(BIN)/pouch-vm
 $(TREE)/usr/local/libexec/pouch-vm/pouch-vmm: $(BIN)/pouch-vmm

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Builds the guest kernel: an uncompressed, stripped ELF `vmlinux` with a PVH entry.
+# Builds the guest kernel: an uncompressed, stripped ELF `vmlinux` with a PVH entry, and `modules/`,
+# a folder of modules and of the lists that depmod makes.
 #
 #     kernel-config/build.sh OUTPUT-DIR
 #
 # The result is kept in the cache under a key made of this folder's content and the
-# kernel source's version, so that a clone that changes neither never builds it again.
+# kernel source's version, so that a clone that changes neither never builds it again. Two builds
+# differ in one thing: the key that signs the modules is made for each and kept by none.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,13 +19,13 @@ die() { printf 'kernel-config/build.sh: %s\n' "$*" >&2; exit 1; }
 
 # The release stands inside the archive; the archive's own hash is the exact key.
 key_of_sources() {
-  { cat "$here/guest.config" "$here/build.sh" "$here/sort-tables.py" "$here/pack-elf.py"; find "$here" -name '*.patch' | sort | xargs -r cat
+  { cat "$here"/*.config "$here/build.sh" "$here/pack-elf.py"; find "$here" -name '*.patch' | sort | xargs -r cat
     sha256sum <"$source_archive"; } | sha256sum | cut -c1-24
 }
 
 # Kconfig drops an option whose dependencies fail without a word; we want the word.
 check_config() {
-  local line missing=0
+  local line name missing=0
   while read -r line; do
     case $line in
       CONFIG_*=n) grep -q "^${line%=n}=y" .config && { echo "  still set: ${line%=n}" >&2; missing=1; } ;;
@@ -31,8 +33,8 @@ check_config() {
       '# CONFIG_'*' is not set') name=${line#\# }; name=${name% is not set}
         grep -q "^$name=" .config && { echo "  still set: $name" >&2; missing=1; } ;;
     esac
-  done <"$here/guest.config"
-  [ "$missing" = 0 ] || die "these lines of guest.config do not survive Kconfig; mend or remove them"
+  done < <(cat "$here/guest.config" "$here/modules.config")
+  [ "$missing" = 0 ] || die "these lines of *.config do not survive Kconfig; mend or remove them"
 }
 
 build() {
@@ -47,13 +49,26 @@ build() {
   # A fixed identity makes the same inputs give the same file.
   export KBUILD_BUILD_USER=pouch-vm KBUILD_BUILD_HOST=pouch-vm KBUILD_BUILD_TIMESTAMP='1970-01-01 00:00:00 UTC'
   make -s tinyconfig
-  scripts/kconfig/merge_config.sh -m .config "$here/guest.config" >/dev/null
+  scripts/kconfig/merge_config.sh -m .config "$here/guest.config" "$here/modules.config" >/dev/null
   make -s olddefconfig
   check_config
-  say "compiling on $(nproc) cores (about 8 minutes on two, once)"
-  make -s -j"$(nproc)" vmlinux
-  "$here/sort-tables.py" vmlinux
+  say "compiling on $(nproc) cores (about 12 minutes on two, once)"
+  make -s -j"$(nproc)" vmlinux modules
   "$here/pack-elf.py" vmlinux "$work/vmlinux.packed"
+  # Without debugging sections, then signed, then depmod's lists.
+  make -s INSTALL_MOD_PATH="$work/installed" INSTALL_MOD_STRIP=1 modules_install
+  flatten "$work"/installed/lib/modules/* "$work/modules.flat"
+}
+
+# Modules have unique names, and the agent looks for them in one folder.
+flatten() {
+  local from=$1 to=$2 list
+  mkdir "$to"
+  find "$from" -name '*.ko' -exec cp -t "$to" {} +
+  for list in dep alias softdep devname; do
+    sed '/^#/d' "$from/modules.$list" >"$to/modules.$list"
+  done
+  sed -E -i 's@[^ :]+/@@g' "$to/modules.dep"
 }
 
 main() {
@@ -72,11 +87,17 @@ main() {
     mkdir -p "$dir.new"
     cp "$work/vmlinux.packed" "$dir.new/vmlinux"
     cp "$work/.config" "$dir.new/config"
+    cp -r "$work/modules.flat" "$dir.new/modules"
+    # The key that signed the modules goes with the rest.
     rm -rf "$work"
     mv "$dir.new" "$dir"
   fi
-  cmp -s "$dir/vmlinux" "$out/vmlinux" || install -m 0644 "$dir/vmlinux" "$out/vmlinux"
-  say "$(stat -c %s "$dir/vmlinux" | numfmt --to=iec) at $out/vmlinux"
+  if ! cmp -s "$dir/vmlinux" "$out/vmlinux" || [ ! -d "$out/modules" ]; then
+    rm -rf "$out/modules" "$out/vmlinux"
+    cp -r "$dir/modules" "$out/modules"
+    install -m 0644 "$dir/vmlinux" "$out/vmlinux"
+  fi
+  say "$(stat -c %s "$dir/vmlinux" | numfmt --to=iec) and $(find "$dir/modules" -name '*.ko' | wc -l) modules in $out"
 }
 
 main

@@ -1,10 +1,11 @@
 //! The agent in the guest: PID 1, which mounts what a Linux system needs, listens on vsock,
 //! and runs containers for the host.
 //!
-//! The same binary has two roles. As PID 1 it is the agent proper: one thread, an event
+//! The same binary has three roles. As PID 1 it is the agent proper: one thread, an event
 //! loop, and nothing that blocks. Making a container needs `clone` with namespaces, which
 //! must not happen in the agent, so the agent executes itself again as a short-lived
-//! [`runner`], which calls libcontainer and reports back through a pipe.
+//! [`runner`], which calls libcontainer and reports back through a pipe. And the kernel executes
+//! it to have [`modules`] loaded.
 
 // Tests may panic; the allowances in clippy.toml do not reach helper functions in them.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -18,6 +19,7 @@ pub mod events;
 pub mod identity;
 pub mod init;
 pub mod logger;
+pub mod modules;
 pub mod network;
 pub mod process;
 pub mod procfs;
@@ -38,6 +40,9 @@ pub fn run() -> i32 {
     }
     if let Some(file) = runner::ids::role(&name) {
         return runner::ids::main(file, args);
+    }
+    if name == modules::NAME {
+        return modules::main(args);
     }
     if std::process::id() == 1 {
         return init::main();

@@ -7,6 +7,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
+use crate::modules;
+
 const NOSUID_NOEXEC_NODEV: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
 
 /// What logging and listening need: /dev, /proc. The root itself is read-only.
@@ -70,6 +72,7 @@ fn device_links() {
             log::warn!("cannot link {from}: {error}");
         }
     }
+    modules::make_device_nodes();
     // A container that runs as another user opens these through its own nodes, but a bind
     // mount of the guest's /dev must work as well.
     for node in ["/dev/fuse", "/dev/net/tun"] {

@@ -7,6 +7,7 @@ mod compose;
 mod exec;
 mod faults;
 mod files;
+mod kernel;
 mod lifecycle;
 mod many;
 mod network;

@@ -1,0 +1,119 @@
+//! What a container can use of its kernel: all that it has on Debian, by modules where need be, but for what is
+//! listed here.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use pouch_tests::{Engine, engine_tests, has_vm};
+
+engine_tests! {
+    docker: a_container_can_use_what_it_can_use_on_debian, its_own_fuse_servers_are_asked_for_locks, unsigned_modules_are_refused;
+}
+
+/// What is on Debian and not here, each with its reason. docs/limits.md has the same.
+const MISSING: &[(&str, &str)] = &[];
+
+/// The table in the documents, made by this test; `tests/kernel-table` writes it.
+const DOCUMENT: &str = include_str!("../../../docs/kernel.md");
+const BEGIN: &str = "<!-- table -->\n";
+const END: &str = "<!-- end of table -->\n";
+
+type Results = BTreeMap<String, Vec<(String, bool)>>;
+
+fn probe(runtime: &str) -> Results {
+    let probe = include_str!("kernel/probe.py");
+    let arguments = ["run", "--rm", "--runtime", runtime, "--privileged", "--volume", "/usr:/tools/usr:ro"];
+    let command = ["pouch-test/python", "python3", "-c", probe];
+    let output = Engine::Docker.command(&[&arguments[..], &command[..]].concat()).run().ok();
+    let mut results = Results::new();
+    for line in output.lines() {
+        let fields: Vec<&str> = line.split(" | ").collect();
+        let [group, thing, there] = fields[..] else { panic!("{runtime}: {line}") };
+        results.entry(group.to_owned()).or_default().push((thing.to_owned(), there == "yes"));
+    }
+    results
+}
+
+fn a_container_can_use_what_it_can_use_on_debian(_engine: Engine) {
+    if !has_vm() {
+        return;
+    }
+    let (debian, ours) = (probe("runc"), probe(&pouch_tests::runtime()));
+    let table = table(&debian, &ours);
+    println!("{BEGIN}{table}{END}");
+    let mut unexpected = Vec::new();
+    for (group, things) in &debian {
+        for (thing, there) in things {
+            let here = ours[group].iter().any(|(name, there)| name == thing && *there);
+            let known = MISSING.iter().any(|(missing, _)| *missing == format!("{group}: {thing}"));
+            if *there && !here != known {
+                unexpected
+                    .push(format!("{group}: {thing}: {}", if here { "is there" } else { "is missing" }));
+            }
+        }
+    }
+    assert!(unexpected.is_empty(), "{unexpected:#?}");
+    let written = DOCUMENT.split_once(BEGIN).and_then(|(_, rest)| rest.split_once(END)).unwrap().0;
+    assert!(written == table, "docs/kernel.md has another table: run tests/kernel-table");
+}
+
+/// A line for each group: what both kernels have, what only one has, what neither has.
+fn table(debian: &Results, ours: &Results) -> String {
+    let mut text =
+        String::from("\n| | both | only Debian's | only pouch-vm's | neither |\n|---|---|---|---|---|\n");
+    for (group, things) in debian {
+        let mut lists = [const { Vec::new() }; 4];
+        for ((thing, there), (same, here)) in things.iter().zip(&ours[group]) {
+            assert_eq!(thing, same);
+            let column = match (there, here) {
+                (true, true) => 0,
+                (true, false) => 1,
+                (false, true) => 2,
+                (false, false) => 3,
+            };
+            lists[column].push(format!("`{}`", thing.replace('|', "\\|")));
+        }
+        let lists = lists.map(|list| list.join(", "));
+        writeln!(text, "| {group} | {} |", lists.join(" | ")).unwrap();
+    }
+    text.push('\n');
+    text
+}
+
+/// Blocking locks and FLUSH reach the server, which decides: only the server of the share offers other rules.
+fn its_own_fuse_servers_are_asked_for_locks(engine: Engine) {
+    let options =
+        ["--cap-add", "SYS_ADMIN", "--device", "/dev/fuse", "--security-opt", "apparmor=unconfined"];
+    let output = engine.run(&options, "python", &["python3", "-c", include_str!("kernel/fuse.py")]);
+    let expected = "held by others: True\nasked so far: getlk setlkw\nread: content\nclient: 0\n\
+                    asked: getlk setlkw flush release setlkw flush release";
+    assert_eq!(output.ok(), expected, "{output}");
+}
+
+/// The guest's kernel takes what was built with it, and nothing else, whatever capabilities a container has.
+fn unsigned_modules_are_refused(engine: Engine) {
+    if !has_vm() {
+        return;
+    }
+    // Those of the host are signed by nobody whom the guest's kernel knows.
+    let script = r##"
+import ctypes, errno, glob, lzma, os, subprocess
+libc = ctypes.CDLL(None, use_errno=True)
+module = glob.glob("/tools/usr/lib/modules/*/kernel/drivers/net/dummy.ko*")[0]
+data = (lzma.open if module.endswith("xz") else open)(module, "rb").read()
+open("/tmp/m.ko", "wb").write(data)
+file = os.open("/tmp/m.ko", os.O_RDONLY)
+for call, arguments in (313, (file, b"", 0)), (175, (data, len(data), b"")):
+    print(call, errno.errorcode[ctypes.get_errno()] if libc.syscall(call, *arguments) else "loaded")
+open("/proc/sys/kernel/modprobe", "w").write("/tmp/evil")
+open("/tmp/evil", "w").write("#!/bin/sh\ntouch /tmp/evil-ran\n")
+os.chmod("/tmp/evil", 0o755)
+open("/proc/sys/kernel/core_pattern", "w").write("|/tmp/evil")
+subprocess.run(["ip", "link", "add", "x0", "type", "nlmon"], stderr=subprocess.DEVNULL)
+subprocess.run(["sh", "-c", "ulimit -c unlimited; kill -SEGV $$"])
+print(os.path.exists("/tmp/evil-ran"))
+"##;
+    let options = ["--privileged", "--volume", "/usr:/tools/usr:ro"];
+    let output = engine.run(&options, "python", &["python3", "-c", script]);
+    assert_eq!(output.ok(), "313 EKEYREJECTED\n175 EKEYREJECTED\nFalse", "{output}");
+}
