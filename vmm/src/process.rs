@@ -48,9 +48,6 @@ pub enum StartError {
     /// The process could not be confined.
     #[error(transparent)]
     Confine(#[from] ConfineError),
-    /// The share cannot be served.
-    #[error("/proc/self/fd could not be opened")]
-    Share(#[source] io::Error),
     /// The event loop could not be made.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
@@ -144,8 +141,7 @@ impl Start {
         let descriptors = DESCRIPTORS_FOR_EACH_FILE * files_kept(config.memory_mib) as u64;
         jail::confine(config.share.as_ref().map(|share| share.path.as_path()), descriptors)?;
         // After the confinement: no directory that was opened before it may stay open.
-        let share = config.share.as_ref().map(|_| ShareRoot::new(config.memory_mib)).transpose();
-        let share = share.map_err(StartError::Share)?;
+        let share = config.share.as_ref().map(|_| ShareRoot::new(config.memory_mib));
         if !self.filter {
             seccomp::disable();
         }

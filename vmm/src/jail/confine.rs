@@ -91,10 +91,9 @@ const SCRATCH: &CStr = c"/sys";
 /// There is no way back.
 ///
 /// What is left is a read-only root with the directory [`SHARE`], and of `/proc/self` the directory `fd`,
-/// through which the file server reaches the extended attributes of files that it holds open, and the file
-/// `mountinfo`, by which it tells mounts apart. `..` from any of them leads to that root and no further, as
-/// long as no directory that was opened before stays open. At most `descriptors` files can be open from now
-/// on.
+/// through which the file server opens files again that it holds. `..` from any of them leads to that root and no
+/// further, as long as no directory that was opened before stays open. At most `descriptors` files can be open from
+/// now on.
 ///
 /// # Errors
 /// [`ConfineError`] names the step that failed.
@@ -108,8 +107,6 @@ pub fn confine(share: Option<&Path>, descriptors: u64) -> Result<(), ConfineErro
         // What is mounted below comes along, and what the host mounts there later appears too.
         mount("bind the share", &source, c"/sys/share", None, libc::MS_BIND | libc::MS_REC, None)?;
         mount("bind its descriptors", c"/proc/self/fd", c"/sys/proc/self/fd", None, libc::MS_BIND, None)?;
-        let (source, target) = (c"/proc/self/mountinfo", c"/sys/proc/self/mountinfo");
-        mount("bind its list of mounts", source, target, None, libc::MS_BIND, None)?;
     }
     let read_only = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | flags;
     mount("make its root read-only", c"none", SCRATCH, None, read_only, None)?;
@@ -142,7 +139,6 @@ fn make_mount_points() -> Result<(), ConfineError> {
     directories
         .iter()
         .try_for_each(fs::create_dir)
-        .and_then(|()| File::create("/sys/proc/self/mountinfo").map(drop))
         .map_err(|source| ConfineError::System { step: "make the mount points of its root", source })
 }
 

@@ -7,19 +7,17 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use fuse_backend_rs::api::filesystem::FileLock;
 use rangemap::RangeInclusiveMap;
+
+use super::abi::{FileLock, LOCK_FLOCK};
 
 /// Owners of locks in one guest. Each costs a descriptor.
 const MAX_OWNERS: usize = 4096;
 /// Locks of one guest. Each costs memory of the host's kernel.
 const MAX_LOCKS: usize = 65_536;
-/// FUSE_LK_FLOCK of include/uapi/linux/fuse.h: flock(2), or else fcntl(2).
-const FLOCK: u32 = 1;
 /// The last byte that a lock can have: all the rest of the file.
 const LAST: u64 = i64::MAX as u64;
 
@@ -37,7 +35,7 @@ pub struct Owner {
 impl Owner {
     /// The owner that a request with these flags names.
     pub fn new(inode: u64, number: u64, flags: u32) -> Self {
-        Owner { inode, flock: flags & FLOCK != 0, number }
+        Owner { inode, flock: flags & LOCK_FLOCK != 0, number }
     }
 }
 
@@ -51,7 +49,7 @@ pub enum Access {
 }
 
 struct Held {
-    file: File,
+    file: OwnedFd,
     access: Access,
     /// The types of its locks, by the first and last bytes.
     locks: RangeInclusiveMap<u64, i32>,
@@ -76,7 +74,7 @@ impl Locks {
         owner: Owner,
         lock: &FileLock,
         written: bool,
-        open: impl FnOnce(Access) -> io::Result<File>,
+        open: impl FnOnce(Access) -> io::Result<OwnedFd>,
     ) -> io::Result<()> {
         let (kind, bytes, owners) = (kind(lock)?, range(lock)?, self.held.len());
         let refused = || io::Error::from_raw_os_error(libc::ENOLCK);
@@ -123,7 +121,7 @@ impl Locks {
         &self,
         owner: Owner,
         lock: &FileLock,
-        open: impl FnOnce(Access) -> io::Result<File>,
+        open: impl FnOnce(Access) -> io::Result<OwnedFd>,
     ) -> io::Result<FileLock> {
         let mut record = record(kind(lock)?, range(lock)?);
         match self.held.get(&owner) {
@@ -181,13 +179,13 @@ fn record(kind: i32, (start, length): (i64, i64)) -> libc::flock {
     }
 }
 
-fn fcntl(file: &File, command: i32, record: &mut libc::flock) -> io::Result<()> {
+fn fcntl(file: &OwnedFd, command: i32, record: &mut libc::flock) -> io::Result<()> {
     // SAFETY: the descriptor is open, and the kernel reads and writes one record, which is live.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(record)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn flock(file: &File, kind: i32) -> io::Result<()> {
+fn flock(file: &OwnedFd, kind: i32) -> io::Result<()> {
     let operation = match kind {
         libc::F_RDLCK => libc::LOCK_SH,
         libc::F_WRLCK => libc::LOCK_EX,
@@ -224,8 +222,10 @@ mod tests {
             Owner::new(7, number, flags)
         }
 
-        fn open(path: &Path) -> impl FnOnce(Access) -> io::Result<File> {
-            move |access| OpenOptions::new().read(true).write(access == Access::Write).open(path)
+        fn open(path: &Path) -> impl FnOnce(Access) -> io::Result<OwnedFd> {
+            move |access| {
+                OpenOptions::new().read(true).write(access == Access::Write).open(path).map(OwnedFd::from)
+            }
         }
 
         /// Whether the lock was given.
@@ -291,7 +291,7 @@ mod tests {
     fn whole_files_hold_against_other_guests() {
         let file = file();
         let (mut one, mut other) = (Guest::new(file.path(), false), Guest::new(file.path(), false));
-        let all = |guest: &mut Guest, kind| guest.set(1, FLOCK, kind, 0, LAST);
+        let all = |guest: &mut Guest, kind| guest.set(1, LOCK_FLOCK, kind, 0, LAST);
         assert_eq!((all(&mut one, READ), all(&mut other, READ)), (Ok(()), Ok(())));
         assert_eq!(all(&mut one, WRITE), Err(libc::EAGAIN));
         // By flock(2) that took the other one away.

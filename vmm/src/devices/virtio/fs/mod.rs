@@ -1,37 +1,47 @@
 //! A directory of the host as a file system (section 5.11), served in this process.
 //!
-//! Guest memory is private to the process, so the file system cannot be served from outside it.
-//! What the guest can reach is what the process's mount namespace shows: see [`crate::jail`].
+//! Guest memory is private to the process, so the file system cannot be served from outside it. What the guest can
+//! reach is what the process's mount namespace shows: see [`crate::jail`].
 
-mod descriptors;
-mod known;
-mod links;
+mod abi;
+mod attributes;
+mod budget;
+mod credentials;
+mod directory;
+mod files;
+mod flights;
+mod handles;
+mod inodes;
 mod locks;
+mod message;
+mod metadata;
+mod names;
+mod pool;
+mod server;
 mod set_id;
-mod share;
-mod worker;
+mod xattr;
+
+#[cfg(test)]
+mod server_tests;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread;
 use std::time::Duration;
 
-use fuse_backend_rs::api::server::Server;
-use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
-
+use self::budget::Budget;
+use self::pool::Pool;
+use self::server::Server;
 use super::{VirtQueue, VirtioDevice, id, read_config_bytes};
 use crate::jail::confine::SHARE;
-use share::Share;
 
 /// The queues: one for requests that must not wait, one for all others.
 const QUEUE_SIZES: [u16; 2] = [128, 256];
 /// Bytes of the tag.
 const TAG_LENGTH: usize = 36;
 /// How long the guest may believe what it knows of a file that the host may change too.
-const VALIDITY: Duration = Duration::from_secs(1);
-
-/// The FUSE server behind the device.
-type FuseServer = Server<Share>;
+const ATTRIBUTE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many files a guest with so much memory keeps, if it behaves: with 3.3 KiB of the host kernel's
 /// memory each, 27 MiB and a twentieth of the guest's. The host grants a container's cgroup that much
@@ -40,40 +50,21 @@ pub fn files_kept(memory_mib: u32) -> usize {
     8192 + 16 * memory_mib as usize
 }
 
-/// The file system, before the process has confined itself to it.
-pub struct ShareRoot(Share);
+/// The file system, before its device is made.
+pub struct ShareRoot(Server);
 
 impl ShareRoot {
-    /// Prepares to serve what will be the share to a guest with so much memory. It must be called while all of `/proc` is there:
-    /// the server keeps descriptors of `/proc/self/fd` and `/proc/self/mountinfo`.
-    ///
-    /// # Errors
-    /// What opening `/proc/self/fd` says.
-    pub fn new(memory_mib: u32) -> io::Result<Self> {
-        let config = Config {
-            root_dir: SHARE.to_owned(),
-            // The root is opened when the guest mounts the file system: after the confinement.
-            do_import: true,
-            attr_timeout: VALIDITY,
-            entry_timeout: VALIDITY,
-            cache_policy: CachePolicy::Auto,
-            xattr: true,
-            // Or the guest asks before each first write to a file whether it has capabilities to lose.
-            killpriv_v2: true,
-            // Two bind mounts of one file system are two directories.
-            enable_mntid: true,
-            // Numbers of its own the server would keep for every file that ever was.
-            use_host_ino: true,
-            ..Config::default()
-        };
-        Share::new(PassthroughFs::new(config)?, files_kept(memory_mib)).map(ShareRoot)
+    /// Prepares to serve the share to a guest with so much memory. It must be called when the process's limit of open
+    /// files is set.
+    pub fn new(memory_mib: u32) -> Self {
+        ShareRoot(Server::new(PathBuf::from(SHARE), Budget::of_this_process(), files_kept(memory_mib)))
     }
 }
 
 /// The file system device.
 pub struct Fs {
     config: [u8; TAG_LENGTH + 4],
-    worker: SyncSender<Vec<VirtQueue>>,
+    first_thread: SyncSender<Vec<VirtQueue>>,
 }
 
 impl Fs {
@@ -88,15 +79,16 @@ impl Fs {
         config[..length].copy_from_slice(&tag.as_bytes()[..length]);
         // One queue for requests.
         config[TAG_LENGTH] = 1;
-        let server = Server::new(root.0);
-        let (worker, queues) = mpsc::sync_channel(1);
+        let (first_thread, queues) = mpsc::sync_channel(1);
         thread::Builder::new().name("fs".to_owned()).spawn(move || {
             enter();
-            if let Ok(queues) = queues.recv() {
-                worker::run(&server, queues);
+            let Ok(queues) = queues.recv() else { return };
+            match Pool::new(root.0, queues) {
+                Ok(pool) => pool.run(),
+                Err(error) => crate::log_line!("the shared file system could not be started: {error}"),
             }
         })?;
-        Ok(Fs { config, worker })
+        Ok(Fs { config, first_thread })
     }
 }
 
@@ -118,6 +110,6 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, queues: Vec<VirtQueue>, _features: u64) -> io::Result<()> {
-        self.worker.try_send(queues).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.first_thread.try_send(queues).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }

@@ -1,0 +1,88 @@
+//! Listings of directories.
+
+use std::ffi::CStr;
+use std::io;
+use std::mem::MaybeUninit;
+
+use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, openat, seek};
+use vm_memory::ByteValued;
+
+use super::ATTRIBUTE_TIMEOUT;
+use super::abi::{Attr, Dirent, EntryOut};
+use super::attributes::{is_submount, status, status_at_hand};
+use super::handles::Handle;
+use super::inodes::Inodes;
+use crate::bus::lock;
+
+/// Bytes that are read of a directory at once.
+const CHUNK: usize = 32 << 10;
+
+/// Every name that the host lists in an open directory from `offset` on, as many as `room` bytes hold. With `inodes` the
+/// guest is told of each file, as if it had looked it up.
+///
+/// # Errors
+/// What getdents64(2) says. That a file cannot be looked up is none: its name is there all the same.
+pub fn list(handle: &Handle, offset: u64, room: usize, inodes: Option<&Inodes>) -> io::Result<Vec<u8>> {
+    let _alone = lock(&handle.position);
+    seek(handle, SeekFrom::Start(offset))?;
+    let mut buffer = vec![MaybeUninit::uninit(); CHUNK];
+    let mut entries = RawDir::new(handle, &mut buffer);
+    let mut listing = Vec::with_capacity(room.min(CHUNK));
+    while let Some(entry) = entries.next() {
+        let entry = match entry {
+            Ok(entry) => entry,
+            // What was listed so far is told first.
+            Err(_) if !listing.is_empty() => break,
+            Err(error) => return Err(error.into()),
+        };
+        let (name, kind) = (entry.file_name(), entry.file_type());
+        let head = if inodes.is_some() { size_of::<EntryOut>() } else { 0 };
+        let length = head + size_of::<Dirent>() + name.to_bytes().len().next_multiple_of(8);
+        if listing.len() + length > room {
+            break;
+        }
+        let mut ino = entry.ino();
+        if let Some(inodes) = inodes {
+            let entry = told(handle, name, inodes).unwrap_or_else(|| unknown(ino, kind));
+            // A directory on another mount has the number here that it covers, as on the host.
+            if entry.node != 0 && entry.attr.flags == 0 {
+                ino = entry.attr.ino;
+            }
+            listing.extend(entry.as_slice());
+        }
+        let dirent = Dirent {
+            ino,
+            offset: entry.next_entry_cookie(),
+            // A name has at most 255 bytes.
+            name_length: name.to_bytes().len() as u32,
+            kind: kind.as_raw_mode() >> 12,
+        };
+        listing.extend(dirent.as_slice());
+        listing.extend(name.to_bytes());
+        listing.resize(listing.len().next_multiple_of(8), 0);
+    }
+    Ok(listing)
+}
+
+/// Tells the guest of the file with this name. `None` if that must wait until the guest asks for it: it cannot be
+/// looked up, or its file system is another, whose server could keep the listing waiting.
+fn told(handle: &Handle, name: &CStr, inodes: &Inodes) -> Option<EntryOut> {
+    if matches!(name.to_bytes(), b"." | b"..") || inodes.is_full() {
+        return None;
+    }
+    let directory = &handle.inode;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(&directory.file, name, flags, rustix::fs::Mode::empty()).ok()?;
+    if is_submount(&directory.identity, &status_at_hand(&file).ok()?.identity()) {
+        return None;
+    }
+    let status = status(&file).ok()?;
+    let (inode, timeout) = inodes.tell(directory, file, &status).ok()?;
+    Some(status.entry_out(directory, &inode, timeout, ATTRIBUTE_TIMEOUT))
+}
+
+/// An entry that tells the guest of no file (`fuse_direntplus_link` of fs/fuse/readdir.c).
+fn unknown(ino: u64, kind: FileType) -> EntryOut {
+    let attr = Attr { ino, mode: kind.as_raw_mode(), ..Attr::default() };
+    EntryOut { attr, ..EntryOut::default() }
+}

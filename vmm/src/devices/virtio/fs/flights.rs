@@ -1,0 +1,71 @@
+//! Requests that are being served, so that they can be given up when the process that waits for them is killed.
+//!
+//! A server of the host's that does not answer, of NFS or FUSE, holds the thread that serves a request for it, and
+//! nothing but killing the whole VMM would free it. The guest's process must not wait for that: its request is
+//! answered with `EINTR`, and what the thread brings in the end is thrown away.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::bus::lock;
+use crate::devices::virtio::queue::Chain;
+
+/// Buffers that go back to the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// The index of their queue.
+    pub queue: usize,
+    /// Their first descriptor.
+    pub head: u16,
+    /// Bytes that were written into them.
+    pub written: u32,
+}
+
+/// One request that is being served.
+pub struct Flight {
+    /// The index of its queue.
+    pub queue: usize,
+    /// Its buffers.
+    pub chain: Chain,
+    claimed: AtomicBool,
+}
+
+impl Flight {
+    /// A request from the queue of this index.
+    pub fn new(queue: usize, chain: Chain) -> Arc<Self> {
+        Arc::new(Flight { queue, chain, claimed: AtomicBool::new(false) })
+    }
+
+    /// Takes the right to answer, which there is once. Without it guest memory must not be touched: the guest may
+    /// use it for something else by now.
+    pub fn claim(&self) -> bool {
+        !self.claimed.swap(true, Ordering::SeqCst)
+    }
+
+    /// The request's buffers, answered with so many bytes.
+    pub fn used(&self, written: u32) -> Used {
+        Used { queue: self.queue, head: self.chain.head_index(), written }
+    }
+}
+
+/// All requests that are being served, by the guest's number of each.
+#[derive(Default)]
+pub struct Flights(Mutex<HashMap<u64, Arc<Flight>>>);
+
+impl Flights {
+    /// Notes that a request is being served.
+    pub fn begin(&self, unique: u64, flight: &Arc<Flight>) {
+        lock(&self.0).insert(unique, flight.clone());
+    }
+
+    /// Notes that it is so no more.
+    pub fn end(&self, unique: u64) {
+        lock(&self.0).remove(&unique);
+    }
+
+    /// The request of this number, if it is being served.
+    pub fn get(&self, unique: u64) -> Option<Arc<Flight>> {
+        lock(&self.0).get(&unique).cloned()
+    }
+}

@@ -1,0 +1,261 @@
+//! The inode table: the files that the guest knows, by the numbers that it knows them by.
+//!
+//! Each has an `O_PATH` descriptor, which keeps the file in being, so that no other file gets its number on the host
+//! meanwhile. A guest keeps all that it was told of until it needs the memory, and its kernel has more memory for
+//! names than the host has descriptors. So beyond a bound the guest is told of files for no time at all, and Linux
+//! forgets such a file as soon as nothing uses it (`fuse_dentry_delete` in fs/fuse/dir.c).
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::fs::FileType;
+
+use super::ATTRIBUTE_TIMEOUT;
+use super::abi::ROOT;
+use super::attributes::{Status, is_submount};
+use super::budget::{Budget, Permit};
+use crate::bus::lock;
+
+/// What makes a file itself on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The mount that it was found on: the same file may be read-only on one and not on the other.
+    pub mount: u64,
+    /// Major and minor number of its file system's device.
+    pub device: (u32, u32),
+    /// Its inode number.
+    pub number: u64,
+}
+
+/// A file that the guest knows.
+pub struct Inode {
+    /// The guest's number for it, never used again.
+    pub node: u64,
+    /// The file, for its place in the tree only (`O_PATH`).
+    pub file: OwnedFd,
+    /// What it is on the host.
+    pub identity: Identity,
+    /// Its type, which never changes.
+    pub kind: FileType,
+    /// The inode number that the guest shows.
+    pub shown_number: u64,
+    _permit: Permit,
+}
+
+impl Inode {
+    /// A path that leads to the file itself, a symbolic link too (proc_pid_fd(5)).
+    pub fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd())
+    }
+
+    /// Opens the file anew with these flags.
+    ///
+    /// # Errors
+    /// `ENXIO` for what is neither a regular file nor a directory: opening it would do something on the host. What
+    /// the kernel says.
+    pub fn open(&self, flags: rustix::fs::OFlags) -> io::Result<OwnedFd> {
+        use rustix::fs::{CWD, Mode, OFlags, openat};
+        if !matches!(self.kind, FileType::RegularFile | FileType::Directory) {
+            return Err(io::Error::from_raw_os_error(libc::ENXIO));
+        }
+        Ok(openat(CWD, self.path(), flags | OFlags::CLOEXEC, Mode::empty())?)
+    }
+}
+
+struct Known {
+    inode: Arc<Inode>,
+    /// How often the guest was told of it, less what it forgot.
+    lookups: u64,
+}
+
+#[derive(Default)]
+struct Table {
+    by_node: HashMap<u64, Known>,
+    by_identity: HashMap<Identity, u64>,
+    last_node: u64,
+}
+
+/// The inode table.
+pub struct Inodes {
+    table: Mutex<Table>,
+    budget: Arc<Budget>,
+    /// How many files the guest is to keep.
+    bound: usize,
+}
+
+impl Inodes {
+    /// An empty table. Beyond `bound` files the guest keeps only those that it uses.
+    pub fn new(budget: Arc<Budget>, bound: usize) -> Self {
+        Inodes { table: Mutex::default(), budget, bound }
+    }
+
+    /// Makes `file` the root; whatever there was is forgotten.
+    ///
+    /// # Errors
+    /// `ENFILE` if no descriptor is left.
+    pub fn set_root(&self, file: OwnedFd, status: &Status) -> io::Result<()> {
+        let permit = self.budget.take()?;
+        let mut table = lock(&self.table);
+        *table = Table { last_node: ROOT, ..Table::default() };
+        let inode = Inode {
+            node: ROOT,
+            file,
+            identity: status.identity(),
+            kind: status.kind(),
+            shown_number: status.identity().number,
+            _permit: permit,
+        };
+        table.by_identity.insert(inode.identity, ROOT);
+        // The guest never forgets the root.
+        table.by_node.insert(ROOT, Known { inode: Arc::new(inode), lookups: u64::MAX });
+        Ok(())
+    }
+
+    /// The file of this number.
+    ///
+    /// # Errors
+    /// `ESTALE` if the guest was not told of one.
+    pub fn get(&self, node: u64) -> io::Result<Arc<Inode>> {
+        let found = lock(&self.table).by_node.get(&node).map(|known| known.inode.clone());
+        found.ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))
+    }
+
+    /// Notes that the guest is told of a file in the directory `parent`; returns it, and how long the guest may
+    /// believe that it has this name.
+    ///
+    /// # Errors
+    /// `ENFILE` if no descriptor is left.
+    pub fn tell(&self, parent: &Inode, file: OwnedFd, status: &Status) -> io::Result<(Arc<Inode>, Duration)> {
+        let identity = status.identity();
+        let mut table = lock(&self.table);
+        let timeout = if table.by_node.len() >= self.bound { Duration::ZERO } else { ATTRIBUTE_TIMEOUT };
+        if let Some(node) = table.by_identity.get(&identity).copied()
+            && let Some(known) = table.by_node.get_mut(&node)
+        {
+            known.lookups = known.lookups.saturating_add(1);
+            return Ok((known.inode.clone(), timeout));
+        }
+        let permit = self.budget.take()?;
+        table.last_node += 1;
+        let node = table.last_node;
+        let kind = status.kind();
+        // A directory on another mount gets a device number of its own in the guest. A file cannot, and must not
+        // look like one of its neighbours.
+        let foreign = kind != FileType::Directory && is_submount(&parent.identity, &identity);
+        let shown_number = if foreign { foreign_number(&identity) } else { identity.number };
+        let inode = Arc::new(Inode { node, file, identity, kind, shown_number, _permit: permit });
+        table.by_identity.insert(identity, node);
+        table.by_node.insert(node, Known { inode: inode.clone(), lookups: 1 });
+        Ok((inode, timeout))
+    }
+
+    /// Takes back that the guest was told of a file `count` times; true if it does not know the file any more.
+    pub fn forget(&self, node: u64, count: u64) -> bool {
+        let mut table = lock(&self.table);
+        let Some(known) = table.by_node.get_mut(&node).filter(|_| node != ROOT) else { return false };
+        known.lookups = known.lookups.saturating_sub(count);
+        if known.lookups > 0 {
+            return false;
+        }
+        let identity = known.inode.identity;
+        let gone = table.by_node.remove(&node);
+        table.by_identity.remove(&identity);
+        drop(table);
+        // Its descriptor is closed with the table unlocked: that may wait for a server of the host's.
+        drop(gone);
+        true
+    }
+
+    /// Whether there is no more room for files that the guest does not ask for one by one.
+    pub fn is_full(&self) -> bool {
+        lock(&self.table).by_node.len() >= self.bound
+    }
+
+    /// Forgets all.
+    pub fn clear(&self) {
+        let all = std::mem::take(&mut *lock(&self.table));
+        drop(all);
+    }
+}
+
+/// Where numbers of files begin that are bound one by one.
+const FOREIGN: u64 = 1 << 62;
+
+/// A number for a file on another mount than its directory, among numbers of that directory's file system.
+fn foreign_number(identity: &Identity) -> u64 {
+    let device = (u64::from(identity.device.0) << 20) ^ u64::from(identity.device.1);
+    // Inode numbers seldom have more than 40 bits; what is beyond them is mixed in.
+    let place = identity.mount ^ device.rotate_left(7);
+    FOREIGN | ((place << 40 ^ identity.number) & (FOREIGN - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::fs::attributes::status;
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    fn file(path: &Path) -> (OwnedFd, Status) {
+        let file = OwnedFd::from(File::open(path).unwrap());
+        let status = status(&file).unwrap();
+        (file, status)
+    }
+
+    fn table(folder: &Path, bound: usize, descriptors: u64) -> Inodes {
+        let inodes = Inodes::new(Arc::new(Budget::new(descriptors)), bound);
+        let (root, status) = file(folder);
+        inodes.set_root(root, &status).unwrap();
+        inodes
+    }
+
+    #[test]
+    fn a_file_has_one_number_until_it_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "").unwrap();
+        let inodes = table(folder.path(), 10, 10);
+        let root = inodes.get(ROOT).unwrap();
+        let tell = || {
+            let (file, status) = file(&path);
+            inodes.tell(&root, file, &status).unwrap().0.node
+        };
+        let first = tell();
+        assert_eq!(tell(), first);
+        assert!(!inodes.forget(first, 1));
+        assert!(inodes.forget(first, u64::MAX));
+        assert!(!inodes.forget(first, 1) && !inodes.forget(77, 1) && !inodes.forget(ROOT, u64::MAX));
+        assert!(inodes.get(first).is_err());
+        assert_ne!(tell(), first);
+    }
+
+    #[test]
+    fn beyond_the_bound_the_guest_is_to_keep_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let inodes = table(folder.path(), 2, 3);
+        let root = inodes.get(ROOT).unwrap();
+        let tell = |name: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, "").unwrap();
+            let (file, status) = file(&path);
+            inodes.tell(&root, file, &status).map(|(_, timeout)| timeout)
+        };
+        assert_eq!(tell("a").unwrap(), ATTRIBUTE_TIMEOUT);
+        assert_eq!(tell("b").unwrap(), Duration::ZERO);
+        // No descriptor is left.
+        assert_eq!(tell("c").unwrap_err().raw_os_error(), Some(libc::ENFILE));
+        assert!(inodes.is_full());
+    }
+
+    #[test]
+    fn files_of_other_mounts_have_numbers_of_their_own() {
+        let identity = |mount, number| Identity { mount, device: (8, 1), number };
+        let number = |mount, number| foreign_number(&identity(mount, number));
+        assert_ne!(number(20, 5), number(21, 5));
+        assert_ne!(number(20, 5), number(20, 6));
+        assert!(number(20, 5) >= FOREIGN);
+    }
+}

@@ -1,0 +1,142 @@
+//! The threads that serve the file system.
+//!
+//! A request can wait for long: for a disk, for a server of the host's that does not answer. So there is always one
+//! thread more than requests that are being served, up to a bound; whoever takes a request up as the last one starts
+//! another first. A single process in the guest keeps one thread busy and has the next one waiting.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rustix::event::{Timespec, epoll};
+
+use super::server::Server;
+use crate::bus::lock;
+use crate::devices::virtio::VirtQueue;
+use crate::devices::virtio::queue::Chain;
+
+/// Threads at most. So many requests can wait for a server of the host's before others wait too.
+const MAX_THREADS: usize = 64;
+/// Seconds after which a thread that nothing needs ends.
+const IDLE_SECONDS: i64 = 10;
+/// Bytes of a thread's stack.
+const STACK: usize = 256 << 10;
+
+/// The queues, the server, and the threads between them.
+pub struct Pool {
+    server: Server,
+    queues: Mutex<Vec<VirtQueue>>,
+    /// Wakes one of the waiting threads for each notification.
+    notifications: OwnedFd,
+    /// Threads that wait for a request.
+    idle: AtomicUsize,
+    threads: AtomicUsize,
+}
+
+/// A request that was taken from a queue.
+struct Taken {
+    queue: usize,
+    chain: Chain,
+}
+
+impl Pool {
+    /// Serves `queues`; the calling thread becomes the first of the pool.
+    ///
+    /// # Errors
+    /// What epoll(7) says.
+    pub fn new(server: Server, queues: Vec<VirtQueue>) -> io::Result<Arc<Self>> {
+        let notifications = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (index, queue) in (0..).zip(&queues) {
+            // Edge-triggered, so that each notification wakes one thread, and its counter need not be read.
+            let events = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            // SAFETY: the descriptor is open for as long as the queue is borrowed.
+            let kick = unsafe { BorrowedFd::borrow_raw(queue.kick().as_raw_fd()) };
+            epoll::add(&notifications, kick, epoll::EventData::new_u64(index), events)?;
+        }
+        let queues = Mutex::new(queues);
+        let (idle, threads) = (AtomicUsize::new(1), AtomicUsize::new(1));
+        Ok(Arc::new(Pool { server, queues, notifications, idle, threads }))
+    }
+
+    /// Serves until nothing needs this thread.
+    pub fn run(self: Arc<Self>) {
+        loop {
+            let woken = self.wait();
+            let others = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
+            match woken {
+                Ok(false) if others > 0 => break,
+                Ok(_) => self.serve(),
+                Err(error) => {
+                    crate::log_line!("waiting for the file system's notifications failed: {error}");
+                    break;
+                }
+            }
+            self.idle.fetch_add(1, Ordering::SeqCst);
+        }
+        self.threads.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Waits for a notification; false if there was none for long.
+    fn wait(&self) -> io::Result<bool> {
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
+        // The last thread that waits need not look whether it is needed.
+        let patience = Timespec { tv_sec: IDLE_SECONDS, tv_nsec: 0 };
+        let patience = (self.idle.load(Ordering::SeqCst) > 1).then_some(&patience);
+        match epoll::wait(&self.notifications, events.as_mut_slice(), patience) {
+            Ok(count) => Ok(count > 0),
+            Err(rustix::io::Errno::INTR) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Serves requests until the queues are empty.
+    fn serve(self: &Arc<Self>) {
+        while let Some(Taken { queue, chain }) = self.take() {
+            if self.idle.load(Ordering::SeqCst) == 0 {
+                self.start_another();
+            }
+            let memory = lock(&self.queues)[queue].memory().clone();
+            for used in self.server.serve(&memory, queue, chain).into_iter().flatten() {
+                let mut queues = lock(&self.queues);
+                queues[used.queue].push(used.head, used.written);
+                queues[used.queue].signal();
+            }
+        }
+    }
+
+    /// The next request of any queue. If there are more, another thread is woken for them.
+    fn take(&self) -> Option<Taken> {
+        let mut queues = lock(&self.queues);
+        for (index, queue) in queues.iter_mut().enumerate() {
+            if let Some(chain) = queue.pop_or_wait() {
+                // The driver notifies of what comes from now on, because this request may take long.
+                if queue.enable_kicks() {
+                    queue.kick_self();
+                }
+                return Some(Taken { queue: index, chain });
+            }
+        }
+        None
+    }
+
+    /// Starts a thread that waits for requests, unless there are as many as there may be.
+    fn start_another(self: &Arc<Self>) {
+        if self.threads.fetch_add(1, Ordering::SeqCst) >= MAX_THREADS {
+            self.threads.fetch_sub(1, Ordering::SeqCst);
+            return;
+        }
+        self.idle.fetch_add(1, Ordering::SeqCst);
+        let pool = self.clone();
+        // It inherits the filter of system calls.
+        let started =
+            thread::Builder::new().name("fs".to_owned()).stack_size(STACK).spawn(move || pool.run());
+        if let Err(error) = started {
+            self.idle.fetch_sub(1, Ordering::SeqCst);
+            self.threads.fetch_sub(1, Ordering::SeqCst);
+            crate::log_line!("a thread of the shared file system could not be started: {error}");
+        }
+    }
+}
