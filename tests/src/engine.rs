@@ -184,7 +184,13 @@ impl Engine {
     /// Makes a volume.
     #[track_caller]
     pub fn volume(self) -> Thing {
-        self.thing("volume", &[])
+        self.volume_with(&[])
+    }
+
+    /// Makes a volume with these options.
+    #[track_caller]
+    pub fn volume_with(self, options: &[&str]) -> Thing {
+        self.thing("volume", options)
     }
 
     #[track_caller]

@@ -17,6 +17,7 @@ pub mod engine;
 pub mod installation;
 pub mod invocation;
 pub mod leftovers;
+pub mod own_mount;
 pub mod processes;
 pub mod terminal;
 

@@ -17,6 +17,7 @@ mod many;
 mod network;
 mod operations;
 mod process;
+mod shared_files;
 mod storage;
 mod streams;
 mod terminal;

@@ -17,6 +17,7 @@ mod resources;
 mod rich;
 mod running;
 mod settings;
+mod shared_files;
 mod sharing;
 mod storage;
 mod systemd;
