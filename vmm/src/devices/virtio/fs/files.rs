@@ -12,6 +12,7 @@ use super::abi::{
 };
 use super::attributes::status;
 use super::flights::Flight;
+use super::handles::is_local;
 use super::message::{Caller, MAX_WRITE, Request};
 use super::names::is_writable;
 use super::server::{Body, Server, invalid, number};
@@ -50,7 +51,9 @@ impl Server {
         let open = || -> io::Result<_> {
             let goes = !host.contains(OFlags::TRUNC) || open_flags & OPEN_KILL_SET_ID != 0;
             let file = set_id::keep(&inode.file, goes, || inode.open(host))?;
-            if is_made_when_read(&file) {
+            // A page that a server does not send would keep whoever else opens the file waiting, in the guest's cache,
+            // where no signal reaches; a request can be given up.
+            if is_made_when_read(&file) || !is_local(&file) {
                 answer.open_flags |= fopen::DIRECT_IO;
             }
             Ok(file)

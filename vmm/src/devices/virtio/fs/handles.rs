@@ -115,6 +115,6 @@ const LOCAL: [i64; 13] = [
 ];
 
 /// Whether no server takes part in reading and writing a file.
-fn is_local(file: impl AsFd) -> bool {
+pub fn is_local(file: impl AsFd) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|fs| LOCAL.contains(&fs.f_type))
 }

@@ -11,9 +11,10 @@ use rustix::fs::{
 use vm_memory::ByteValued;
 
 use super::ATTRIBUTE_TIMEOUT;
-use super::abi::{CreateIn, LinkIn, MkdirIn, MknodIn, OpenOut, Rename2In, RenameIn, op};
+use super::abi::{CreateIn, LinkIn, MkdirIn, MknodIn, OpenOut, Rename2In, RenameIn, fopen, op};
 use super::attributes::status;
 use super::files::host_flags;
+use super::handles::is_local;
 use super::inodes::Inode;
 use super::message::Caller;
 use super::server::{Body, Server, no_entry};
@@ -162,11 +163,12 @@ impl Server {
         let status = status(&place)?;
         let (entry, inode) = self.entry(parent, place, &status)?;
         let node = inode.node;
+        let open_flags = if is_local(&file) { 0 } else { fopen::DIRECT_IO };
         let added = self.handles.add(inode, is_writable(flags), || Ok(file));
         let handle = added.inspect_err(|_| {
             self.inodes.forget(node, 1);
         })?;
-        let opened = OpenOut { handle, ..OpenOut::default() };
+        let opened = OpenOut { handle, open_flags, ..OpenOut::default() };
         Ok([entry.as_slice(), opened.as_slice()].concat())
     }
 
