@@ -28,8 +28,6 @@ pub enum Difference {
     SocketInFolder,
     /// Devices of the host.
     Devices,
-    /// Files without a name (O_TMPFILE) on the root file system or a volume.
-    UnnamedFiles,
     /// Device nodes on the root file system or a volume.
     DeviceNodes,
     /// How soon a change of a file shows elsewhere.
@@ -73,9 +71,6 @@ impl Difference {
                 "nobody listens to the socket's file in the guest's kernel; one that is bound itself is passed on"
             }
             Difference::Devices => "devices of the host are not in the VM; pouch-vm refuses, and says so",
-            Difference::UnnamedFiles => {
-                "the library that serves virtio-fs cannot make a file without a name; programs use one with a name"
-            }
             Difference::DeviceNodes => {
                 "the VMM has no right to make device nodes on the host; a tmpfs of the guest takes them"
             }
