@@ -67,7 +67,7 @@ pub enum ConfigError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The file makes no sense.
+    /// The file is malformed.
     #[error("the configuration {path} is not valid: {source}")]
     Parse {
         /// The file.

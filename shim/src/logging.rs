@@ -31,7 +31,7 @@ pub struct Log {
 impl Log {
     /// Tells of an error on standard error and in the file.
     pub fn error(&self, message: &str) {
-        eprintln!("pouch-vm: {message}");
+        eprintln!("pouch-vm: error: {message}");
         self.write("error", message);
     }
 

@@ -31,7 +31,7 @@ const CONTAINER_FOLDERS: [&str; 8] = [
     "/run/docker-28/containerd/daemon/io.containerd.runtime.v2.task/moby",
     "/run/netns",
 ];
-/// What engines make when they first need it, and keep; and they themselves, which may be started anew.
+/// What engines make when they first need it, and keep; and they themselves, which may be restarted.
 const KEPT_BY_ENGINES: [&str; 10] = [
     "process dockerd",
     "process containerd",

@@ -76,7 +76,7 @@ impl MutEventSubscriber for ControlServer {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                 self.vm.exit().end(ExitReason::Stopped);
             }
-            Err(error) => crate::log_line!("a control request makes no sense: {error}"),
+            Err(error) => crate::log_line!("malformed control request: {error}"),
         }
     }
 

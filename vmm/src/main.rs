@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         // Statuses are small numbers. Not through destructors: threads still use what these would free.
         Ok(reason) => std::process::exit(reason.status()),
         Err(error) => {
-            eprintln!("pouch-vmm: {error:#}");
+            eprintln!("pouch-vmm: error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -248,7 +248,7 @@ impl Container {
         all
     }
 
-    /// Sets the device rules anew.
+    /// Replaces the device rules.
     pub fn set_devices(&self, rules: &[devices_bpf::Rule]) -> Result<(), devices_bpf::DeviceRulesError> {
         let mut changing = self.lock();
         let attached = devices_bpf::attach(self.cgroup.directory(), rules, changing.devices.as_ref())?;

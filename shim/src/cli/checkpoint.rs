@@ -17,7 +17,7 @@ impl Unavailable {
         let name = self.arguments.last().map(|name| format!(" of {name:?}")).unwrap_or_default();
         Err(CliError::Other(format!(
             "{operation}{name}: a container in a VM cannot be saved and restored yet; stop it, keep its data in \
-             a volume, and create it anew"
+             a volume, and create it again"
         )))
     }
 }

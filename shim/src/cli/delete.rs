@@ -57,7 +57,7 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
             Some(state) => state,
             None => return clean_up_opened(&dir, &opened),
         },
-        // A host process that lives writes it anew when it ends.
+        // A live host process writes it again when it ends.
         Err(StateError::Damaged { .. }) if force => {
             match ask_to_end(&dir, None).then(|| wait_for_state(&dir, GRACE)).flatten() {
                 Some(state) => state,

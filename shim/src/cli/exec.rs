@@ -1,6 +1,6 @@
 //! `exec`: a further process in a running container.
 //!
-//! The process on the host that stands for it relays its streams and exits with its status. It is
+//! The host proxy process relays its streams and exits with its status. It is
 //! this process, or with `--detach` or a console socket one that stays behind.
 
 use std::fs::File;
@@ -36,7 +36,7 @@ pub struct Exec {
     /// Return when the process runs.
     #[arg(short, long)]
     detach: bool,
-    /// Write the number of the process on the host that stands for it to this file.
+    /// Write the PID of the host proxy process to this file.
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
     /// The cgroup below the container's in which it shall be; it must exist.
@@ -98,7 +98,7 @@ impl Exec {
         match report {
             Some(Report::Created) => {
                 if let Err(error) = write_pid_file(self.pid_file.as_ref(), child.id()) {
-                    // The guest's process goes with the one that stands for it.
+                    // The guest's process ends with its host proxy process.
                     let _ = child.kill();
                     let _ = child.wait();
                     return Err(error);
@@ -155,7 +155,7 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
     };
     let (answer, fds) = client.ask(&Request::Exec(host.request))?;
     let Answer::Started { exec_id } = answer else {
-        return Err(CliError::Other("the host process gave a wrong answer".to_owned()));
+        return Err(CliError::Other("unexpected response from the sandbox host process".to_owned()));
     };
     let own_terminal = host.console_socket.is_none();
     let raw = match &terminal {
@@ -169,7 +169,7 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
     started()?;
     let (answer, _) = client.ask(&Request::Wait)?;
     let Answer::Exited { status, stdout_bytes, stderr_bytes } = answer else {
-        return Err(CliError::Other("the host process gave a wrong answer".to_owned()));
+        return Err(CliError::Other("unexpected response from the sandbox host process".to_owned()));
     };
     for (output, bytes) in outputs.iter().zip([stdout_bytes, stderr_bytes]) {
         // 128 and more is a signal's. A container that is gone has taken the process along.

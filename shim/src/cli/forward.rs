@@ -1,4 +1,4 @@
-//! Passes on to a process in a guest what happens to the one that stands for it here.
+//! Forwards signals and terminal sizes from a host proxy process to its process in the guest.
 
 use std::fs::File;
 use std::io;

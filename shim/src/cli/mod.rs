@@ -61,7 +61,7 @@ struct Global {
     /// Format of that file.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
-    /// Accepted for compatibility; errors are told in full always.
+    /// Ignored; errors are always shown in full.
     #[arg(long, global = true)]
     debug: bool,
     /// As --debug.

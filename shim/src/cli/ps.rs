@@ -49,7 +49,7 @@ impl Ps {
 }
 
 fn wrong_answer() -> CliError {
-    CliError::Other("the host process gave a wrong answer".to_owned())
+    CliError::Other("unexpected response from the sandbox host process".to_owned())
 }
 
 /// `--format` may come after the id too.

@@ -69,7 +69,7 @@ impl Run {
         if let Ok(state) = dir.load()
             && let Some(text) = state.vm_end
         {
-            eprintln!("pouch-vm: container {}: {text}", self.id);
+            eprintln!("pouch-vm: error: container {}: {text}", self.id);
         }
         use std::os::unix::process::ExitStatusExt;
         let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);

@@ -42,7 +42,7 @@ pub enum SizeError {
     /// Too much memory.
     #[error("linux.resources.memory.limit is {0} bytes, but a VM has at most {MAX_MEMORY_MIB} MiB")]
     MemoryTooLarge(i64),
-    /// The list of CPUs makes no sense.
+    /// The list of CPUs is malformed.
     #[error("linux.resources.cpu.cpus {0:?} is no list of CPUs")]
     Cpus(String),
     /// The host has not all of the CPUs.

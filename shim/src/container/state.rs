@@ -157,7 +157,7 @@ pub enum StateError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The file makes no sense.
+    /// The file is malformed.
     #[error("the state {path} is damaged")]
     Damaged {
         /// The file.
@@ -231,7 +231,7 @@ impl ContainerDir {
     /// [`StateError::Io`] if it cannot be locked.
     pub fn lock(&self, opened: &File) -> Result<bool, StateError> {
         opened.lock().map_err(|source| self.error(&self.path, source))?;
-        // Whoever had it may have removed it, and another may have made it anew.
+        // Whoever had it may have removed it, and another may have created it again.
         self.is(opened)
     }
 

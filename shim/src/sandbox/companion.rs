@@ -63,7 +63,7 @@ pub fn start(
 /// word.
 ///
 /// # Errors
-/// If the descriptors are not those that it was started with, or the task makes no sense.
+/// If the descriptors are not those that it was started with, or the task is malformed.
 pub fn take<T: DeserializeOwned>(
     inherited: &mut Inherited,
     task_fd: RawFd,

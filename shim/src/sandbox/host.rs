@@ -219,7 +219,7 @@ impl Host {
 fn describe_end(reason: Option<ExitReason>) -> String {
     match reason {
         Some(reason) => reason.to_string(),
-        None => "the VMM was killed, or failed without a word".to_owned(),
+        None => "the VMM exited unexpectedly".to_owned(),
     }
 }
 

@@ -100,7 +100,7 @@ pub fn host_main(inherited: &mut Inherited, launch_fd: RawFd, report_fd: RawFd) 
     let (launch, mut first_word) = match companion::take(inherited, launch_fd, report_fd) {
         Ok(taken) => taken,
         Err(error) => {
-            eprintln!("pouch-vm: {HOST_COMMAND}: {error}");
+            eprintln!("pouch-vm: error: {HOST_COMMAND}: {error}");
             return 1;
         }
     };

@@ -187,7 +187,11 @@ impl Connection {
             return Err(error);
         }
         let sandbox = self.sandbox.clone();
-        watch::follow(changes, move || sandbox.update_network(), |text| eprintln!("{text}"))
+        watch::follow(
+            changes,
+            move || sandbox.update_network(),
+            |text| eprintln!("pouch-vm: warning: {text}"),
+        )
     }
 
     fn processes(&self) -> Result<Answer, Failure> {

@@ -32,7 +32,7 @@ const ANSWER: Duration = Duration::from_secs(120);
 const END_GRACE: Duration = Duration::from_secs(5);
 /// How long to wait for the last message of a VMM that is gone.
 const LAST_WORD: Duration = Duration::from_secs(2);
-/// It makes no sense to wait for the agent for less.
+/// The shortest time to wait for the agent.
 const LEAST_TRY: Duration = Duration::from_millis(100);
 /// Where the host's kernel takes over the frames of an interface.
 const VHOST_NET: &str = "/dev/vhost-net";
@@ -44,7 +44,7 @@ pub enum VmError {
     #[error(transparent)]
     Files(#[from] FilesError),
     /// The socket or the thread for its messages could not be made.
-    #[error("the VMM cannot be spoken to")]
+    #[error("control socket setup failed")]
     Messages(#[source] io::Error),
     /// The VMM's process could not be started.
     #[error(transparent)]
@@ -52,8 +52,8 @@ pub enum VmError {
     /// The VM ended.
     #[error("the VM ended: {0}")]
     Ended(ExitReason),
-    /// The VMM ended without a word.
-    #[error("the VMM ended without a word; the last line of its log: {0}")]
+    /// The VMM exited unexpectedly.
+    #[error("the VMM exited unexpectedly; the last line of its log: {0}")]
     Gone(String),
     /// The VMM is there, and does not answer.
     #[error("the VMM did not answer within {} s: is it stopped, or the host overloaded?", .0.as_secs())]

@@ -1,4 +1,4 @@
-//! What fails from outside: killed processes, an engine that is started anew.
+//! What fails from outside: killed processes, an engine that is restarted.
 
 use std::process::Stdio;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 engine_tests! {
     both: the_containers_process_is_killed, the_vmm_is_killed, the_client_is_killed, the_disk_is_full;
-    docker: the_daemon_is_started_anew, containers_come_back_with_the_daemon;
+    docker: the_daemon_restarts, containers_come_back_with_the_daemon;
     podman: the_monitor_is_killed;
 }
 
@@ -120,7 +120,7 @@ impl Drop for LiveRestore {
     }
 }
 
-fn the_daemon_is_started_anew(engine: Engine) {
+fn the_daemon_restarts(engine: Engine) {
     let live_restore = LiveRestore::set(engine, true);
     let container =
         engine.start_sh(&["-i"], "echo ready; until [ -e /go ]; do sleep 0.1; done; echo end; exit 5");

@@ -102,7 +102,7 @@ fn update_beyond_the_first_size(engine: Engine) {
     let container = engine.start_idle(&["--memory", "256m", "--memory-swap", "1g"]);
     let more = container.command(&["update", "--memory", "512m"]).run();
     let grown = if Difference::Growth.with_vm() {
-        more.fails_naming(&["memory", "the VM has", "create the container anew"]);
+        more.fails_naming(&["memory", "the VM has", "create the container again"]);
         "268435456"
     } else {
         more.ok();

@@ -1,6 +1,6 @@
 //! Opens what a VMM gets so that it cannot be opened again with more rights.
 //!
-//! A process can open a file anew through the link that `/proc/self/fd` has of its descriptor, and a
+//! A process can reopen a file through the link that `/proc/self/fd` has of its descriptor, and a
 //! VMM may write to files of all owners. What such an opening may do is up to the mount of the
 //! descriptor; so is whether its mode and owner can be changed. So each file is opened through a mount of
 //! its own, which nobody else can reach and which is gone with the descriptor: without device nodes, and

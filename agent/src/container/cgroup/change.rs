@@ -58,7 +58,7 @@ pub fn check_size(
     size: Size,
     read: impl Fn(&str) -> Option<String>,
 ) -> Result<(), RequestError> {
-    const INSTEAD: &str = "which stays as it is while it runs: create the container anew with this limit";
+    const INSTEAD: &str = "which stays as it is while it runs: create the container again with this limit";
     if let Some(limit @ 1..) = resources.memory().as_ref().and_then(|memory| memory.limit())
         && limit.unsigned_abs() > size.memory
     {

@@ -32,7 +32,7 @@ impl Interrupt {
     }
 
     /// The status register, and with that the driver has seen the reasons: a later one raises the
-    /// interrupt anew.
+    /// interrupt again.
     pub fn take_status(&self) -> u32 {
         self.status.swap(0, Ordering::SeqCst) | self.standing.load(Ordering::SeqCst)
     }

@@ -64,13 +64,13 @@ impl VirtQueue {
         self.kick.read().map(drop)
     }
 
-    /// The next chain that the driver made available. A ring that makes no sense gives none.
+    /// The next chain that the driver made available. A malformed ring gives none.
     pub fn pop(&mut self) -> Option<Chain> {
         self.queue.pop_descriptor_chain(self.memory.clone())
     }
 
-    /// The next chain; without one the driver is asked to notify of the next. A ring that makes no
-    /// sense gives none either: to look again for as long as it claims to hold something would
+    /// The next chain; without one the driver is asked to notify of the next. A malformed
+    /// ring gives none either: to look again for as long as it claims to hold something would
     /// let the guest keep the device busy for ever.
     pub fn pop_or_wait(&mut self) -> Option<Chain> {
         self.pop().or_else(|| if self.enable_kicks() { self.pop() } else { None })

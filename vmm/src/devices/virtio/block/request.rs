@@ -33,7 +33,7 @@ pub struct Disk {
 
 /// Why a request fails, as its status byte tells the driver.
 enum Failure {
-    /// The request makes no sense, or the file fails.
+    /// The request is malformed, or the file fails.
     Io,
     /// The type is not known, or not offered.
     Unsupported,

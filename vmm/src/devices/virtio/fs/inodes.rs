@@ -51,7 +51,7 @@ impl Inode {
         format!("/proc/self/fd/{}", self.file.as_raw_fd())
     }
 
-    /// Opens the file anew with these flags.
+    /// Opens the file again with these flags.
     ///
     /// # Errors
     /// `ENXIO` for what is neither a regular file nor a directory: opening it would do something on the host. What

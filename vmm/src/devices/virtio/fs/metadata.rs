@@ -159,7 +159,7 @@ impl Server {
         Ok([answer.as_slice(), &data[..out]].concat())
     }
 
-    /// Opens a file or directory anew, for locks.
+    /// Opens a second descriptor of a file or directory, for locks.
     fn open_for_locks(&self, node: u64, access: Access) -> io::Result<OwnedFd> {
         credentials::assume_own()?;
         let flags = match access {

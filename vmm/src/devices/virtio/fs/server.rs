@@ -314,7 +314,7 @@ impl Server {
         Ok(answer.as_slice().to_vec())
     }
 
-    /// Forgets all that a guest had, which unmounts or mounts anew.
+    /// Forgets all that a guest had, which unmounts or mounts again.
     fn destroy(&self) {
         *lock(&self.locks) = Locks::default();
         self.handles.clear();

@@ -481,7 +481,7 @@ fn locks_are_refused_without_a_guest_that_asks_again() {
     let init = InitIn { major: 7, minor: 40, flags: u32::MAX, ..InitIn::default() };
     let answer: InitOut = guest.ask(op::INIT, 0, &[init.as_slice()]).unwrap();
     assert_eq!(u64::from(answer.flags) & (init::POSIX_LOCKS | init::FLOCK_LOCKS), 0);
-    // Mounting anew gave its locks back.
+    // Mounting again gave its locks back.
     assert_eq!(other.call(op::SETLK, file.node, &[lock.as_slice()]), Ok(vec![]));
     assert_eq!(guest.call(op::SETLK, ROOT, &[lock.as_slice()]), Err(libc::ENOSYS));
 }

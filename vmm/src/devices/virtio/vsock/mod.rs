@@ -75,7 +75,7 @@ impl Vsock {
         let mut any = false;
         let mut left = TURN;
         while self.muxer.has_packets() {
-            // Buffers that make no sense can come for ever.
+            // Malformed buffers can come without end.
             if left == 0 {
                 queue.kick_self();
                 break;
@@ -93,7 +93,7 @@ impl Vsock {
                     }
                 },
                 Err(error) => {
-                    crate::log_line!("a buffer for a socket packet makes no sense: {error}");
+                    crate::log_line!("malformed buffer for a vsock packet: {error}");
                     0
                 }
             };
@@ -115,7 +115,7 @@ impl Vsock {
                     Some(header) => muxer.receive(header, packet.data_slice()),
                     None => crate::log_line!("a socket packet has the wrong addresses or type"),
                 },
-                Err(error) => crate::log_line!("a socket packet makes no sense: {error}"),
+                Err(error) => crate::log_line!("malformed vsock packet: {error}"),
             }
             0
         });
