@@ -86,7 +86,7 @@ impl StreamTable {
 
     /// Announces that a connection with `token` will come for `field`. Dropping the
     /// result takes the announcement back.
-    pub fn expect(&self, field: &'static str, token: u64) -> Result<Claim, TokenError> {
+    pub fn claim(&self, field: &'static str, token: u64) -> Result<Claim, TokenError> {
         let (sender, receiver) = oneshot::channel();
         let mut tokens = self.lock();
         if tokens.expected.contains_key(&token) {
@@ -184,7 +184,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_meets_its_request_in_either_order() {
         let table = StreamTable::new();
-        let mut claim = table.expect("stdout_token", 7).unwrap();
+        let mut claim = table.claim("stdout_token", 7).unwrap();
         let mut client = start(&table);
         client.write_all(&7_u64.to_le_bytes()).await.unwrap();
         assert!(claim.connection().await.is_some());
@@ -193,7 +193,7 @@ mod tests {
         early.write_all(&8_u64.to_le_bytes()).await.unwrap();
         tokio::task::yield_now().await;
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let mut claim = table.expect("stdout_token", 8).unwrap();
+        let mut claim = table.claim("stdout_token", 8).unwrap();
         assert!(claim.connection().await.is_some());
     }
 
@@ -227,9 +227,9 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_claim_frees_its_token() {
         let table = StreamTable::new();
-        let claim = table.expect("stdin_token", 5).unwrap();
-        assert!(matches!(table.expect("stdin_token", 5), Err(TokenError::InUse("stdin_token"))));
+        let claim = table.claim("stdin_token", 5).unwrap();
+        assert!(matches!(table.claim("stdin_token", 5), Err(TokenError::InUse("stdin_token"))));
         drop(claim);
-        assert!(table.expect("stdin_token", 5).is_ok());
+        assert!(table.claim("stdin_token", 5).is_ok());
     }
 }

@@ -307,7 +307,7 @@ mod tests {
 
     /// A claim, and the host's end of its connection, which buffers `size` bytes.
     async fn connected(table: &StreamTable, token: u64, size: usize) -> (Claim, DuplexStream) {
-        let claim = table.expect("token", token).unwrap();
+        let claim = table.claim("token", token).unwrap();
         let (mut host, agent) = tokio::io::duplex(size);
         let table = table.clone();
         tokio::spawn(async move { table.take(Box::new(agent)).await });

@@ -78,7 +78,7 @@ pub fn prepare(
     if request.terminal {
         let claim = match request.terminal_token {
             0 => None,
-            token => Some(table.expect("terminal_token", token)?),
+            token => Some(table.claim("terminal_token", token)?),
         };
         let ends = ProcessEnds { stdin: null(true)?, stdout: null(false)?, stderr: null(false)? };
         return Ok((PreparedStdio { streams: Streams::Terminal(claim), rows, columns }, ends));
@@ -136,7 +136,7 @@ fn input(
     if token == 0 {
         return Ok((None, null(true)?));
     }
-    let claim = table.expect("stdin_token", token)?;
+    let claim = table.claim("stdin_token", token)?;
     let (theirs, ours) = new_pipe(owner, |ends| &ends.1)?;
     let sender = pipe::Sender::from_owned_fd_unchecked(ours);
     Ok((Some((sender.map_err(|error| StdioError::System("stdin", error))?, claim)), theirs))
@@ -151,7 +151,7 @@ fn output(
     if token == 0 {
         return Ok((None, null(false)?));
     }
-    let claim = table.expect(field, token)?;
+    let claim = table.claim(field, token)?;
     let (ours, theirs) = new_pipe(owner, |ends| &ends.0)?;
     let receiver = pipe::Receiver::from_owned_fd_unchecked(ours);
     Ok((Some((receiver.map_err(|error| StdioError::System("stdout", error))?, claim)), theirs))

@@ -93,7 +93,7 @@ pub struct Cgroup {
 }
 
 /// How the VMM gets into the cgroup.
-pub enum Birth {
+pub enum CgroupPlacement {
     /// It is started in this directory; this process joins when it has time.
     In(File),
     /// It is started by this process, which is in it.
@@ -186,15 +186,15 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`CgroupError`] names it.
-    pub fn make(&self) -> Result<Birth, CgroupError> {
+    pub fn make(&self) -> Result<CgroupPlacement, CgroupError> {
         if self.driver != Driver::Unified {
             self.manager()?.add_task(Pid::this()).map_err(self.manager_error("made"))?;
-            return Ok(Birth::Inherited);
+            return Ok(CgroupPlacement::Inherited);
         }
         let directory = self.directory();
         fs::create_dir_all(&directory).map_err(self.io_error("made"))?;
         enable_controllers(&self.path);
-        File::open(&directory).map(Birth::In).map_err(self.io_error("opened"))
+        File::open(&directory).map(CgroupPlacement::In).map_err(self.io_error("opened"))
     }
 
     /// Moves this process, with all its threads, into the cgroup. The kernel takes a grace period

@@ -17,8 +17,8 @@ use super::create::refuse_descriptors;
 use super::exec_process::ProcessOptions;
 use super::{CliError, Global, Outcome, forward, other, write_pid_file};
 use crate::container::Status;
+use crate::sandbox::child as proxy;
 use crate::sandbox::client::{ClientError, HostClient};
-use crate::sandbox::companion;
 use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
 use crate::stdio::terminal::{self, RawTerminal};
 use crate::stdio::{self, NullStreams, STALL, signals, start_relays};
@@ -94,7 +94,7 @@ impl Exec {
 
     /// Starts a process that stays, and returns when the guest's process runs.
     fn leave_behind(&self, host: &ExecHost) -> Outcome {
-        let (mut child, report) = companion::start(HOST_COMMAND, None, host).map_err(other)?;
+        let (mut child, report) = proxy::start(HOST_COMMAND, None, host).map_err(other)?;
         match report {
             Some(Report::Created) => {
                 if let Err(error) = write_pid_file(self.pid_file.as_ref(), child.id()) {
@@ -117,19 +117,19 @@ impl Exec {
 
 /// The whole life of an exec's process that stays behind.
 pub fn exec_host(inherited: &mut Inherited, host_fd: RawFd, report_fd: RawFd) -> Outcome {
-    let taken = companion::take(inherited, host_fd, report_fd);
-    let (host, mut first_word): (ExecHost, _) = taken.map_err(other)?;
+    let taken = proxy::take(inherited, host_fd, report_fd);
+    let (host, mut ready_pipe): (ExecHost, _) = taken.map_err(other)?;
     let log = host.socket.with_file_name("host.log");
     let result = run_here(host, || {
         // An engine takes the operation for over when nobody holds its output any more.
         stdio::let_go(&log).map_err(other)?;
         // Where nobody listens any more, nobody would know of the process either.
-        first_word.give(&Report::Created).map_err(other)
+        ready_pipe.give(&Report::Created).map_err(other)
     });
     if let Err(error) = &result {
         let status = error.status();
         // As above; there is nothing left to end.
-        let _ = first_word.give(&Report::Failed(Failure { message: crate::errors::chain(error), status }));
+        let _ = ready_pipe.give(&Report::Failed(Failure { message: crate::errors::chain(error), status }));
     }
     result
 }

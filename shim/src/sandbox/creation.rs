@@ -18,7 +18,7 @@ use super::protocol::{Failure, Launch};
 use super::vm::{Vm, VmError};
 use super::vm_files::{self, Disk, VmDescription};
 use super::{mount_points, settings, share, view};
-use crate::cgroup::{Birth, Cgroup};
+use crate::cgroup::{Cgroup, CgroupPlacement};
 use crate::container::guest_spec::{self, GuestSpec, ROOTFS, RootSource};
 use crate::container::hooks;
 use crate::container::size::VmSize;
@@ -69,11 +69,11 @@ pub fn create(
     let mut plan = Plan::make(launch, log)?;
     plan.dir.save(&plan.state).map_err(Failure::of)?;
     vm_files::preflight(&launch.config).map_err(Failure::of)?;
-    let birth = plan.enter_surroundings()?;
-    let vm = plan.start_vm(&birth, ended)?;
+    let placement = plan.enter_surroundings()?;
+    let vm = plan.start_vm(&placement, ended)?;
     plan.state.vmm = HostProcess::find(vm.pid());
     let null = NullStreams::of_this_process();
-    let (agent, (streams, terminal)) = match plan.fill(&vm, &birth, null) {
+    let (agent, (streams, terminal)) = match plan.fill(&vm, &placement, null) {
         Ok(filled) => filled,
         Err(failure) => {
             vm.end();
@@ -129,10 +129,10 @@ impl<'a> Plan<'a> {
 
     /// Makes the cgroup, and puts this process where the container's is to be: into its network namespace, and
     /// into a mount namespace with the tree of all that the VM is given.
-    fn enter_surroundings(&mut self) -> Result<Birth, Failure> {
+    fn enter_surroundings(&mut self) -> Result<CgroupPlacement, Failure> {
         let (bundle, guest) = (&self.bundle, &self.guest);
         set_oom_score(bundle)?;
-        let birth = self.cgroup.make().map_err(Failure::of)?;
+        let placement = self.cgroup.make().map_err(Failure::of)?;
         // Some of the host's do not show in other network namespaces.
         self.settings = settings::of_host();
         namespace::enter(guest.network_namespace.as_deref()).map_err(Failure::of)?;
@@ -142,7 +142,7 @@ impl<'a> Plan<'a> {
             mount_points::make(&bundle.root_path(), &guest.spec, &guest.shared).map_err(Failure::of)?;
         }
         share::build(&self.tree(), &guest.shared).map_err(Failure::of)?;
-        Ok(birth)
+        Ok(placement)
     }
 
     /// Where what the VM is given is put together.
@@ -152,7 +152,7 @@ impl<'a> Plan<'a> {
 
     fn start_vm(
         &self,
-        birth: &Birth,
+        placement: &CgroupPlacement,
         ended: impl FnOnce(Option<ExitReason>) + Send + 'static,
     ) -> Result<Vm, Failure> {
         let description = VmDescription {
@@ -161,9 +161,9 @@ impl<'a> Plan<'a> {
             share: Some(&self.tree()),
             disks: disks(&self.guest),
             directory: self.dir.path(),
-            cgroup: match birth {
-                Birth::In(directory) => Some(directory),
-                Birth::Inherited => None,
+            cgroup: match placement {
+                CgroupPlacement::In(directory) => Some(directory),
+                CgroupPlacement::Inherited => None,
             },
         };
         Vm::start(&description, ended).map_err(Failure::of)
@@ -173,11 +173,11 @@ impl<'a> Plan<'a> {
     fn fill(
         &self,
         vm: &Vm,
-        birth: &Birth,
+        placement: &CgroupPlacement,
         null: NullStreams,
     ) -> Result<(Agent, (Streams, Option<File>)), Failure> {
         // The VMM was born in the cgroup; this process joins it while the guest boots.
-        let joining = matches!(birth, Birth::In(_)).then(|| {
+        let joining = matches!(placement, CgroupPlacement::In(_)).then(|| {
             let cgroup = self.cgroup.clone();
             thread::spawn(move || cgroup.enter().map_err(Failure::of))
         });

@@ -12,8 +12,8 @@ use pouch_protocol::STREAM_PORT;
 use pouch_protocol::agent::Stdio;
 
 use super::agent::{Agent, AgentError, random_bytes};
+use super::exec_queue::ExecQueue;
 use super::protocol::{ExecRequest, Failure};
-use super::turns::Turns;
 use super::vm::{Connecting, Vm, VmError};
 use crate::cgroup::Cgroup;
 use crate::container::size::VmSize;
@@ -41,7 +41,7 @@ pub struct Sandbox {
     /// What the guest has of the network, for a start that is tried again.
     wiring: Mutex<Wiring>,
     execs: AtomicU64,
-    exec_turns: Turns,
+    exec_queue: ExecQueue,
     /// Its process has ended, or nobody knows.
     over: AtomicBool,
     /// The processes of the host that stand for those of `exec`, by the latter's names.
@@ -146,7 +146,7 @@ impl Sandbox {
             updating: Mutex::default(),
             wiring: Mutex::default(),
             execs: AtomicU64::new(1),
-            exec_turns: Turns::default(),
+            exec_queue: ExecQueue::default(),
             over: AtomicBool::new(false),
             exec_hosts: Mutex::default(),
         }
@@ -299,7 +299,7 @@ impl Sandbox {
         let streams = Tokens::new(request.terminal, (request.rows, request.columns), null)
             .and_then(|tokens| {
                 let cgroup = request.cgroup.as_deref().unwrap_or_default();
-                self.exec_turns
+                self.exec_queue
                     .take(|| self.agent.exec(self.id(), &exec_id, process, tokens.stdio(), cgroup))?;
                 // Nobody would know of a process without streams.
                 tokens.connect(&self.vm).inspect_err(|_| {

@@ -31,7 +31,7 @@ use crate::stdio::{self, NullStreams, OutputRelay, STALL, signals, start_relays,
 /// The status of a container whose VM ended under it: as if it had been killed.
 const KILLED: i32 = 137;
 /// How long after the connection to the agent broke the VM's end may be told.
-const LAST_WORD: Duration = Duration::from_secs(3);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What happens to a sandbox.
 pub enum Event {
@@ -156,7 +156,7 @@ impl Host {
                 let status = i32::try_from(response.exit_status.min(255)).unwrap_or(255);
                 End { status, vm_end: None, oom_killed: response.oom_killed, forced }
             }
-            Ok(Event::AgentLost(text)) => match self.events.recv_timeout(LAST_WORD) {
+            Ok(Event::AgentLost(text)) => match self.events.recv_timeout(EXIT_TIMEOUT) {
                 Ok(Event::VmEnded(reason)) => lost(describe_end(reason)),
                 _ => lost(format!("the agent in the guest is lost: {text}")),
             },

@@ -6,7 +6,7 @@ use std::process::Child;
 
 use pouch_vmm_api::inherited::Inherited;
 
-use super::companion;
+use super::child as proxy;
 use super::host::Host;
 use super::protocol::{Failure, Launch, Report};
 use crate::container::{ContainerDir, State, StateError, Status};
@@ -84,7 +84,7 @@ pub fn clean_up(dir: &ContainerDir) {
 }
 
 fn start_host(launch: &Launch) -> io::Result<(Child, Report)> {
-    let (mut child, report) = companion::start(HOST_COMMAND, Some(&launch.id), launch)?;
+    let (mut child, report) = proxy::start(HOST_COMMAND, Some(&launch.id), launch)?;
     let report = match report {
         Some(report) => report,
         None => {
@@ -97,7 +97,7 @@ fn start_host(launch: &Launch) -> io::Result<(Child, Report)> {
 
 /// The whole life of a host process; returns its exit status.
 pub fn host_main(inherited: &mut Inherited, launch_fd: RawFd, report_fd: RawFd) -> i32 {
-    let (launch, mut first_word) = match companion::take(inherited, launch_fd, report_fd) {
+    let (launch, mut ready_pipe) = match proxy::take(inherited, launch_fd, report_fd) {
         Ok(taken) => taken,
         Err(error) => {
             eprintln!("pouch-vm: error: {HOST_COMMAND}: {error}");
@@ -109,6 +109,6 @@ pub fn host_main(inherited: &mut Inherited, launch_fd: RawFd, report_fd: RawFd) 
         Err(failure) => (None, Report::Failed(failure)),
     };
     // If nobody listens any more, the container is there all the same, and can be deleted.
-    let _ = first_word.give(&word);
+    let _ = ready_pipe.give(&word);
     host.map_or(1, Host::run)
 }

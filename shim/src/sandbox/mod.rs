@@ -1,12 +1,13 @@
 //! One VM and the process of the host that owns it.
 
 pub mod agent;
+pub mod child;
 pub mod client;
 pub mod clock;
-pub mod companion;
 pub mod creation;
 pub mod disk;
 pub mod exec;
+mod exec_queue;
 mod guest_network;
 pub mod host;
 mod idmap;
@@ -17,7 +18,6 @@ pub mod server;
 pub mod settings;
 pub mod share;
 pub mod stats;
-mod turns;
 pub mod view;
 pub mod vm;
 pub mod vm_files;

@@ -31,7 +31,7 @@ const ANSWER: Duration = Duration::from_secs(120);
 /// How long a VMM may take to end by itself before it is killed.
 const END_GRACE: Duration = Duration::from_secs(5);
 /// How long to wait for the last message of a VMM that is gone.
-const LAST_WORD: Duration = Duration::from_secs(2);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest time to wait for the agent.
 const LEAST_TRY: Duration = Duration::from_millis(100);
 /// Where the host's kernel takes over the frames of an interface.
@@ -216,7 +216,7 @@ impl Vm {
     /// Why the VM is gone.
     fn end_error(&self) -> VmError {
         // The last message may still be on its way.
-        for _ in 0..(LAST_WORD.as_millis() / 10) {
+        for _ in 0..(EXIT_TIMEOUT.as_millis() / 10) {
             match &*lock(&self.shared.ended) {
                 Some(Some(reason)) => return VmError::Ended(reason.clone()),
                 Some(None) => break,
@@ -225,7 +225,7 @@ impl Vm {
             thread::sleep(Duration::from_millis(10));
         }
         // The log goes with the container's directory.
-        self.log.wait(LAST_WORD);
+        self.log.wait(EXIT_TIMEOUT);
         VmError::Gone(self.log.tail().map_or("(none)".to_owned(), |line| printable(&line)))
     }
 
@@ -297,7 +297,7 @@ impl Vm {
         let _ = self.socket.send(&Request { id: 0, command: Command::Stop }, &[]);
         self.wait(END_GRACE);
         self.child.kill();
-        self.log.wait(LAST_WORD);
+        self.log.wait(EXIT_TIMEOUT);
     }
 }
 

@@ -46,7 +46,7 @@ fn a_container_can_use_what_it_can_use_on_debian(_engine: Engine) {
         for (thing, there) in things {
             let here = ours[group].iter().any(|(name, there)| name == thing && *there);
             let known = MISSING.iter().any(|(missing, _)| *missing == format!("{group}: {thing}"));
-            if *there && !here != known {
+            if *there && here == known {
                 unexpected
                     .push(format!("{group}: {thing}: {}", if here { "is there" } else { "is missing" }));
             }

@@ -59,8 +59,7 @@ pub fn start(
     Ok((child, report))
 }
 
-/// What a process that [`start`] started finds among what it inherited: its task, and the pipe for its first
-/// word.
+/// What a process that [`start`] started inherited: its task, and its ready pipe.
 ///
 /// # Errors
 /// If the descriptors are not those that it was started with, or the task is malformed.
@@ -68,7 +67,7 @@ pub fn take<T: DeserializeOwned>(
     inherited: &mut Inherited,
     task_fd: RawFd,
     report_fd: RawFd,
-) -> io::Result<(T, FirstWord)> {
+) -> io::Result<(T, ReadyPipe)> {
     let mut claim = |fd| inherited.claim(fd).map(File::from).map_err(|_| for_own_use());
     let (mut task, report) = (claim(task_fd)?, claim(report_fd)?);
     // Executed through /proc/self/exe, the process would be called "exe".
@@ -76,17 +75,17 @@ pub fn take<T: DeserializeOwned>(
     unsafe { libc::prctl(libc::PR_SET_NAME, PROCESS_NAME.as_ptr()) };
     let mut text = Vec::new();
     task.read_to_end(&mut text)?;
-    Ok((serde_json::from_slice(&text)?, FirstWord(Some(report))))
+    Ok((serde_json::from_slice(&text)?, ReadyPipe(Some(report))))
 }
 
-/// The pipe for the first word.
-pub struct FirstWord(Option<File>);
+/// The pipe by which a child reports once that it is ready, or why it is not.
+pub struct ReadyPipe(Option<File>);
 
-impl FirstWord {
-    /// Gives it. What comes after the first is not heard.
+impl ReadyPipe {
+    /// Reports. Only the first report is sent.
     ///
     /// # Errors
-    /// If nobody listens.
+    /// If the parent does not read it.
     pub fn give(&mut self, word: &Report) -> io::Result<()> {
         match self.0.take() {
             Some(mut pipe) => pipe.write_all(&serde_json::to_vec(word)?),

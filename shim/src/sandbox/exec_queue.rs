@@ -1,4 +1,4 @@
-//! Execs take turns at the agent.
+//! Execs wait for their turn at the agent.
 //!
 //! It starts one process after the other. If all who want one asked at once, the last of a hundred would
 //! wait for its answer longer than an agent that works should take.
@@ -10,13 +10,13 @@ use super::agent::AgentError;
 
 /// Who asks next.
 #[derive(Default)]
-pub struct Turns {
+pub struct ExecQueue {
     turn: Mutex<()>,
     /// How often the agent did not answer.
     silences: AtomicU64,
 }
 
-impl Turns {
+impl ExecQueue {
     /// Asks when those who came before have been answered. Of an agent that did not answer to one of them
     /// nobody waits for his own silence.
     ///
@@ -26,7 +26,7 @@ impl Turns {
         self.take_behind(self.silences.load(Ordering::Relaxed), ask)
     }
 
-    /// As [`Turns::take`], for who came when the agent had not answered `before` times.
+    /// As [`ExecQueue::take`], for who came when the agent had not answered `before` times.
     fn take_behind<T>(
         &self,
         before: u64,
@@ -51,20 +51,20 @@ mod tests {
 
     #[test]
     fn who_waited_behind_a_silence_fails_with_it_and_who_comes_later_asks() {
-        let turns = Turns::default();
+        let queue = ExecQueue::default();
         let silent = || Err(AgentError::Silent { call: "ExecProcess", text: "timed out".to_owned() });
-        assert!(turns.take::<()>(silent).is_err());
-        let behind = turns.take_behind(0, || -> Result<(), _> { panic!("it must not ask") });
+        assert!(queue.take::<()>(silent).is_err());
+        let behind = queue.take_behind(0, || -> Result<(), _> { panic!("it must not ask") });
         assert!(matches!(behind, Err(AgentError::Silent { .. })));
-        assert_eq!(turns.take(|| Ok(1)).unwrap(), 1);
+        assert_eq!(queue.take(|| Ok(1)).unwrap(), 1);
     }
 
     #[test]
     fn a_refusal_concerns_nobody_else() {
-        let turns = Turns::default();
+        let queue = ExecQueue::default();
         let refusal =
             AgentError::Refused { code: ttrpc::Code::NOT_FOUND, message: String::new(), command: None };
-        assert!(turns.take::<()>(|| Err(refusal)).is_err());
-        assert_eq!(turns.take_behind(0, || Ok(1)).unwrap(), 1);
+        assert!(queue.take::<()>(|| Err(refusal)).is_err());
+        assert_eq!(queue.take_behind(0, || Ok(1)).unwrap(), 1);
     }
 }
