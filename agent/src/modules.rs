@@ -5,7 +5,7 @@
 //! are in the guest root, and the kernel takes only those that were signed when it was built.
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -30,9 +30,10 @@ pub fn main(args: impl Iterator<Item = OsString>) -> i32 {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return 1,
         Err(error) => return fail(&format!("the lists of modules in {DIRECTORY} cannot be read: {error}")),
     };
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let mut status = 1;
     for module in index.find(&alias) {
-        match load(&index, module) {
+        match load(&index, module, &command_line) {
             Ok(()) => status = 0,
             // One of several that offer the same, for a processor that this one is not.
             Err(Errno::ENODEV) => {}
@@ -40,6 +41,13 @@ pub fn main(args: impl Iterator<Item = OsString>) -> i32 {
         }
     }
     status
+}
+
+/// Whether a module has the device with this number, and is loaded when its node is opened.
+pub fn offer(block: bool, major: i64, minor: i64) -> bool {
+    let kind = if block { "block" } else { "char" };
+    let alias = format!("{kind}-major-{major}-{minor}");
+    Index::read(Path::new(DIRECTORY)).is_ok_and(|index| !index.find(&alias).is_empty())
 }
 
 /// Makes the device nodes of modules that are loaded when their node is opened, in `/dev`.
@@ -88,9 +96,9 @@ fn fail(message: &str) -> i32 {
 }
 
 /// Loads a module after those that it needs.
-fn load(index: &Index, module: &str) -> nix::Result<()> {
+fn load(index: &Index, module: &str, command_line: &str) -> nix::Result<()> {
     for needed in index.order(module) {
-        let result = insert(&needed.file);
+        let result = insert(needed.file, &parameters(needed.file, command_line));
         if needed.required {
             result?;
         }
@@ -98,13 +106,29 @@ fn load(index: &Index, module: &str) -> nix::Result<()> {
     Ok(())
 }
 
-fn insert(file: &str) -> nix::Result<()> {
+fn insert(file: &str, parameters: &CStr) -> nix::Result<()> {
     let file = File::open(Path::new(DIRECTORY).join(file)).map_err(|error| errno_of(&error))?;
-    match finit_module(&file, c"", ModuleInitFlags::empty()) {
+    match finit_module(&file, parameters, ModuleInitFlags::empty()) {
         // Another request was faster.
         Err(Errno::EEXIST) => Ok(()),
         result => result,
     }
+}
+
+/// What the kernel's command line has for a module, as it has for those that are built in: `MODULE.NAME=VALUE`.
+fn parameters(file: &str, command_line: &str) -> CString {
+    let module = module_of(file).unwrap_or_default();
+    let words = command_line.split_ascii_whitespace().filter_map(|word| {
+        let (name, parameter) = word.split_once('.')?;
+        same(name.as_bytes(), module.as_bytes()).then_some(parameter)
+    });
+    // A word has no NUL: the line is text that the kernel gave.
+    CString::new(words.collect::<Vec<_>>().join(" ")).unwrap_or_default()
+}
+
+/// The module in a file.
+fn module_of(file: &str) -> Option<&str> {
+    file.rsplit('/').next().unwrap_or(file).strip_suffix(".ko")
 }
 
 fn errno_of(error: &io::Error) -> Errno {
@@ -187,10 +211,10 @@ impl Index {
     }
 
     fn dependencies_of(&self, module: &str) -> Option<(&str, &str)> {
-        self.dependencies.lines().filter_map(|line| line.split_once(':')).find(|(file, _)| {
-            let name = file.rsplit('/').next().unwrap_or(file);
-            name.strip_suffix(".ko").is_some_and(|name| same(name.as_bytes(), module.as_bytes()))
-        })
+        self.dependencies
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(file, _)| module_of(file).is_some_and(|name| same(name.as_bytes(), module.as_bytes())))
     }
 
     fn soft_dependencies_of(&self, module: &str) -> Vec<&str> {
@@ -306,6 +330,14 @@ mod tests {
         assert_eq!(optional, ["aesni-intel.ko", "aes_generic.ko", "ppp.ko"]);
         let required: Vec<&str> = order.iter().filter(|step| step.required).map(|step| step.file).collect();
         assert_eq!(required, ["a/nf_log.ko", "a/xt_LOG.ko"]);
+    }
+
+    #[test]
+    fn parameters_are_those_of_the_command_line() {
+        let line = "quiet ifb.numifbs=0 x.ifb.a=1 aes_ni.fast aes-ni.n=2 pouch_exit.port=1\n";
+        assert_eq!(parameters("ifb.ko", line).as_c_str(), c"numifbs=0");
+        assert_eq!(parameters("aes-ni.ko", line).as_c_str(), c"fast n=2");
+        assert_eq!(parameters("dummy.ko", line).as_c_str(), c"");
     }
 
     #[test]

@@ -29,7 +29,10 @@ const COMMON: &[&str] = &[
     // Containers find cgroup v2 only.
     "cgroup_no_v1=all",
     // No interfaces that nobody asked for: the container has the guest's network namespace.
-    "fb_tunnels=none dummy.numdummies=0",
+    "fb_tunnels=none dummy.numdummies=0 ifb.numifbs=0 bonding.max_bonds=0",
+    // Areas of processors in pages, not in 2 MiB: the kernel's bookkeeping of each further chunk, of which the first
+    // comes before a container does, would take 4 MiB.
+    "percpu_alloc=page",
     // Grace periods as short as can be: mounts and namespaces come and go all the time.
     "rcupdate.rcu_expedited=1",
 ];

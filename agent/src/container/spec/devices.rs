@@ -6,8 +6,9 @@ use std::path::Path;
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
 
 use crate::error::RequestError;
+use crate::modules;
 
-/// Where the kernel lists its devices by their numbers.
+/// Where the kernel lists its devices by their numbers; those of modules come when their node is opened.
 const CHARACTER_DEVICES: &str = "/sys/dev/char";
 const BLOCK_DEVICES: &str = "/sys/dev/block";
 /// The loop devices, which are numbered alike on every host (Documentation/admin-guide/devices.txt) and hold nothing
@@ -19,7 +20,7 @@ const LOOP: i64 = 7;
 pub fn settle(spec: &mut Spec) -> Result<(), RequestError> {
     settle_with(spec, |block, major, minor| {
         let list = if block { BLOCK_DEVICES } else { CHARACTER_DEVICES };
-        Path::new(list).join(format!("{major}:{minor}")).exists()
+        Path::new(list).join(format!("{major}:{minor}")).exists() || modules::offer(block, major, minor)
     })
 }
 

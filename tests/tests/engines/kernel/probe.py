@@ -7,6 +7,8 @@ import ctypes
 import errno
 import os
 import pathlib
+import shlex
+import shutil
 import socket
 import struct
 import subprocess
@@ -21,10 +23,18 @@ def say(group, thing, there):
     print(group, thing, "yes" if there else "no", sep=" | ", flush=True)
 
 
-def shell(script):
-    """Whether a command succeeds."""
-    return subprocess.run(["sh", "-c", script], env=TOOLS, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+def succeeds(command):
+    """Whether a command, in words of a shell without its operators, ends with 0."""
+    # The path is that of the tools, which a program of the image does not search.
+    words = shlex.split(command)
+    words[0] = shutil.which(words[0], path=TOOLS["PATH"]) or words[0]
+    return subprocess.run(words, env=TOOLS, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                           stderr=subprocess.DEVNULL, timeout=600, check=False).returncode == 0
+
+
+def shell(script):
+    """Whether all commands of a script, joined by `&&`, succeed."""
+    return all(succeeds(command) for command in script.split(" && "))
 
 
 def no_error(function, *arguments):
@@ -205,7 +215,7 @@ def links():
         "hsr": "type hsr slave1 eth0 slave2 lo",
     }
     for name, arguments in kinds.items():
-        say("Links", name, shell(f"ip link add x0 {arguments} && ip link del x0"))
+        say("Links", name, shell(f"ip link add x0 {arguments}") and shell("ip link del x0"))
     say("Links", "tun", shell("ip tuntap add x0 mode tun && ip link del x0"))
     say("Links", "tap, many queues", shell("ip tuntap add x0 mode tap multi_queue && ip link del x0"))
     for name, script in {
@@ -265,13 +275,13 @@ def netfilter():
     for place, rules in IPTABLES.items():
         table, chain = place.split()
         for rule in rules:
-            say("iptables", f"{place} {rule}", shell(f"iptables -w -t {table} -A {chain} {rule}"))
+            say("iptables", f"{place} {rule}", shell(f"iptables-nft -w -t {table} -A {chain} {rule}"))
     for match in MATCHES:
-        say("iptables", "-m " + match, shell(f"iptables -w -A INPUT -m {match} -j ACCEPT".replace("0&0=0", "'0&0=0'")))
+        say("iptables", "-m " + match, shell(f"iptables-nft -w -A INPUT -m {match} -j ACCEPT"))
     for match in "multiport --dports 80,443", "tcpmss --mss 1:500", "connlimit --connlimit-above 9", "ecn --ecn-tcp-cwr":
-        say("iptables", "-p tcp -m " + match, shell(f"iptables -w -A INPUT -p tcp -m {match} -j ACCEPT"))
-    say("iptables", "ip6tables -j REJECT", shell("ip6tables -w -A INPUT -j REJECT"))
-    say("iptables", "ip6tables -t nat -j MASQUERADE", shell("ip6tables -w -t nat -A POSTROUTING -j MASQUERADE"))
+        say("iptables", "-p tcp -m " + match, shell(f"iptables-nft -w -A INPUT -p tcp -m {match} -j ACCEPT"))
+    say("iptables", "ip6tables -j REJECT", shell("ip6tables-nft -w -A INPUT -j REJECT"))
+    say("iptables", "ip6tables -t nat -j MASQUERADE", shell("ip6tables-nft -w -t nat -A POSTROUTING -j MASQUERADE"))
     for name in "iptables-legacy -t nat", "ip6tables-legacy", "ebtables-nft", "arptables-nft":
         say("iptables", f"{name} -L", shell(f"{name} -L"))
     nft()
@@ -326,7 +336,7 @@ def file_systems():
         known = libc.mount(b"none", b"/tmp/m", name.encode(), 0, None) == 0 or ctypes.get_errno() != errno.ENODEV
         say("File systems", name, known)
         libc.umount2(b"/tmp/m", 2)
-    loop = "truncate -s 16M /tmp/i && mkfs.ext4 -q -F /tmp/i && l=$(losetup -f --show /tmp/i) && mount $l /tmp/m && touch /tmp/m/x && umount /tmp/m && losetup -d $l"
+    loop = "truncate -s 16M /tmp/i && mkfs.ext4 -q -F /tmp/i && mount -o loop /tmp/i /tmp/m && touch /tmp/m/x && umount /tmp/m"
     for number in range(8):
         # Docker gives a container the nodes that the host had when it started.
         if not os.path.exists(f"/dev/loop{number}"):
@@ -344,5 +354,5 @@ def file_systems():
 
 
 subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/tmp"], check=True)
-for part in system_calls, files, sockets, ciphers, families, links, traffic_control, netfilter, file_systems:
+for part in system_calls, files, sockets, ciphers, links, families, traffic_control, netfilter, file_systems:
     part()
