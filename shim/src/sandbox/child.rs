@@ -1,5 +1,5 @@
 //! A process of pouch-vm that may outlive the command that starts it. It gets what it is to do by one pipe, and
-//! gives its first word by another.
+//! reports by another that it is ready.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -14,11 +14,11 @@ use serde::de::DeserializeOwned;
 use super::protocol::Report;
 use crate::PROCESS_NAME;
 
-/// Bytes of the longest first word.
+/// Bytes of the longest report.
 const MAX_REPORT: u64 = 64 * 1024;
 
 /// Starts pouch-vm's internal `command` with the standard streams of this process, in a session of its own, and
-/// waits for its first word: `None` if it ended without one. `name` is for whoever looks at the list of processes.
+/// waits for its report: `None` if it ended without one. `name` is for whoever looks at the list of processes.
 ///
 /// # Errors
 /// What the kernel says; the process has been started in vain then, and ends by itself.
