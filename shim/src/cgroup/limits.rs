@@ -98,13 +98,10 @@ fn for_systemd(part: &LinuxResources, cpu_max: &str) -> Option<LinuxResources> {
     let mut told = part.clone();
     let mut cpu = part.cpu().clone().unwrap_or_default();
     for (file, value) in part.unified().iter().flatten() {
-        match file.as_str() {
-            CPU_MAX => {
-                let (quota, period) = parse_cpu_max(value);
-                let (quota, period) = (quota.or(cpu.quota()), period.or(cpu.period()));
-                cpu = with_time(cpu, quota, period);
-            }
-            _ => {}
+        if file.as_str() == CPU_MAX {
+            let (quota, period) = parse_cpu_max(value);
+            let (quota, period) = (quota.or(cpu.quota()), period.or(cpu.period()));
+            cpu = with_time(cpu, quota, period);
         }
     }
     told.set_unified(None).set_cpu(None);
