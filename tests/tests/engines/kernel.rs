@@ -29,7 +29,7 @@ const MISSING: &[(&str, &str)] = &[
     ("Files of /proc and /sys: /sys/kernel/mm/lru_gen/enabled", "the kernel is built without it"),
     ("Files of /proc and /sys: /sys/kernel/btf/vmlinux", "its 5 MiB would be loaded into each VM"),
     ("Files of /proc and /sys: /sys/kernel/tracing", "the kernel is built without tracing"),
-    ("Files of /proc and /sys: /sys/kernel/debug", "the kernel is built without debugfs"),
+    ("Files of /proc and /sys: /sys/kernel/debug", "debugfs may not be mounted (DEBUG_FS_ALLOW_NONE)"),
     (
         "Files of /proc and /sys: /sys/kernel/slab",
         "its files took a tenth of each boot; /proc/slabinfo is there",
