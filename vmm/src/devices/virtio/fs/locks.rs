@@ -3,7 +3,7 @@
 //!
 //! Each owner in the guest, a process or an open file, has an open file of its own on the host for as long as it
 //! has a lock: to the host's kernel open files are owners of both kinds of locks ("Open file description locks" of
-//! fcntl_locking(2)). A lock is given at once or not at all: the guest asks again (kernel-config/0014-fuse-locks.patch).
+//! fcntl_locking(2)). A lock is given at once or not at all: the guest asks again (kernel-config/0006-fuse-lock-retry.patch).
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
