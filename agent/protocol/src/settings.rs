@@ -94,26 +94,27 @@ const NETWORK: &[&str] = &[
     "ipv6/conf/lo/disable_ipv6",
 ];
 
-/// Settings of IPv4 that exist for all interfaces, for new ones and for each.
-const INTERFACE: &[&str] = &[
-    "accept_local",
-    "accept_redirects",
-    "accept_source_route",
-    "arp_accept",
-    "arp_announce",
-    "arp_filter",
-    "arp_ignore",
-    "arp_notify",
-    "forwarding",
-    "log_martians",
-    "promote_secondaries",
-    "proxy_arp",
-    "route_localnet",
-    "rp_filter",
-    "secure_redirects",
-    "send_redirects",
-    "shared_media",
-    "src_valid_mark",
+/// Settings of IPv4 that exist for all interfaces, for new ones and for each; with what the guest has where nobody sets
+/// it, unless `ip_forward` changes that.
+const INTERFACE: &[(&str, Option<&str>)] = &[
+    ("accept_local", Some("0")),
+    ("accept_redirects", None),
+    ("accept_source_route", None),
+    ("arp_accept", Some("0")),
+    ("arp_announce", Some("0")),
+    ("arp_filter", Some("0")),
+    ("arp_ignore", Some("0")),
+    ("arp_notify", Some("0")),
+    ("forwarding", None),
+    ("log_martians", Some("0")),
+    ("promote_secondaries", Some("0")),
+    ("proxy_arp", Some("0")),
+    ("route_localnet", Some("0")),
+    ("rp_filter", Some("0")),
+    ("secure_redirects", Some("1")),
+    ("send_redirects", Some("1")),
+    ("shared_media", Some("1")),
+    ("src_valid_mark", Some("0")),
 ];
 /// Those that a network namespace has before it gets any interface of its own.
 const INTERFACES: [&str; 3] = ["all", "default", "lo"];
@@ -124,7 +125,7 @@ const VALUE_MAX: usize = 127;
 /// The settings of a network namespace as paths below `/proc/sys`, in the order in which they are set.
 pub fn network() -> impl Iterator<Item = String> {
     let interfaces = INTERFACES.iter().flat_map(|interface| {
-        INTERFACE.iter().map(move |setting| format!("net/ipv4/conf/{interface}/{setting}"))
+        INTERFACE.iter().map(move |(setting, _)| format!("net/ipv4/conf/{interface}/{setting}"))
     });
     NETWORK.iter().map(|name| format!("net/{name}")).chain(interfaces)
 }
@@ -147,17 +148,22 @@ pub fn is_allowed(name: &str, value: &str) -> bool {
     }
 }
 
+/// Whether a guest has this value of this setting already, so that it need not be told.
+pub fn is_default(name: &str, value: &str) -> bool {
+    of_interface(name).is_some_and(|default| default == Some(value))
+}
+
 fn is_listed(name: &str) -> bool {
-    if HOST.contains(&name) {
-        return true;
-    }
-    let Some(name) = name.strip_prefix("net/") else { return false };
-    if NETWORK.contains(&name) {
-        return true;
-    }
-    let of_interface = name.strip_prefix("ipv4/conf/").and_then(|rest| rest.split_once('/'));
-    of_interface
-        .is_some_and(|(interface, setting)| INTERFACES.contains(&interface) && INTERFACE.contains(&setting))
+    HOST.contains(&name)
+        || name.strip_prefix("net/").is_some_and(|name| NETWORK.contains(&name))
+        || of_interface(name).is_some()
+}
+
+/// The default of a setting of interfaces, if this is one.
+fn of_interface(name: &str) -> Option<Option<&'static str>> {
+    let (interface, setting) = name.strip_prefix("net/ipv4/conf/")?.split_once('/')?;
+    let (_, default) = INTERFACE.iter().find(|(listed, _)| *listed == setting)?;
+    INTERFACES.contains(&interface).then_some(*default)
 }
 
 #[cfg(test)]
@@ -189,6 +195,19 @@ mod tests {
         ] {
             assert!(!is_allowed(name, "1"), "{name}");
         }
+    }
+
+    #[test]
+    fn what_a_guest_has_anyway_is_known() {
+        assert!(
+            is_default("net/ipv4/conf/all/rp_filter", "0")
+                && is_default("net/ipv4/conf/lo/send_redirects", "1")
+        );
+        assert!(
+            !is_default("net/ipv4/conf/all/rp_filter", "2")
+                && !is_default("net/ipv4/conf/all/forwarding", "0")
+        );
+        assert!(!is_default("net/ipv4/conf/eth0/rp_filter", "0") && !is_default("vm/swappiness", "0"));
     }
 
     #[test]

@@ -10,9 +10,10 @@ pub fn of_host() -> Vec<Setting> {
     settings::HOST.iter().filter_map(|name| read(name)).collect()
 }
 
-/// Those of the network namespace that the calling thread is in.
+/// Those of the network namespace that the calling thread is in, but for what a guest has by itself.
 pub fn of_network() -> Vec<Setting> {
-    settings::network().filter_map(|name| read(&name)).collect()
+    let all = settings::network().filter_map(|name| read(&name));
+    all.filter(|setting| !settings::is_default(&setting.name, &setting.value)).collect()
 }
 
 /// A setting that this host has and a guest may be given; another kernel may know fewer.
