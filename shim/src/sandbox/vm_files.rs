@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -13,6 +13,7 @@ use pouch_vmm_api::restricted::{self, Access};
 
 use crate::config::{Config, ConfigError};
 use crate::container::size::VmSize;
+use crate::install::Installation;
 
 /// A disk for the VM.
 #[derive(Clone, Debug)]
@@ -93,7 +94,7 @@ pub fn preflight(config: &Config) -> Result<(), FilesError> {
 
 /// The files that every VM has.
 struct Installed {
-    vmm: PathBuf,
+    parts: Installation,
     kvm: File,
     kernel: File,
     root: File,
@@ -119,7 +120,7 @@ impl Installed {
             kvm: file("the KVM device", &config.kvm, Access::Write, MODULES)?,
             kernel: file("the guest kernel", &parts.kernel, Access::Read, REINSTALL)?,
             root: file("the guest root", &parts.guest_root, Access::Read, REINSTALL)?,
-            vmm: parts.vmm,
+            parts,
         })
     }
 }
@@ -146,23 +147,25 @@ impl Files {
     pub fn open(description: &VmDescription<'_>) -> Result<Self, FilesError> {
         let config = description.config;
         let mut files = Vec::new();
-        let mut named = |file: File| {
-            let source = FileSource::Fd(file.as_raw_fd());
+        let mut named = |file: File, name: &Path| {
+            let source = FileSource::Fd { number: file.as_raw_fd(), name: name.display().to_string() };
             files.push(file);
             source
         };
-        let Installed { vmm, kvm, kernel, root } = Installed::open(config, restricted::open)?;
-        let (kvm, kernel, root) = (named(kvm), named(kernel), named(root));
+        let Installed { parts, kvm, kernel, root } = Installed::open(config, restricted::open)?;
+        let kvm = named(kvm, &config.kvm);
+        let kernel = named(kernel, &parts.kernel);
+        let root = named(root, &parts.guest_root);
         let log = io::pipe().map_err(FilesError::Descriptor)?;
         let (console, console_writer) = if config.console {
             let (reader, writer) = io::pipe().map_err(FilesError::Descriptor)?;
-            (Some(reader), Some(named(File::from(std::os::fd::OwnedFd::from(writer)))))
+            (Some(reader), Some(named(File::from(OwnedFd::from(writer)), Path::new("the console"))))
         } else {
             (None, None)
         };
         let mut blocks = Vec::new();
         for disk in &description.disks {
-            let file = named(open_disk(disk)?);
+            let file = named(open_disk(disk)?, &disk.path);
             blocks.push(BlockConfig { file, serial: disk.serial.clone(), read_only: disk.read_only });
         }
         let vm = VmConfig {
@@ -182,7 +185,7 @@ impl Files {
         };
         let config = serde_json::to_string(&vm).map_err(|error| FilesError::Descriptor(error.into()))?;
         let config = memfd_with(&config).map_err(FilesError::Descriptor)?;
-        Ok(Files { vmm, config, files, log, console })
+        Ok(Files { vmm: parts.vmm, config, files, log, console })
     }
 }
 

@@ -68,7 +68,13 @@ pub struct VmConfig {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FileSource {
     /// A descriptor that the process inherited.
-    Fd(RawFd),
+    Fd {
+        /// Its number.
+        number: RawFd,
+        /// What messages call it: the path that it was opened by. The descriptor does not tell, for its mount
+        /// is its own ([`restricted`]).
+        name: String,
+    },
     /// A path.
     Path(PathBuf),
 }
@@ -254,20 +260,17 @@ impl FileSource {
     pub fn open(&self, inherited: &mut Inherited, access: Access) -> io::Result<File> {
         match self {
             FileSource::Path(path) => restricted::open(path, access),
-            FileSource::Fd(fd) => inherited.claim(*fd).map(File::from),
+            FileSource::Fd { number, .. } => inherited.claim(*number).map(File::from),
         }
     }
 }
 
-/// The path, also of a descriptor, as far as /proc still tells it: for messages.
+/// What messages call the file.
 impl std::fmt::Display for FileSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             FileSource::Path(path) => write!(f, "{}", path.display()),
-            FileSource::Fd(fd) => match std::fs::read_link(format!("/proc/self/fd/{fd}")) {
-                Ok(path) => write!(f, "{}", path.display()),
-                Err(_) => write!(f, "descriptor {fd}"),
-            },
+            FileSource::Fd { name, .. } => f.write_str(name),
         }
     }
 }
@@ -279,7 +282,7 @@ mod tests {
     fn sample() -> serde_json::Value {
         serde_json::json!({
             "vcpus": 2, "memory_mib": 256,
-            "kernel": {"path": "/k"}, "root": {"fd": 7},
+            "kernel": {"path": "/k"}, "root": {"fd": {"number": 7, "name": "/r"}},
             "blocks": [{"file": {"path": "/d"}, "serial": "root"}],
             "network_slots": 8,
         })
@@ -294,7 +297,8 @@ mod tests {
     #[test]
     fn a_full_description_is_read() {
         let config = VmConfig::from_json(&sample().to_string()).unwrap();
-        assert_eq!(config.root, FileSource::Fd(7));
+        assert_eq!(config.root, FileSource::Fd { number: 7, name: "/r".to_owned() });
+        assert_eq!(config.root.to_string(), "/r");
         assert_eq!(config.network_slots, 8);
         assert_eq!(config.kvm, FileSource::Path("/dev/kvm".into()));
     }
@@ -334,10 +338,11 @@ mod tests {
     fn a_descriptor_is_named_once() {
         use std::os::fd::{AsRawFd, OwnedFd};
         let file = OwnedFd::from(File::open("/dev/null").unwrap());
-        let source = FileSource::Fd(file.as_raw_fd());
+        let source = |number| FileSource::Fd { number, name: "/dev/null".to_owned() };
+        let named = source(file.as_raw_fd());
         let mut inherited: Inherited = [file].into_iter().collect();
-        source.open(&mut inherited, Access::Read).unwrap();
-        for source in [source, FileSource::Fd(-1)] {
+        named.open(&mut inherited, Access::Read).unwrap();
+        for source in [named, source(-1)] {
             let error = source.open(&mut inherited, Access::Read).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EBADF));
         }
