@@ -156,9 +156,11 @@ def sockets():
     say(group, "TLS in the kernel (KTLS)", no_error(client.setsockopt, 6, 31, b"tls"))
     for name in b"cubic", b"reno", b"bbr", b"dctcp", b"vegas":
         say(group, "congestion control " + name.decode(), no_error(accepted.setsockopt, 6, 13, name))
-    for name, option in (("TCP_FASTOPEN", 23), ("TCP_REPAIR", 19), ("TCP_MD5SIG", 14), ("TCP_ZEROCOPY_RECEIVE", 35)):
+    for name, option in (("TCP_FASTOPEN", 23), ("TCP_MD5SIG", 14)):
         value = 1 if name != "TCP_MD5SIG" else struct.pack("=HH124sHHI80s", 2, 0, bytes(4) + b"\x7f\0\0\1" + bytes(116), 0, 1, 0, b"k")
         say(group, name, no_error(listener.setsockopt, 6, option, value))
+    say(group, "TCP_REPAIR", no_error(socket.socket().setsockopt, 6, 19, 1))
+    say(group, "TCP_ZEROCOPY_RECEIVE", no_error(accepted.getsockopt, 6, 35, 16))
     for name, level, option in (("SO_BUSY_POLL", 1, 46), ("SO_INCOMING_CPU", 1, 49), ("SO_ZEROCOPY", 1, 60), ("SO_TXTIME", 1, 61),
                                 ("SO_MARK", 1, 36), ("IP_TRANSPARENT", 0, 19), ("SO_PREFER_BUSY_POLL", 1, 69)):
         value = 1 if name != "SO_TXTIME" else struct.pack("ii", 1, 0)
@@ -192,7 +194,7 @@ def families():
             return struct.pack("=HH", 4 + len(data), number) + data + bytes(-len(data) % 4)
         with socket.socket(16, socket.SOCK_RAW, 12) as netfilter:
             body = struct.pack("=BBH", 2, 0, 0) + attribute(1, b"\7") + attribute(2, f"s-{kind}\0".encode())
-            body += attribute(3, kind.encode() + b"\0") + attribute(4, b"\0") + attribute(5, b"\2") + attribute(0x8007, b"")
+            body += attribute(3, kind.encode() + b"\0") + attribute(4, b"\0") + attribute(5, b"\0" if kind in ("hash:mac", "list:set") else b"\2") + attribute(0x8007, b"")
             netfilter.send(struct.pack("=IHHII", 16 + len(body), 6 << 8 | 2, 0x605, 1, 0) + body)
             answer = netfilter.recv(65536)
             if struct.unpack_from("=i", answer, 16)[0] != 0:
@@ -212,8 +214,11 @@ def links():
         "ip6tnl": "type ip6tnl remote 2001:db8::1", "ip6gre": "type ip6gre remote 2001:db8::1", "vti": "type vti remote 192.0.2.1 key 1",
         "fou": "type ipip remote 192.0.2.1 encap fou encap-sport auto encap-dport 5555", "vlan": "link eth0 type vlan id 5",
         "QinQ": "link eth0 type vlan proto 802.1ad id 5", "bridge with VLANs": "type bridge vlan_filtering 1",
-        "hsr": "type hsr slave1 eth0 slave2 lo",
+        "hsr": "type hsr slave1 x2 slave2 x3",
     }
+    # What some kinds need below them: interfaces of Ethernet, with IPv6, which Docker turns off.
+    shell("sysctl -q net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0")
+    shell("ip link add x2 numtxqueues 2 type dummy && ip link set x2 up && ip link add x3 type dummy && ip link set x3 up")
     for name, arguments in kinds.items():
         say("Links", name, shell(f"ip link add x0 {arguments}") and shell("ip link del x0"))
     say("Links", "tun", shell("ip tuntap add x0 mode tun && ip link del x0"))
@@ -221,7 +226,7 @@ def links():
     for name, script in {
             "rule fwmark": "rule add fwmark 5 table 100", "blackhole route": "route add blackhole 198.51.100.0/24",
             "multipath route": "route add 192.0.2.0/24 nexthop dev eth0 weight 1 nexthop dev lo weight 1",
-            "MPLS route": "route add 203.0.113.0/24 encap mpls 100 dev eth0", "SRv6 route": "-6 route add 2001:db8:9::/64 encap seg6 mode encap segs 2001:db8::2 dev eth0",
+            "MPLS route": "route add 203.0.113.0/24 encap mpls 100 dev eth0", "SRv6 route": "-6 route add 2001:db8:9::/64 encap seg6 mode encap segs 2001:db8::2 dev x2",
             "ESP": "xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 1 mode tunnel aead 'rfc4106(gcm(aes))' 0x0102030405060708090a0b0c0d0e0f1011121314 128",
             "AH": "xfrm state add src 192.0.2.1 dst 192.0.2.2 proto ah spi 2 mode transport auth 'hmac(sha256)' 0x0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f20",
             "IPComp": "xfrm state add src 192.0.2.1 dst 192.0.2.2 proto comp spi 0x30 mode transport comp deflate"}.items():
@@ -230,20 +235,20 @@ def links():
 
 def traffic_control():
     group = "Traffic control"
-    disciplines = {name: name for name in "prio sfq fq fq_codel codel pie drr qfq multiq choke hhf".split()}
-    disciplines |= {"netem": "netem delay 1ms loss 1%", "tbf": "tbf rate 1mbit burst 10k latency 50ms", "cake": "cake bandwidth 1mbit",
+    disciplines = {name: name for name in "prio sfq fq fq_codel codel pie drr qfq multiq hhf".split()}
+    disciplines |= {"choke": "choke limit 1000 bandwidth 10mbit", "netem": "netem delay 1ms loss 1%", "tbf": "tbf rate 1mbit burst 10k latency 50ms", "cake": "cake bandwidth 1mbit",
                     "red": "red limit 400000 min 30000 max 90000 avpkt 1000 burst 55 bandwidth 1mbit", "ets": "ets bands 3"}
     for name, arguments in disciplines.items():
-        say(group, "qdisc " + name, shell(f"tc qdisc add dev lo root {arguments} && tc qdisc del dev lo root"))
+        say(group, "qdisc " + name, shell(f"tc qdisc add dev x2 root {arguments} && tc qdisc del dev x2 root"))
     for name in "htb", "hfsc":
         say(group, "qdisc " + name, shell(f"tc qdisc add dev lo root handle 1: {name} default 1 && tc qdisc del dev lo root"))
     say(group, "qdisc clsact", shell("tc qdisc add dev lo clsact"))
     match = "u32 match ip dst 192.0.2.1"
     for number, (name, arguments) in enumerate({
-            "u32": match + "/32", "basic": "basic", "flower": "flower dst_ip 192.0.2.1", "flow": "flow hash keys src", "drop": match + " action drop",
+            "u32": match + "/32", "basic": "basic match 'meta(priority eq 0)' action pass", "flower": "flower dst_ip 192.0.2.1", "flow": "flow hash keys src divisor 1024 baseclass 1:1", "drop": match + " action drop",
             "police": match + " action police rate 1mbit burst 10k drop", "mirred": match + " action mirred egress redirect dev eth0",
             "pedit": match + " action pedit munge ip ttl set 5", "skbedit": match + " action skbedit mark 1", "vlan": match + " action vlan push id 5",
-            "nat": match + " action nat ingress 192.0.2.1 192.0.2.2", "csum": match + " action csum ip4h", "matchall": "matchall",
+            "nat": match + " action nat ingress 192.0.2.1 192.0.2.2", "csum": match + " action csum ip4h", "matchall": "matchall action pass",
             "ct": match + " action ct commit"}.items(), 1):
         say(group, "filter " + name, shell(f"tc filter add dev lo ingress protocol ip prio {number} {arguments}"))
 
@@ -258,7 +263,7 @@ IPTABLES = {
     "raw PREROUTING": ["-j CT --notrack", "-j CT --zone 5", "-p tcp -j CT --helper ftp", "-j TRACE", "-p tcp --syn -j CT --notrack"],
     "nat POSTROUTING": ["-j MASQUERADE --random-fully", "-j SNAT --to-source 192.0.2.1", "-j NETMAP --to 192.0.2.0/24"],
     "nat PREROUTING": ["-p tcp -j DNAT --to-destination 192.0.2.1:80", "-p tcp -j REDIRECT --to-ports 15001"],
-    "filter OUTPUT": ["-m owner --uid-owner 0 -j ACCEPT", "-m cgroup --path x -j ACCEPT"],
+    "filter OUTPUT": ["-m owner --uid-owner 0 -j ACCEPT", "-m cgroup --path / -j ACCEPT"],
     "filter FORWARD": ["-p tcp -m conntrack --ctstate INVALID,UNTRACKED -j SYNPROXY --sack-perm --timestamp --wscale 7 --mss 1460"],
 }
 MATCHES = [
@@ -291,12 +296,12 @@ RULES = {
     "c": ["counter drop", "log prefix \"x\" level warn", "log group 2", "limit rate 5/second burst 9 packets", "quota over 1 mbytes drop",
           "ct state established,related accept", "ct mark set 1", "ct count over 9 drop", "queue num 1 bypass", "socket transparent 1 accept",
           "fib daddr type local accept", "reject", "reject with tcp reset", "tcp flags syn tcp option maxseg size set rt mtu",
-          "numgen random mod 2 0 accept", "jhash ip saddr mod 2 0 accept", "symhash mod 2 0 accept", "ip protocol tcp synproxy mss 1460 wscale 7",
-          "osf name \"Linux\" accept", "ip dscp set cs1", "meta priority set 1:1", "dup to 192.0.2.1", "meta time > \"2020-01-01\" accept",
-          "rt nexthop 192.0.2.1 accept", "exthdr hbh exists drop", "ipsec in reqid 1 accept"],
-    "o": ["meta skuid 0 accept"], "pre": ["meta l4proto tcp tproxy ip to :9 accept", "meta nftrace set 1"], "raw": ["notrack", "ct zone set 5"],
-    "post": ["masquerade random,persistent", "ip saddr 192.0.2.1 snat ip to 192.0.2.2"],
-    "dst": ["tcp dport 80 redirect to :8080", "dnat ip to numgen random mod 2 map { 0 : 192.0.2.1, 1 : 192.0.2.2 }"],
+          "numgen random mod 2 0 accept", "jhash ip saddr mod 2 0 accept", "symhash mod 2 vmap { 0 : accept }", "tcp flags syn synproxy mss 1460 wscale 7",
+          "osf name \"Linux\" accept", "ip dscp set cs1", "meta priority set 1:1", "meta time > \"2020-01-01\" accept",
+          "rt ip nexthop 192.0.2.1 accept", "exthdr hbh exists drop", "ipsec in reqid 1 accept"],
+    "o": ["meta skuid 0 accept"], "pre": ["meta l4proto tcp tproxy ip to :9 accept", "meta nftrace set 1"], "early": ["notrack", "ct zone set 5"],
+    "postnat": ["masquerade random,persistent", "ip saddr 192.0.2.1 snat ip to 192.0.2.2"],
+    "prenat": ["tcp dport 80 redirect to :8080", "dnat ip to numgen random mod 2 map { 0 : 192.0.2.1, 1 : 192.0.2.2 }"],
 }
 OBJECTS = {
     "set of intervals": "add set inet t s { type ipv4_addr; flags interval; elements = { 192.0.2.0/24 }; }",
@@ -318,8 +323,8 @@ def nft():
         return subprocess.run(["nft", commands], env=TOOLS, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               check=False).returncode == 0
     chains = {"c": "filter hook input priority 0", "o": "filter hook output priority 0", "pre": "filter hook prerouting priority -150",
-              "raw": "filter hook prerouting priority -300", "post": "nat hook postrouting priority 100", "dst": "nat hook prerouting priority -100",
-              "route": "route hook output priority -150"}
+              "early": "filter hook prerouting priority -300", "postnat": "nat hook postrouting priority 100",
+              "prenat": "nat hook prerouting priority -100", "reroute": "route hook output priority -150"}
     commands = "add table inet t; " + "".join(f"add chain inet t {name} {{ type {kind}; }}; " for name, kind in chains.items())
     say("nft", "chains of every kind", run(commands))
     for chain, rules in RULES.items():
