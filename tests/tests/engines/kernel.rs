@@ -1,5 +1,5 @@
-//! What a container can use of its kernel: all that it has on Debian, by modules where need be, but for what is
-//! listed here.
+//! What a container can use of its kernel: everything that Debian's kernel offers, as modules where needed, except
+//! what [`MISSING`] lists.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,34 +10,31 @@ engine_tests! {
     docker: a_container_can_use_what_it_can_use_on_debian, its_own_fuse_servers_are_asked_for_locks, unsigned_modules_are_refused;
 }
 
-/// What is on Debian and not here, each with its reason. docs/limits.md has the same.
+/// What Debian's kernel has and the guest kernel lacks, with the reasons. docs/limits.md lists the same.
 const MISSING: &[(&str, &str)] = &[
-    ("Devices: /dev/kvm", "a VM in the VM is not offered"),
-    ("Devices: /dev/vhost-net", "it is of use to VMs only"),
-    (
-        "Devices: /dev/nbd0",
-        "a device node of a module is made for what depmod lists, and nbd has none there yet",
-    ),
-    ("File systems: exfat", "of disk file systems few are needed in a container; not yet"),
-    ("File systems: nfs4", "network file systems are the host's to mount; not yet"),
-    ("File systems: xfs", "of disk file systems few are needed in a container; not yet"),
-    ("File systems: btrfs", "of disk file systems few are needed in a container; not yet"),
-    ("File systems: cifs", "network file systems are the host's to mount; not yet"),
-    ("File systems: udf", "of disk file systems few are needed in a container; not yet"),
-    ("Files of /proc and /sys: /proc/kcore", "the memory of the guest's kernel is nobody's to read"),
+    ("Devices: /dev/kvm", "nested virtualisation is not offered"),
+    ("Devices: /dev/vhost-net", "only a VMM needs it"),
+    ("Devices: /dev/nbd0", "device nodes of modules come from depmod's list, and nbd is not in it; not yet"),
+    ("File systems: exfat", "a container needs few disk file systems; not yet"),
+    ("File systems: nfs4", "the host mounts network file systems; not yet"),
+    ("File systems: xfs", "a container needs few disk file systems; not yet"),
+    ("File systems: btrfs", "a container needs few disk file systems; not yet"),
+    ("File systems: cifs", "the host mounts network file systems; not yet"),
+    ("File systems: udf", "a container needs few disk file systems; not yet"),
+    ("Files of /proc and /sys: /proc/kcore", "the memory of the guest kernel is not exposed"),
     ("Files of /proc and /sys: /proc/sys/kernel/ftrace_enabled", "the kernel is built without tracing"),
     ("Files of /proc and /sys: /sys/kernel/mm/lru_gen/enabled", "the kernel is built without it"),
-    ("Files of /proc and /sys: /sys/kernel/btf/vmlinux", "its 5 MiB would be loaded into each VM"),
+    ("Files of /proc and /sys: /sys/kernel/btf/vmlinux", "it would add 5 MiB to each VM"),
     ("Files of /proc and /sys: /sys/kernel/tracing", "the kernel is built without tracing"),
-    ("Files of /proc and /sys: /sys/kernel/debug", "debugfs may not be mounted (DEBUG_FS_ALLOW_NONE)"),
+    ("Files of /proc and /sys: /sys/kernel/debug", "debugfs cannot be mounted (DEBUG_FS_ALLOW_NONE)"),
     (
         "Files of /proc and /sys: /sys/kernel/slab",
-        "its files took a tenth of each boot; /proc/slabinfo is there",
+        "its files took a tenth of each boot; /proc/slabinfo is available",
     ),
-    ("Files of /proc and /sys: /sys/class/dmi/id/product_name", "there is no firmware"),
-    ("Files of /proc and /sys: /sys/power/state", "a VM does not sleep"),
-    ("Netlink families: ovs_datapath", "Open vSwitch is a switch of hosts; not yet"),
-    ("System calls: kexec_load", "the guest's kernel is the host's to choose"),
+    ("Files of /proc and /sys: /sys/class/dmi/id/product_name", "the VM has no firmware"),
+    ("Files of /proc and /sys: /sys/power/state", "a VM does not suspend"),
+    ("Netlink families: ovs_datapath", "Open vSwitch is a switch for hosts; not yet"),
+    ("System calls: kexec_load", "the host chooses the guest kernel"),
 ];
 
 /// The table in the documents, made by this test; `tests/kernel-table` writes it.
