@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_bad_time_is_named() {
-        let text = crate::error::chain(&set(-1).unwrap_err());
+        let text = pouch_errors::chain(&set(-1).unwrap_err());
         assert!(text.starts_with("time.nanoseconds: "), "{text}");
     }
 }

@@ -2,8 +2,8 @@
 
 use std::error::Error as StdError;
 
+use pouch_errors::chain;
 use pouch_protocol::agent::command_error::Kind;
-pub use pouch_protocol::chain;
 use pouch_protocol::with_command_error;
 use ttrpc::proto::Code;
 

@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn bad_requests_are_named() {
-        let text = |result: Result<(), IdentityError>| crate::error::chain(&result.unwrap_err());
+        let text = |result: Result<(), IdentityError>| pouch_errors::chain(&result.unwrap_err());
         assert!(text(add_entropy(&[])).starts_with("entropy.data: "));
         assert!(text(add_entropy(&[0; ENTROPY_MAX + 1])).starts_with("entropy.data: "));
         assert!(text(set_hostname("a/b")).starts_with("hostname: "));

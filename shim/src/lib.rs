@@ -13,7 +13,6 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod container;
-pub mod errors;
 pub mod install;
 pub mod logging;
 pub mod network;

@@ -10,8 +10,8 @@ use pouch_vmm_api::control::{Answer, Command, ControlSocket, Message, Request};
 use pouch_vmm_api::exit::ExitReason;
 use vmm_sys_util::epoll::EventSet;
 
-use crate::log::chain;
 use crate::vm::Vm;
+use pouch_errors::chain;
 
 /// Answers the host's requests on the event loop.
 pub struct ControlServer {

@@ -56,12 +56,6 @@ pub fn line(text: Arguments<'_>) {
     }
 }
 
-/// An error and its sources, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(error.source(), |error| error.source());
-    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
-}
-
 /// Writes a formatted line to the VMM's log.
 #[macro_export]
 macro_rules! log_line {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use pouch_vmm::log::chain;
+use pouch_errors::chain;
 use pouch_vmm::process::Start;
 use pouch_vmm_api::control::{ControlSocket, Message};
 use pouch_vmm_api::exit::ExitReason;

@@ -22,8 +22,8 @@ use crate::event_loop::{EventLoop, EventLoopError};
 use crate::exit_signal::ExitSignal;
 use crate::jail::seccomp::{self, ThreadKind};
 use crate::jail::{self, ConfineError};
-use crate::log::chain;
 use crate::vm::Vm;
+use pouch_errors::chain;
 
 /// Files in use are known beyond those that are kept, and each open file has a descriptor more.
 const DESCRIPTORS_FOR_EACH_FILE: u64 = 8;

@@ -1,6 +1,4 @@
-//! How errors are shown, and how they travel from the agent to the host.
-
-use std::error::Error;
+//! How errors travel from the agent to the host.
 
 use protobuf::{EnumOrUnknown, Message};
 use ttrpc::proto::{Any, Status};
@@ -10,20 +8,6 @@ use crate::agent::command_error::Kind;
 
 /// What the details of a status say that they hold.
 const COMMAND_ERROR: &str = "type.googleapis.com/pouch.agent.v1.CommandError";
-
-/// An error and all its causes in one sentence, outermost first.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let sources = std::iter::successors(error.source(), |error| (*error).source());
-    for source in sources.map(ToString::to_string) {
-        // Some errors repeat their source in their own text.
-        if !text.contains(&source) {
-            text.push_str(": ");
-            text.push_str(&source);
-        }
-    }
-    text
-}
 
 /// The status, with why the command cannot be executed.
 pub fn with_command_error(mut status: Status, kind: Kind) -> Status {
@@ -45,28 +29,6 @@ pub fn command_error(status: &Status) -> Option<Kind> {
 mod tests {
     use super::*;
     use ttrpc::proto::Code;
-
-    #[derive(Debug)]
-    struct Outer(std::io::Error, &'static str);
-
-    impl std::fmt::Display for Outer {
-        fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            formatter.write_str(self.1)
-        }
-    }
-
-    impl Error for Outer {
-        fn source(&self) -> Option<&(dyn Error + 'static)> {
-            Some(&self.0)
-        }
-    }
-
-    #[test]
-    fn a_chain_names_every_source_once() {
-        let inner = || std::io::Error::other("inner");
-        assert_eq!(chain(&Outer(inner(), "outer")), "outer: inner");
-        assert_eq!(chain(&Outer(inner(), "outer (inner)")), "outer (inner)");
-    }
 
     #[test]
     fn a_status_carries_its_kind() {

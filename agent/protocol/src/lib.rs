@@ -5,7 +5,7 @@
 
 mod errors;
 
-pub use errors::{chain, command_error, with_command_error};
+pub use errors::{command_error, with_command_error};
 
 /// The message types.
 #[allow(warnings, missing_docs, clippy::all, clippy::undocumented_unsafe_blocks)]

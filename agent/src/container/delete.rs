@@ -66,7 +66,7 @@ pub async fn delete(runtime: &Arc<Runtime>, id: &str) -> Result<(), DeleteError>
 /// Removes what a failed CreateContainer left.
 pub(super) async fn clean(runtime: &Arc<Runtime>, id: &str, paths: &Paths) {
     if let Err(error) = remove(runtime, id, paths).await {
-        log::error!("container {id} is not cleaned up: {}", crate::error::chain(&error));
+        log::error!("container {id} is not cleaned up: {}", pouch_errors::chain(&error));
     }
 }
 

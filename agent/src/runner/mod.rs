@@ -107,7 +107,7 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> i32 {
             0
         }
         Err(error) => {
-            reporter.send(&Message::Failed(crate::error::chain(&error)));
+            reporter.send(&Message::Failed(pouch_errors::chain(&error)));
             1
         }
     }

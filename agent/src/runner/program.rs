@@ -49,7 +49,7 @@ impl Program {
         let privileged = self.process.no_new_privileges() != Some(true);
         let filter = || match &self.seccomp {
             Some(seccomp) => seccomp::load(seccomp)
-                .map_err(|error| format!("linux.seccomp: {}", crate::error::chain(&error))),
+                .map_err(|error| format!("linux.seccomp: {}", pouch_errors::chain(&error))),
             None => Ok(()),
         };
         if privileged {

@@ -149,7 +149,7 @@ pub async fn shutdown(agent: &Arc<Agent>) -> ttrpc::Result<Empty> {
     let end = async {
         for container in agent.runtime.containers.all() {
             if let Err(error) = crate::container::delete::delete(&agent.runtime, &container.id).await {
-                log::warn!("shutdown: {}", crate::error::chain(&error));
+                log::warn!("shutdown: {}", pouch_errors::chain(&error));
             }
         }
         storage::unmount_every(&agent.runtime.storages).await;

@@ -153,7 +153,7 @@ pub async fn mount_all(storages: &Storages, owner: &str, list: Vec<Storage>) -> 
         if let Err(error) = mounted {
             for target in done.iter().rev() {
                 if let Err(undo) = unmount(storages, target).await {
-                    log::error!("{}", crate::error::chain(&undo));
+                    log::error!("{}", pouch_errors::chain(&undo));
                 }
             }
             return Err(error);
@@ -192,7 +192,7 @@ pub async fn unmount_owned(storages: &Storages, owner: &str) -> Result<(), Stora
 pub async fn unmount_every(storages: &Storages) {
     for target in storages.owned(None) {
         if let Err(error) = unmount(storages, &target).await {
-            log::warn!("{}", crate::error::chain(&error));
+            log::warn!("{}", pouch_errors::chain(&error));
         }
     }
 }

@@ -11,11 +11,11 @@ use serde::Serialize;
 use super::{CliError, Outcome, print};
 use crate::config::Config;
 use crate::container::size::VmSize;
-use crate::errors::chain;
 use crate::sandbox::agent::Agent;
 use crate::sandbox::vm::{Vm, VmError};
 use crate::sandbox::vm_files::VmDescription;
 use crate::sandbox::vmm_log::{log_path, log_tail};
+use pouch_errors::chain;
 
 /// MiB of memory of the guest that is booted.
 const MEMORY_MIB: u32 = 256;

@@ -11,11 +11,11 @@ use super::{CliError, Global, Outcome, other};
 use crate::container::hooks::{self, Point};
 use crate::container::state::HostProcess;
 use crate::container::{ContainerDir, State, StateError, Status};
-use crate::errors::chain;
 use crate::sandbox::client::HostClient;
 use crate::sandbox::disk::{self, Patience};
 use crate::sandbox::launch::clean_up;
 use crate::sandbox::protocol::Request;
+use pouch_errors::chain;
 
 /// How long a process may take to end by itself before it is killed: longer than an agent may take to shut
 /// the guest down, and a VMM to end.

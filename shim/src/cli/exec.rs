@@ -129,7 +129,7 @@ pub fn exec_host(inherited: &mut Inherited, host_fd: RawFd, report_fd: RawFd) ->
     if let Err(error) = &result {
         let status = error.status();
         // As above; there is nothing left to end.
-        let _ = ready_pipe.give(&Report::Failed(Failure { message: crate::errors::chain(error), status }));
+        let _ = ready_pipe.give(&Report::Failed(Failure { message: pouch_errors::chain(error), status }));
     }
     result
 }

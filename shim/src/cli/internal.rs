@@ -6,9 +6,9 @@ use pouch_vmm_api::inherited::Inherited;
 
 use super::exec;
 use crate::cgroup::oom;
-use crate::errors::chain;
 use crate::logging::{Log, LogFormat};
 use crate::sandbox::launch;
+use pouch_errors::chain;
 
 /// What they are called.
 const NAMES: [&str; 3] = [launch::HOST_COMMAND, oom::VICTIM_COMMAND, exec::HOST_COMMAND];

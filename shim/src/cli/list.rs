@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Global, Outcome, other, print};
 use crate::container::State;
 use crate::container::state::{StateError, list};
-use crate::errors::chain;
+use pouch_errors::chain;
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Format {

@@ -29,10 +29,10 @@ use clap::{ArgAction, Args, Parser, ValueEnum};
 use crate::config::Config;
 use crate::container::state::DEFAULT_ROOT;
 use crate::container::{ContainerDir, ContainerId, State};
-use crate::errors::chain;
 use crate::logging::{Log, LogFormat};
 use crate::sandbox::client::{ClientError, HostClient};
 use crate::sandbox::protocol::Failure;
+use pouch_errors::chain;
 
 /// What `--version` says after the program's name: runc's form, which engines parse.
 const VERSION: &str =

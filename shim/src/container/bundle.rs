@@ -172,7 +172,7 @@ mod tests {
         if rootfs {
             fs::create_dir(folder.path().join("rootfs")).unwrap();
         }
-        Bundle::load(folder.path()).map_err(|error| crate::errors::chain(&error))
+        Bundle::load(folder.path()).map_err(|error| pouch_errors::chain(&error))
     }
 
     const GOOD: &str = r#"{"ociVersion":"1.0.2","process":{"cwd":"/","args":["true"],
@@ -193,7 +193,7 @@ mod tests {
         let rootless = GOOD.replace(r#","root":{"path":"rootfs"}"#, "");
         assert!(load(&rootless, true).unwrap_err().contains("no root"));
         let error = Bundle::load(Path::new("/no/such/bundle")).unwrap_err();
-        assert!(crate::errors::chain(&error).contains("/no/such/bundle"));
+        assert!(pouch_errors::chain(&error).contains("/no/such/bundle"));
     }
 
     #[test]

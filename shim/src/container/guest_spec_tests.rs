@@ -23,7 +23,7 @@ fn translate_with(change: impl FnOnce(&mut Value, &Path)) -> Result<GuestSpec, S
     change(&mut value, folder.path());
     let spec = serde_json::from_value(value).unwrap();
     let bundle = Bundle { path: folder.path().to_owned(), spec, warnings: Vec::new() };
-    translate(&bundle).map_err(|error| crate::errors::chain(&error))
+    translate(&bundle).map_err(|error| pouch_errors::chain(&error))
 }
 
 #[test]

@@ -273,7 +273,7 @@ mod tests {
     }
 
     fn message(error: &HookError) -> String {
-        crate::errors::chain(error)
+        pouch_errors::chain(error)
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::WireError;
 use super::netlink::{Changes, NetlinkError};
-use crate::errors::chain;
+use pouch_errors::chain;
 
 /// An engine makes several changes in a row; they are looked at together.
 const SETTLE: Duration = Duration::from_millis(50);

@@ -70,7 +70,7 @@ impl StreamError {
     pub fn failure(&self) -> Failure {
         match self {
             StreamError::Agent(error) => error.failure(),
-            other => Failure::new(crate::errors::chain(other)),
+            other => Failure::new(pouch_errors::chain(other)),
         }
     }
 }
@@ -239,7 +239,7 @@ impl Sandbox {
         }
         action()?;
         state.status = to;
-        self.dir.save(&state).map_err(|error| Failure::new(crate::errors::chain(&error)))
+        self.dir.save(&state).map_err(|error| Failure::new(pouch_errors::chain(&error)))
     }
 
     /// New limits, on the host and in the guest; what they leave out stays as it is. What either refuses changes
@@ -248,7 +248,7 @@ impl Sandbox {
     /// # Errors
     /// A limit that the VM cannot have while it runs, or that is refused, by name.
     pub fn update(&self, resources: serde_json::Value) -> Result<(), Failure> {
-        let failure = |error: &(dyn std::error::Error + 'static)| Failure::new(crate::errors::chain(error));
+        let failure = |error: &(dyn std::error::Error + 'static)| Failure::new(pouch_errors::chain(error));
         let resources: LinuxResources = serde_json::from_value(resources)
             .map_err(|error| Failure::new(format!("linux.resources cannot be read: {error}")))?;
         let cpus = resources.cpu().as_ref().and_then(|cpu| cpu.cpus().as_deref());

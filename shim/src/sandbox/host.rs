@@ -24,9 +24,9 @@ use super::exec::{Sandbox, Streams};
 use super::protocol::{Failure, Launch};
 use super::{clock, creation, server};
 use crate::container::Status;
-use crate::errors::chain;
 use crate::logging::Log;
 use crate::stdio::{self, NullStreams, OutputRelay, STALL, signals, start_relays, terminal};
+use pouch_errors::chain;
 
 /// The status of a container whose VM ended under it: as if it had been killed.
 const KILLED: i32 = 137;

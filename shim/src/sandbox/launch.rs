@@ -10,7 +10,7 @@ use super::child as proxy;
 use super::host::Host;
 use super::protocol::{Failure, Launch, Report};
 use crate::container::{ContainerDir, State, StateError, Status};
-use crate::errors::chain;
+use pouch_errors::chain;
 
 /// The hidden command that a host process is started with.
 pub const HOST_COMMAND: &str = "sandbox-host";

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::container::Status;
-use crate::errors::chain;
 use crate::logging::LogFormat;
 use crate::stdio::NullStreams;
+use pouch_errors::chain;
 
 /// What a sandbox host process is started with.
 #[derive(Clone, Debug, Serialize, Deserialize)]

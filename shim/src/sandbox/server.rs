@@ -19,10 +19,10 @@ use super::host::Event;
 use super::protocol::{Answer, Counters, ExecRequest, Failure, Process, Request};
 use super::stats;
 use crate::container::Status;
-use crate::errors::chain;
 use crate::network::netlink::Netlink;
 use crate::network::{WireError, watch};
 use crate::stdio::NullStreams;
+use pouch_errors::chain;
 
 /// The signal that nothing outlives.
 const KILL: u32 = libc::SIGKILL as u32;

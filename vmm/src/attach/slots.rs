@@ -17,8 +17,8 @@ use crate::devices::virtio::queue_events::QueueEvents;
 use crate::devices::virtio::slot::Slot;
 use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::event_loop::Joiner;
-use crate::log::chain;
 use crate::memory::Memory;
+use pouch_errors::chain;
 
 /// A place without a device: its number among the virtio devices, and its registers.
 pub type FreeSlot = (usize, Arc<Mutex<Slot>>);

@@ -1,3 +1,0 @@
-//! How errors are shown.
-
-pub use pouch_protocol::chain;
