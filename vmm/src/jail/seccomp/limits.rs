@@ -1,0 +1,91 @@
+//! What arguments a call may have, with the reason.
+
+use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
+
+use super::ThreadKind;
+use crate::jail::requests;
+
+/// What an argument of a call, counted from 0, must be.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Only {
+    /// It has none of these bits.
+    Without(u8, u64),
+    /// It is one of these.
+    OneOf(u8, &'static [u64]),
+}
+
+/// For threads of every kind.
+pub(super) const ALL: &[ThreadKind] =
+    &[ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Block, ThreadKind::Fs];
+
+const EXEC: u64 = libc::PROT_EXEC as u64;
+
+/// What else a call that a list has must be like, with the reason. A call that is not here is allowed with all
+/// arguments.
+pub(super) const LIMITS: &[(&[ThreadKind], libc::c_long, Only, &str)] = &[
+    (ALL, libc::SYS_mmap, Only::Without(2, EXEC), "no code that was not there at the start"),
+    (ALL, libc::SYS_mprotect, Only::Without(2, EXEC), "the same"),
+    (&[ThreadKind::Main], libc::SYS_ioctl, Only::OneOf(1, requests::MAIN), "those that the event loop makes"),
+    (&[ThreadKind::Vcpu], libc::SYS_ioctl, Only::OneOf(1, requests::VCPU), "those that a vCPU makes"),
+    (&[ThreadKind::Fs], libc::SYS_ioctl, Only::OneOf(1, requests::FS), "file flags, and nothing of a device"),
+    (&[ThreadKind::Main], libc::SYS_socketpair, Only::OneOf(0, &[libc::AF_UNIX as u64]), "a connection"),
+    (&[ThreadKind::Fs], libc::SYS_clone, Only::Without(0, NAMESPACES), "another thread, and no namespace"),
+    (&[ThreadKind::Fs], libc::SYS_prctl, Only::OneOf(0, &[libc::PR_SET_NAME as u64]), "the name of a thread"),
+    (
+        &[ThreadKind::Main, ThreadKind::Vcpu],
+        libc::SYS_fcntl,
+        Only::OneOf(1, &[DUPFD, libc::F_GETFD as u64, libc::F_GETFL as u64, libc::F_SETFL as u64]),
+        "second descriptors and O_NONBLOCK",
+    ),
+    (
+        &[ThreadKind::Fs],
+        libc::SYS_fcntl,
+        Only::OneOf(
+            1,
+            &[
+                DUPFD,
+                libc::F_GETFD as u64,
+                libc::F_GETFL as u64,
+                libc::F_SETFL as u64,
+                libc::F_OFD_GETLK as u64,
+                libc::F_OFD_SETLK as u64,
+            ],
+        ),
+        "locks of open files; none that signals another process",
+    ),
+];
+
+/// Calls that are refused with an error number, where a library then takes another way.
+pub(super) const REFUSED: &[(&[ThreadKind], libc::c_long, u16, &str)] = &[(
+    &[ThreadKind::Fs],
+    libc::SYS_clone3,
+    libc::ENOSYS as u16,
+    "its arguments are in memory, where no filter sees them; the C library then takes clone",
+)];
+
+/// What clone(2) makes and unshare(2) does: namespaces, in which a process has capabilities.
+const NAMESPACES: u64 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET) as u64;
+
+const DUPFD: u64 = libc::F_DUPFD_CLOEXEC as u64;
+
+impl Only {
+    /// The rules of which one must hold.
+    pub(super) fn rules(self) -> Result<Vec<SeccompRule>, BackendError> {
+        // The kernel looks at no more of these arguments than their lower half.
+        let rule = |index, operator, value| {
+            SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?])
+        };
+        match self {
+            Only::Without(index, bits) => Ok(vec![rule(index, SeccompCmpOp::MaskedEq(bits), 0)?]),
+            Only::OneOf(index, values) => {
+                values.iter().map(|value| rule(index, SeccompCmpOp::Eq, *value)).collect()
+            }
+        }
+    }
+}

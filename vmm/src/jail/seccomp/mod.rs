@@ -1,0 +1,98 @@
+//! The system calls that each kind of thread may make. Any other ends the process.
+//!
+//! [`calls`] lists the calls of each kind, [`limits`] which arguments they may have.
+
+mod calls;
+mod limits;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+use self::calls::{BLOCK, COMMON, FS, MAIN, VCPU};
+use self::limits::{LIMITS, Only, REFUSED};
+use self::tree::Verdict;
+use super::landlock;
+
+/// What a thread is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// The event loop.
+    Main,
+    /// Runs guest code.
+    Vcpu,
+    /// Serves a disk.
+    Block,
+    /// Serves the shared file system.
+    Fs,
+}
+
+impl ThreadKind {
+    fn calls(self) -> impl Iterator<Item = &'static (libc::c_long, &'static str)> {
+        let own = match self {
+            ThreadKind::Main => MAIN,
+            ThreadKind::Vcpu => VCPU,
+            ThreadKind::Block => BLOCK,
+            ThreadKind::Fs => FS,
+        };
+        COMMON.iter().chain(own)
+    }
+
+    /// What limits the arguments of a call of this kind of thread.
+    fn limit(self, call: libc::c_long) -> Option<Only> {
+        LIMITS.iter().find(|(kinds, of, ..)| *of == call && kinds.contains(&self)).map(|limit| limit.2)
+    }
+
+    /// The filter of this kind of thread.
+    fn filter(self) -> Result<BpfProgram, BackendError> {
+        let mut verdicts = BTreeMap::new();
+        let mut judged = BTreeMap::new();
+        for (_, call, error, _) in REFUSED.iter().filter(|(kinds, ..)| kinds.contains(&self)) {
+            verdicts.insert(*call as u32, Verdict::Fail(*error));
+        }
+        for (call, _) in self.calls() {
+            let limit = self.limit(*call);
+            verdicts.insert(*call as u32, if limit.is_some() { Verdict::Judge } else { Verdict::Allow });
+            if let Some(limit) = limit {
+                judged.insert(*call, limit.rules()?);
+            }
+        }
+        let (other, matched) = (SeccompAction::KillProcess, SeccompAction::Allow);
+        let judge = SeccompFilter::new(judged, other, matched, TargetArch::x86_64)?.try_into()?;
+        Ok(tree::program(&verdicts, judge))
+    }
+
+    /// Confines the calling thread to the system calls of its kind, and one that serves files to the
+    /// share, for good, unless the process was told not to filter ([`disable`]). A thread that cannot be
+    /// confined ends the process.
+    pub fn enter(self) {
+        if DISABLED.get().is_some() {
+            return;
+        }
+        if self == ThreadKind::Fs
+            && let Err(error) = landlock::restrict_to_share()
+        {
+            crate::log_line!("a thread could not be restricted to the share: {error}");
+            std::process::abort();
+        }
+        let applied = self
+            .filter()
+            .map_err(seccompiler::Error::from)
+            .and_then(|filter| seccompiler::apply_filter(&filter));
+        if let Err(error) = applied {
+            crate::log_line!("a thread could not be confined: {error}");
+            std::process::abort();
+        }
+    }
+}
+
+static DISABLED: OnceLock<()> = OnceLock::new();
+
+/// Turns the filters off for the whole process, to debug it.
+pub fn disable() {
+    let _ = DISABLED.set(());
+}
