@@ -1,4 +1,4 @@
-# Everything that one does with a clone; `make help` lists it.
+# `make help` lists the targets.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -31,11 +31,11 @@ INSTALL_TREE := $(addprefix $(TREE)/usr/local/,$(PARTS))
 all: install-tree ## Build everything (the default)
 
 .PHONY: help
-help: ## List what can be made
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: prerequisites
-prerequisites: ## Install missing Debian packages from this machine's own sources (needs root only if some are)
+prerequisites: ## Install the Debian packages that the build needs (as root, if any are missing)
 	@tests/testbed/prerequisites --install $(PACKAGES)
 
 # Cargo and the kernel's script know best whether anything is to be done; a file that they
@@ -66,11 +66,11 @@ $(INSTALL_TREE):
 	@install -D -m $(if $(findstring /share/,$@),0644,0755) $< $@
 
 .PHONY: install-tree
-install-tree: $(INSTALL_TREE) ## Build all and lay it out in target/install, as the testbed takes it
+install-tree: $(INSTALL_TREE) ## Build everything and install it into target/install, for the testbed
 
 # By rename, so that containers can be started meanwhile: no part is ever missing or half written.
 .PHONY: install
-install: install-tree ## Install below $(DESTDIR)$(PREFIX)
+install: install-tree ## Install into $(DESTDIR)$(PREFIX)
 	@for part in $(PARTS); do \
 	  mode=0755; [[ $$part != share/* ]] || mode=0644; \
 	  place="$(DESTDIR)$(PREFIX)/$$part"; \
@@ -86,7 +86,7 @@ $(shell mkdir -p target && cc -shared -fPIC -o target/exit-with.so tests/demo/ex
 endif
 
 .PHONY: run
-run: container ## Run a container in its own VM, and end with its status: make run [IMAGE=busybox] [CMD='…']
+run: container ## Run a container in its own VM and exit with its status: make run [IMAGE=busybox] [CMD='…']
 	@status=$$(< target/run-status)$(exit-with $(file < target/run-status)); exit "$$status"
 
 .PHONY: container
@@ -97,7 +97,7 @@ container: install-tree
 
 # Those that only look at the sources come first, the summary of all tests last.
 .PHONY: test
-test: install-tree nextest ## Check the format, lint, and run all tests: unit tests here, integration tests in the testbed
+test: install-tree nextest ## Check formatting, lint, and run all tests (integration tests run in the testbed)
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 	@tests/testbed/test_testbed.py --failfast
@@ -107,7 +107,7 @@ test: install-tree nextest ## Check the format, lint, and run all tests: unit te
 	  cargo nextest run --workspace --locked $(TEST_OPTIONS)
 
 .PHONY: bench
-bench: install-tree ## Measure start, size and throughput beside the peers: a table, target/bench.json, docs/performance.md
+bench: install-tree ## Compare start time, size and throughput with other runtimes; write target/bench.json and docs/performance.md
 	@tests/bench/run "$(TREE)/usr/local"
 
 # Where nextest is missing it is built, in the cache and not among the user's own programs.
@@ -118,7 +118,7 @@ nextest:
 	  cargo install --quiet --locked --target-dir "$(POUCH_CACHE)/cargo/target" --root "$(POUCH_CACHE)/cargo" cargo-nextest; }
 
 .PHONY: clean
-clean: ## Remove what was built here (the cache in $(POUCH_CACHE) stays)
+clean: ## Remove build results, but not the cache in $(POUCH_CACHE)
 	@rm -rf target/install target/kernel target/guest-root.erofs target/bench.json target/exit-with.so target/run-status
 	@cargo clean --quiet
 

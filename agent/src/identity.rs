@@ -10,7 +10,7 @@ use crate::error::{Coded, RequestError};
 /// The most that one AddEntropy request may carry.
 pub const ENTROPY_MAX: usize = 4096;
 
-/// Why the VM could not be made an individual.
+/// Why the identity of the VM could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The request is wrong in itself.

@@ -25,16 +25,13 @@ pub fn inherit(list: &[Setting]) -> Result<(), RequestError> {
         if !settings::is_allowed(&setting.name, &setting.value) {
             return Err(RequestError::new(
                 format!("settings[{index}]"),
-                format!(
-                    "{:?} is no setting that a container inherits, or its value is malformed",
-                    setting.name
-                ),
+                format!("{:?} is not an inherited setting, or its value is malformed", setting.name),
             ));
         }
     }
     for setting in list {
         if let Err(error) = fs::write(Path::new(ROOT).join(&setting.name), &setting.value) {
-            log::warn!("{} stays as it is, {:?} was refused: {error}", setting.name, setting.value);
+            log::warn!("{} cannot be set to {:?}: {error}", setting.name, setting.value);
         }
     }
     Ok(())

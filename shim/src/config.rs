@@ -90,7 +90,7 @@ pub enum ConfigError {
         most: u32,
     },
     /// The installation could not be found.
-    #[error("the path of this program could not be found out")]
+    #[error("the path of this program could not be determined")]
     Installation(#[from] io::Error),
 }
 

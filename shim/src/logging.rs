@@ -12,10 +12,10 @@ use serde_json::json;
 /// How lines in the log file look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// As runc writes them for people.
+    /// The text format of runc.
     #[default]
     Text,
-    /// One JSON object a line, as engines read them.
+    /// A JSON object on each line, as engines read it.
     Json,
 }
 

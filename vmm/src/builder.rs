@@ -76,7 +76,7 @@ pub enum BootError {
     /// The MP table could not be written.
     #[error("the table of processors could not be written to guest memory")]
     MpTable(#[source] vm_memory::GuestMemoryError),
-    /// A device could not be made.
+    /// A device could not be created.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// A vCPU could not be described.
@@ -289,7 +289,7 @@ fn legacy_ports(exit: &Arc<ExitSignal>) -> Result<Bus, DeviceError> {
 /// for its INIT and SIPI.
 fn create_vcpus(kvm: &Kvm, fd: &VmFd, count: u8, entry: u64) -> Result<Vec<VcpuFd>, BootError> {
     let supported =
-        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("tell the processor's features"))?;
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("return the supported CPUID"))?;
     let mut vcpus = Vec::with_capacity(count.into());
     for index in 0..count {
         let vcpu = fd.create_vcpu(index.into()).map_err(step("create a vCPU"))?;

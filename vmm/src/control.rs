@@ -41,7 +41,7 @@ impl ControlServer {
     fn plug_network(&self, config: &NetworkConfig, fds: Vec<OwnedFd>) -> Result<u32, String> {
         config.validate().map_err(|error| error.to_string())?;
         let mut fds = fds.into_iter();
-        let tap = fds.next().ok_or("the request came without a tap device")?;
+        let tap = fds.next().ok_or("the request has no tap device")?;
         self.vm.plug_network(tap, fds.next(), config).map_err(|error| chain(&error))
     }
 
@@ -51,7 +51,7 @@ impl ControlServer {
             Ok(stream) => {
                 let message = Message::Answer { id, answer: Answer::Connected };
                 if let Err(error) = socket.send(&message, &[stream.as_fd()]) {
-                    crate::log_line!("a connection could not be handed over: {error}");
+                    crate::log_line!("a connection could not be passed to the host: {error}");
                 }
             }
             Err(error) => answer(&socket, &Message::Failed { id, error: error.to_string() }),
@@ -62,7 +62,7 @@ impl ControlServer {
 /// Sends an answer. A host that asks without reading loses answers, not its VM.
 fn answer(socket: &ControlSocket, message: &Message) {
     if let Err(error) = socket.send(message, &[]) {
-        crate::log_line!("the host could not be answered: {error}");
+        crate::log_line!("the response could not be sent to the host: {error}");
     }
 }
 

@@ -22,7 +22,7 @@ impl Joiner {
             ops.add_subscriber(subscriber);
         });
         if let Err(error) = added {
-            crate::log_line!("the event loop takes nothing new: {error}");
+            crate::log_line!("no more file descriptors can be added to the event loop: {error}");
         }
     }
 }

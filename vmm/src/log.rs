@@ -51,7 +51,7 @@ pub fn line(text: Arguments<'_>) {
         let _ = if dropped == 0 {
             writeln!(std::io::stderr(), "pouch-vmm: {text}")
         } else {
-            writeln!(std::io::stderr(), "pouch-vmm: {text} ({dropped} lines before this one were left out)")
+            writeln!(std::io::stderr(), "pouch-vmm: {text} ({dropped} lines before this one were dropped)")
         };
     }
 }

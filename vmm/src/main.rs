@@ -17,21 +17,21 @@ use pouch_vmm_api::spawn::Spawn;
 
 /// Runs one virtual machine.
 ///
-/// Usually started by pouch-vm, which puts it into namespaces of its own. Started by hand it
-/// starts itself again in such namespaces and waits for the VM to end.
+/// pouch-vm normally starts this program, in new namespaces. With --config the program starts itself again in new
+/// namespaces and waits until the VM ends.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// The VM's description, JSON: VmConfig in vmm/api/src/config.rs.
+    /// The description of the VM as JSON: VmConfig in vmm/api/src/config.rs.
     #[arg(long, value_name = "FILE", required_unless_present = "config_fd")]
     config: Option<PathBuf>,
-    /// A descriptor to read the description from; the process is already in its namespaces.
+    /// File descriptor to read the description from; for a process that is already in its namespaces.
     #[arg(long, value_name = "FD", conflicts_with = "config", requires = "control_fd")]
     config_fd: Option<RawFd>,
-    /// The descriptor of the control socket.
+    /// File descriptor of the control socket.
     #[arg(long, value_name = "FD")]
     control_fd: Option<RawFd>,
-    /// Do not filter system calls. For debugging only.
+    /// Do not install seccomp filters. For debugging only.
     #[arg(long)]
     no_seccomp: bool,
 }
@@ -64,7 +64,7 @@ fn run(inherited: Inherited) -> anyhow::Result<ExitReason> {
 /// Starts this binary again in namespaces of its own and reports how the VM ends.
 fn run_by_hand(inherited: Inherited, path: &Path, no_seccomp: bool) -> anyhow::Result<ExitReason> {
     let config = File::open(path).with_context(|| format!("{} could not be opened", path.display()))?;
-    let (ours, theirs) = ControlSocket::pair().context("a control socket could not be made")?;
+    let (ours, theirs) = ControlSocket::pair().context("a control socket could not be created")?;
     let config_fd = config.as_raw_fd().to_string();
     let control_fd = theirs.as_raw_fd().to_string();
     let mut arguments = vec!["--config-fd", &config_fd, "--control-fd", &control_fd];

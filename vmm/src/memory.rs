@@ -27,8 +27,8 @@ pub const HUGE_PAGE: u64 = 2 * MIB;
 /// Guest memory could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The file could not be made.
-    #[error("the file behind guest memory could not be made")]
+    /// The file could not be created.
+    #[error("the file behind guest memory could not be created")]
     File(#[source] io::Error),
     /// It could not be given its size.
     #[error("guest memory of {mib} MiB could not be reserved")]

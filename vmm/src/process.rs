@@ -48,7 +48,7 @@ pub enum StartError {
     /// The process could not be confined.
     #[error(transparent)]
     Confine(#[from] ConfineError),
-    /// The event loop could not be made.
+    /// The event loop could not be created.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
     /// The control socket or the descriptor for the VM's end could not be prepared.

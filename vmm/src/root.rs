@@ -34,7 +34,7 @@ pub enum RootError {
     #[error("the guest root {0} is not an EROFS image")]
     NotErofs(String),
     /// It has a wrong size.
-    #[error("the guest root {name} has {size} bytes, and must have a multiple of 2 MiB, at most 512 MiB")]
+    #[error("the guest root {name} has {size} bytes, but must have a multiple of 2 MiB, at most 512 MiB")]
     Size {
         /// The file.
         name: String,

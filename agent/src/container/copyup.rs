@@ -145,7 +145,7 @@ fn copy_directory(from: &Path, into: &Path, depth: usize, left: &mut usize) -> i
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         if *left == 0 || depth == DEPTH_MAX {
-            return Err(io::Error::other("there is too much to copy"));
+            return Err(io::Error::other("too much to copy"));
         }
         *left -= 1;
         let target = into.join(entry.file_name());

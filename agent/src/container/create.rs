@@ -26,7 +26,7 @@ use crate::settings;
 use crate::storage::{self, StorageError};
 use crate::streams::stdio::{self, PreparedStdio, ProcessEnds, StdioError};
 
-/// Why a container could not be made.
+/// Why a container could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// The request is wrong in itself.

@@ -197,7 +197,7 @@ pub fn attach(
     previous: Option<&Attached>,
 ) -> Result<Attached, DeviceRulesError> {
     let error = |step| move |error| DeviceRulesError::System(step, error);
-    let directory = std::fs::File::open(cgroup).map_err(error("find the cgroup of"))?;
+    let directory = std::fs::File::open(cgroup).map_err(error("open the cgroup of"))?;
     let program = bpf::load(&assemble(rules), Hook::DEVICE).map_err(error("load"))?;
     let previous = previous.map(|Attached(previous)| previous.as_fd());
     bpf::attach(directory.as_fd(), program.as_fd(), Hook::DEVICE, previous).map_err(error("attach"))?;

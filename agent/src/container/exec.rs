@@ -155,7 +155,7 @@ fn asked_cgroup(container: &Container, asked: &str) -> Result<Option<String>, Re
     if !path.components().all(|part| matches!(part, std::path::Component::Normal(_))) {
         return Err(RequestError::new(
             "cgroup",
-            format!("{asked:?} is no path below the container's cgroup"),
+            format!("{asked:?} is not a path below the container's cgroup"),
         ));
     }
     if !container.cgroup.directory().join(path).is_dir() {

@@ -55,10 +55,10 @@ pub enum LookupError {
     #[error("exec_id: {0:?} exists already")]
     ProcessExists(String),
     /// The guest is full.
-    #[error("the guest holds {CONTAINERS_MAX} containers already")]
+    #[error("the guest already has {CONTAINERS_MAX} containers")]
     TooMany,
     /// The container is full.
-    #[error("the container has {EXECS_MAX} further processes already")]
+    #[error("the container already has {EXECS_MAX} processes of exec")]
     TooManyProcesses,
     /// The container is in another state.
     #[error("container {id:?} is {state}, not {wanted}")]

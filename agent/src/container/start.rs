@@ -43,7 +43,7 @@ pub enum ChangeError {
     #[error(transparent)]
     Launch(#[from] LaunchError),
     /// The first process cannot be told to start.
-    #[error("the first process cannot be told to start")]
+    #[error("the container's process could not be started")]
     Notify(#[source] io::Error),
     /// A setting is one of an interface that the container does not have.
     #[error("linux.sysctl[{key}]: the container has no network interface {interface}")]
@@ -91,7 +91,7 @@ pub async fn start(container: &Arc<Container>) -> Result<(), ChangeError> {
     match tokio::time::timeout(EXECUTE_TIME, report.executed()).await {
         Ok(result) => Ok(result?),
         Err(_) => {
-            log::warn!("container {} takes long to start", container.id);
+            log::warn!("container {} is slow to start", container.id);
             Ok(())
         }
     }

@@ -91,7 +91,7 @@ pub fn check(request: &SetNetworkRequest) -> Result<Plan, RequestError> {
     };
     for (index, interface) in plan.interfaces.iter().enumerate() {
         if plan.interfaces[..index].iter().any(|other| other.name == interface.name) {
-            return Err(RequestError::new(format!("network.interfaces[{index}].name"), "stands there twice"));
+            return Err(RequestError::new(format!("network.interfaces[{index}].name"), "is listed twice"));
         }
     }
     Ok(plan)

@@ -29,7 +29,7 @@ pub enum NetworkError {
         mac: String,
     },
     /// The virtio device that was added does not come to life.
-    #[error("network.interfaces[{index}].slot: virtio device {slot} does not come to life: {error}")]
+    #[error("network.interfaces[{index}].slot: virtio device {slot} could not be started: {error}")]
     Slot {
         /// Which entry.
         index: usize,
@@ -39,7 +39,7 @@ pub enum NetworkError {
         error: std::io::Error,
     },
     /// A virtio device cannot be let go of.
-    #[error("network.removed: virtio device {slot} stays: {error}")]
+    #[error("network.removed: virtio device {slot} could not be removed: {error}")]
     Removed {
         /// The device.
         slot: u32,
@@ -47,7 +47,7 @@ pub enum NetworkError {
         error: std::io::Error,
     },
     /// IPv6 cannot be turned off or on.
-    #[error("network.interfaces[{index}].no_ipv6: IPv6 stays as it is: {error}")]
+    #[error("network.interfaces[{index}].no_ipv6: IPv6 could not be disabled: {error}")]
     NoIpv6 {
         /// Which entry.
         index: usize,
@@ -61,7 +61,7 @@ pub enum NetworkError {
     #[error("{0}: the kernel refused it")]
     Refused(String, #[source] rtnetlink::Error),
     /// The netlink socket failed.
-    #[error("network: cannot talk to the kernel")]
+    #[error("network: no netlink connection to the kernel")]
     Socket(#[from] std::io::Error),
 }
 

@@ -30,5 +30,5 @@ pub fn bring_to_life(slot: u32) -> io::Result<String> {
             return Ok(interface?.file_name().to_string_lossy().into_owned());
         }
     }
-    Err(io::Error::new(io::ErrorKind::NotFound, "it is no network interface"))
+    Err(io::Error::new(io::ErrorKind::NotFound, "it is not a network interface"))
 }

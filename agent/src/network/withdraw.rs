@@ -73,7 +73,7 @@ fn done(what: &str, result: Result<(), Error>) -> Result<(), NetworkError> {
         {
             Ok(())
         }
-        Err(error) => Err(NetworkError::Refused(format!("network.{what}: what is no longer wanted"), error)),
+        Err(error) => Err(NetworkError::Refused(format!("network.{what}: outdated entries"), error)),
         Ok(()) => Ok(()),
     }
 }

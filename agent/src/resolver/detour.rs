@@ -35,8 +35,8 @@ const MAPPED: u32 = 0xffff;
 /// Makes `port` stand in for port 53 of `address`.
 pub fn lay(address: Ipv4Addr, port: u16) -> Result<(), ResolverError> {
     let error = |step| move |error| ResolverError::Detour(step, error);
-    let cookie = namespace_cookie().map_err(error("tell namespaces apart for"))?;
-    let cgroup = File::open(CGROUP).map_err(error("find the cgroup of"))?;
+    let cookie = namespace_cookie().map_err(error("read the network namespace's cookie for"))?;
+    let cgroup = File::open(CGROUP).map_err(error("open the cgroup of"))?;
     let (plain, mapped) = (plain(address), mapped(address));
     // The kernel turns a mapped address that a datagram is sent to into a plain one before it asks.
     for (hook, words, from, to) in [

@@ -34,7 +34,7 @@ pub enum ResolverError {
     #[error("resolver.address: cannot listen on {0}")]
     Listen(Ipv4Addr, #[source] io::Error),
     /// The way to it cannot be changed.
-    #[error("resolver: cannot {0} the BPF program that stands in for its port")]
+    #[error("resolver: cannot {0} the BPF program that redirects port 53")]
     Detour(&'static str, #[source] io::Error),
 }
 
@@ -51,7 +51,7 @@ impl Coded for ResolverError {
 /// Listens where the request says, and relays for as long as the host keeps the stream.
 pub async fn forward(streams: StreamTable, request: ForwardResolverRequest) -> Result<(), ResolverError> {
     let address: Ipv4Addr = request.address.parse().ok().filter(Ipv4Addr::is_loopback).ok_or_else(|| {
-        let problem = format!("{:?} is no loopback address of IPv4", request.address);
+        let problem = format!("{:?} is not an IPv4 loopback address", request.address);
         RequestError::new("resolver.address", problem)
     })?;
     let mut claim = streams.claim("resolver_token", request.token)?;

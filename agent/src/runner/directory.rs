@@ -13,7 +13,7 @@ use super::report::{Message, reason};
 /// Makes what is missing of the first process's working directory, and enters it. It belongs to root, whoever
 /// the process runs as.
 pub fn make_and_enter(path: &Path) -> Result<(), Message> {
-    make(path).map_err(|error| failed(path, "made", &error))?;
+    make(path).map_err(|error| failed(path, "created", &error))?;
     enter(path)
 }
 

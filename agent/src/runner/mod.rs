@@ -78,7 +78,7 @@ enum RunnerError {
     Job(#[from] serde_json::Error),
     #[error(transparent)]
     Container(#[from] LibcontainerError),
-    #[error("libcontainer names no process")]
+    #[error("libcontainer returned no process")]
     NoProcess,
     #[error("{0} cannot be set up for the process")]
     Enter(&'static str, #[source] std::io::Error),

@@ -27,7 +27,7 @@ pub enum FilterError {
     #[error("{0} is refused")]
     Refused(String, #[source] SeccompError),
     /// libseccomp does not give its program out.
-    #[error("libseccomp makes no filter")]
+    #[error("libseccomp could not create the filter")]
     Export(#[source] io::Error),
     /// The kernel refuses.
     #[error("the kernel refuses the filter")]

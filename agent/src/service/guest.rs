@@ -160,7 +160,7 @@ pub async fn shutdown(agent: &Arc<Agent>) -> ttrpc::Result<Empty> {
     if agent.runtime.storages.have_writable_disk() {
         end.await;
     } else if tokio::time::timeout(TIME_MAX, end).await.is_err() {
-        log::error!("shutdown: not everything ended within {TIME_MAX:?}");
+        log::error!("shutdown: not all processes ended within {TIME_MAX:?}");
     }
     tokio::spawn(async {
         tokio::time::sleep(HOST_TIME).await;

@@ -91,10 +91,10 @@ where
     match tokio::spawn(work).await {
         Ok(result) => result.map_err(status),
         Err(error) => {
-            log::error!("a request broke the agent's task: {error}");
+            log::error!("the task of a request panicked: {error}");
             Err(ttrpc::Error::RpcStatus(ttrpc::get_status(
                 Code::INTERNAL,
-                "the agent's task broke; see its log",
+                "the agent's task panicked; see its log",
             )))
         }
     }

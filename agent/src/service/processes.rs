@@ -133,7 +133,7 @@ pub async fn watch(
                     break;
                 }
             }
-            Err(RecvError::Lagged(lost)) => log::warn!("a watcher is slow and lost {lost} events"),
+            Err(RecvError::Lagged(lost)) => log::warn!("a client of Events is slow and lost {lost} events"),
             Err(RecvError::Closed) => break,
         }
     }

@@ -35,7 +35,7 @@ pub enum StorageError {
     #[error("mount_point: nothing is mounted at {0:?}")]
     NotMounted(String),
     /// Too many.
-    #[error("the guest has {STORAGES_MAX} storages already")]
+    #[error("the guest already has {STORAGES_MAX} storages")]
     TooMany,
     /// No disk has the serial.
     #[error("storage.source: no disk has the serial {0:?}")]

@@ -72,7 +72,7 @@ fn check_target(target: &str) -> Result<(), RequestError> {
     }
     for ours in ["", "containers", "state"] {
         if path == Path::new(GUEST_RUN_DIR).join(ours) {
-            return Err(RequestError::new("storage.mount_point", "is the agent's own directory"));
+            return Err(RequestError::new("storage.mount_point", "is a directory of the agent"));
         }
     }
     Ok(())
@@ -105,7 +105,7 @@ fn parse_options(options: &[String]) -> Result<(MsFlags, String), RequestError> 
             "rbind" => (MsFlags::MS_REC, true),
             "bind" | "defaults" => continue,
             "shared" | "rshared" | "remount" | "move" => {
-                return Err(RequestError::new("storage.options", format!("{option}: cannot be had")));
+                return Err(RequestError::new("storage.options", format!("{option}: not supported")));
             }
             other => {
                 rest.push(other);

@@ -40,7 +40,7 @@ pub enum TokenError {
     #[error("stdio.{0}: the token is in use already")]
     InUse(&'static str),
     /// The table is full.
-    #[error("stdio.{0}: {EXPECTED_MAX} streams wait for their connection already")]
+    #[error("stdio.{0}: {EXPECTED_MAX} streams already wait for a connection")]
     TooMany(&'static str),
 }
 

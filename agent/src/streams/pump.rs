@@ -107,7 +107,7 @@ pub async fn output(source: pipe::Receiver, count: Arc<OutputCount>, mut claim: 
     match copied {
         Ok(()) => linger(connection).await,
         // Dropping the source gives the process EPIPE, as a closed pipe would.
-        Err(error) => log::debug!("an output stream broke: {error}"),
+        Err(error) => log::debug!("an output stream failed: {error}"),
     }
 }
 
@@ -144,7 +144,7 @@ pub async fn input(mut sink: pipe::Sender, close: Arc<Notify>, mut claim: Claim)
                     return log::debug!("stdin takes no more: {error}");
                 }
             }
-            Err(error) => return log::debug!("an input stream broke: {error}"),
+            Err(error) => return log::debug!("an input stream failed: {error}"),
         }
     }
 }
@@ -197,7 +197,7 @@ pub async fn terminal(terminal: Arc<Terminal>, count: Arc<OutputCount>, ended: A
         Ok(()) => {
             let _ = to_host.shutdown().await;
         }
-        Err(error) => log::debug!("a terminal stream broke: {error}"),
+        Err(error) => log::debug!("a terminal stream failed: {error}"),
     }
 }
 

@@ -28,10 +28,10 @@ const SYSTEMD: &str = "/run/systemd/system";
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// The path leads elsewhere.
-    #[error("linux.cgroupsPath {0} has a part that leads upwards")]
+    #[error("linux.cgroupsPath {0} contains ..")]
     Upwards(PathBuf),
     /// Its processes would end with the container.
-    #[error("linux.cgroupsPath {0} has processes in it already; a container needs a cgroup of its own")]
+    #[error("linux.cgroupsPath {0} already has processes in it; a container needs its own cgroup")]
     InUse(PathBuf),
     /// systemd is to make it, and is not there.
     #[error("--systemd-cgroup is given, but systemd does not run on this host ({SYSTEMD} is missing)")]
@@ -39,7 +39,7 @@ pub enum CgroupError {
     /// systemd is to make it, and cannot from this path.
     #[error("--systemd-cgroup is given, but linux.cgroupsPath {0} is not of the form SLICE:PREFIX:NAME")]
     NotSystemds(PathBuf),
-    /// It could not be made or joined.
+    /// It could not be created or joined.
     #[error("the cgroup {path} could not be {action}")]
     Io {
         /// The directory.
@@ -188,11 +188,11 @@ impl Cgroup {
     /// [`CgroupError`] names it.
     pub fn make(&self) -> Result<CgroupPlacement, CgroupError> {
         if self.driver != Driver::Unified {
-            self.manager()?.add_task(Pid::this()).map_err(self.manager_error("made"))?;
+            self.manager()?.add_task(Pid::this()).map_err(self.manager_error("created"))?;
             return Ok(CgroupPlacement::Inherited);
         }
         let directory = self.directory();
-        fs::create_dir_all(&directory).map_err(self.io_error("made"))?;
+        fs::create_dir_all(&directory).map_err(self.io_error("created"))?;
         enable_controllers(&self.path);
         File::open(&directory).map(CgroupPlacement::In).map_err(self.io_error("opened"))
     }

@@ -91,7 +91,7 @@ impl Cgroup {
         if end.signal() == Some(libc::SIGKILL) {
             Ok(())
         } else {
-            Err(io::Error::other(format!("nothing was killed under {}: {end}", files.limit)))
+            Err(io::Error::other(format!("no process was killed with the limit {}: {end}", files.limit)))
         }
     }
 }

@@ -22,10 +22,10 @@ const MEMORY_MIB: u32 = 256;
 
 #[derive(Args)]
 pub struct Check {
-    /// Print nothing: the exit status tells.
+    /// Print nothing; only set the exit status.
     #[arg(short, long)]
     quiet: bool,
-    /// How to say it; "json" tells where the time went as well.
+    /// Output format; json also has the duration of each part of the boot.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
@@ -65,7 +65,7 @@ impl Check {
             Err(error) => {
                 let mut text = format!("This host cannot run containers: {}.\n", chain(&error));
                 if let Some(line) = log_tail(&log_path(&folder.0)) {
-                    text.push_str(&format!("The VMM's last words: {line}\n"));
+                    text.push_str(&format!("Last line of the VMM's log: {line}\n"));
                 }
                 if !self.quiet {
                     eprint!("{text}");
@@ -139,7 +139,7 @@ impl Folder {
     fn new() -> Result<Self, CliError> {
         let path = std::env::temp_dir().join(format!("pouch-vm-check-{}", std::process::id()));
         std::fs::create_dir(&path)
-            .map_err(|error| CliError::Other(format!("{} could not be made: {error}", path.display())))?;
+            .map_err(|error| CliError::Other(format!("{} could not be created: {error}", path.display())))?;
         Ok(Folder(path))
     }
 }

@@ -6,7 +6,7 @@ use super::{CliError, Outcome};
 
 #[derive(Args)]
 pub struct Unavailable {
-    /// Options and names as runc and crun have them; none has an effect.
+    /// Options and ID as for runc and crun; ignored.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
@@ -16,8 +16,8 @@ impl Unavailable {
     pub fn run(&self, operation: &str) -> Outcome {
         let name = self.arguments.last().map(|name| format!(" of {name:?}")).unwrap_or_default();
         Err(CliError::Other(format!(
-            "{operation}{name}: a container in a VM cannot be saved and restored yet; stop it, keep its data in \
-             a volume, and create it again"
+            "{operation}{name}: not supported yet; keep the container's data in a volume, and create the \
+             container again"
         )))
     }
 }

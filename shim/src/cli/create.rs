@@ -14,25 +14,25 @@ use crate::sandbox::protocol::{Launch, Request};
 /// What `create` and `run` take.
 #[derive(Args)]
 pub struct CreateOptions {
-    /// The bundle's directory.
+    /// The bundle directory.
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub bundle: PathBuf,
-    /// A socket to which the master of the container's terminal is sent.
+    /// Send the master of the container's pseudo-terminal to this UNIX socket.
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
-    /// Write the number of the container's process on the host to this file.
+    /// Write the PID of the container's host process to this file.
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Accepted for compatibility: the guest has a root of its own to pivot from.
+    /// Ignored: the guest always uses pivot_root.
     #[arg(long)]
     pub no_pivot: bool,
-    /// Accepted for compatibility: keyrings are the guest's.
+    /// Ignored: keyrings are in the guest.
     #[arg(long)]
     pub no_new_keyring: bool,
-    /// Accepted for compatibility: what a container leaves behind ends with its VM.
+    /// Ignored: orphaned processes are in the guest.
     #[arg(long)]
     pub no_subreaper: bool,
-    /// Further descriptors for the container, which cannot reach into a VM: only 0 is possible.
+    /// Pass additional file descriptors: only 0 is supported, because they cannot be passed into a VM.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
 }
@@ -41,7 +41,7 @@ pub struct CreateOptions {
 pub struct Create {
     #[command(flatten)]
     options: CreateOptions,
-    /// The container's name.
+    /// The container's ID.
     id: String,
 }
 
@@ -79,7 +79,7 @@ pub fn refuse_descriptors(preserve_fds: u32) -> Result<(), CliError> {
     if preserve_fds == 0 {
         return Ok(());
     }
-    let text = "--preserve-fds: descriptors of the host cannot reach into a VM; pass what they are for as \
+    let text = "--preserve-fds: descriptors of the host cannot be passed into a VM; pass what they are for as \
                 standard streams, files or bind mounts";
     Err(CliError::Other(text.to_owned()))
 }

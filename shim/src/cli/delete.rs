@@ -27,10 +27,10 @@ const KILL_GRACE: Duration = Duration::from_secs(30);
 
 #[derive(Args)]
 pub struct Delete {
-    /// Remove it whatever its state, and do not mind if there is none.
+    /// Remove the container in any state; it is no error if it does not exist.
     #[arg(short, long)]
     force: bool,
-    /// The container's name.
+    /// The container's ID.
     id: String,
 }
 

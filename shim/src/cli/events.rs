@@ -20,19 +20,19 @@ const LEAST_POLL: Duration = Duration::from_millis(50);
 
 #[derive(Args)]
 pub struct Events {
-    /// Print the counters once.
+    /// Print the resource usage once.
     #[arg(long)]
     stats: bool,
-    /// How long to wait between two prints: seconds, or a number with ms, s, m or h.
+    /// Interval between two outputs: seconds, or a number with ms, s, m or h.
     #[arg(long, value_name = "TIME", default_value = "5s", allow_hyphen_values = true, value_parser = parse_interval)]
     interval: Duration,
-    /// The container's name.
+    /// The container's ID.
     id: String,
 }
 
 /// "5", or a time as runc takes it: "5s", "500ms", "1m30s".
 fn parse_interval(text: &str) -> Result<Duration, String> {
-    let error = || format!("{text:?} is no time such as 5s, and not 0");
+    let error = || format!("{text:?} is not a positive time such as 5s");
     let mut total = Duration::ZERO;
     let mut rest = text;
     while !rest.is_empty() {

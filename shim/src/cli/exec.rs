@@ -28,27 +28,27 @@ pub const HOST_COMMAND: &str = "exec-host";
 
 #[derive(Args)]
 pub struct Exec {
-    /// A socket to which the master of the process's terminal is sent.
+    /// Send the master of the process's pseudo-terminal to this UNIX socket.
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
     #[command(flatten)]
     process: ProcessOptions,
-    /// Return when the process runs.
+    /// Return as soon as the process is running.
     #[arg(short, long)]
     detach: bool,
     /// Write the PID of the host proxy process to this file.
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
-    /// The cgroup below the container's in which it shall be; it must exist.
+    /// Start the process in this existing cgroup below the container's.
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,
-    /// Further descriptors, which cannot reach into a VM: only 0 is possible.
+    /// Pass additional file descriptors: only 0 is supported, because they cannot be passed into a VM.
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
-    /// Start it although the container is paused: not possible, resume it first.
+    /// Start the process in a paused container: not supported, resume it first.
     #[arg(long)]
     ignore_paused: bool,
-    /// The container's name.
+    /// The container's ID.
     id: String,
     /// The command and its arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -72,7 +72,8 @@ impl Exec {
             return Err(CliError::Other(text.to_owned()));
         }
         if state.status != Status::Running {
-            let text = format!("container {} is {}: nothing can be executed in it", self.id, state.status);
+            let text =
+                format!("container {} is {}, so no process can be started in it", self.id, state.status);
             return Err(CliError::Other(text));
         }
         let (process, terminal) = self.process.build(&self.command, &state, &global.log())?;
@@ -110,7 +111,7 @@ impl Exec {
                 Ok(status.code().unwrap_or(255) as u8)
             }
             Some(Report::Failed(failure)) => Err(failure.into()),
-            None => Err(CliError::Other("the process that was to stay behind ended early".to_owned())),
+            None => Err(CliError::Other("the host proxy process ended early".to_owned())),
         }
     }
 }

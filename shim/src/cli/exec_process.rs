@@ -15,34 +15,34 @@ const LABELS: [&str; 2] = ["apparmorProfile", "selinuxLabel"];
 
 #[derive(Args)]
 pub struct ProcessOptions {
-    /// A file with an OCI `process` object, instead of the other flags.
+    /// Read an OCI `process` object from this file, instead of using the other flags.
     #[arg(short, long, value_name = "FILE")]
     process: Option<PathBuf>,
     /// The working directory.
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
-    /// A variable, as NAME=VALUE.
+    /// Set an environment variable.
     #[arg(short, long, value_name = "NAME=VALUE")]
     env: Vec<String>,
-    /// Give it a terminal.
+    /// Allocate a terminal.
     #[arg(short, long)]
     tty: bool,
     /// The user, as UID or UID:GID.
     #[arg(short, long, value_name = "UID[:GID]")]
     user: Option<String>,
-    /// A further group, by number.
+    /// An additional group.
     #[arg(short = 'g', long, value_name = "GID")]
     additional_gids: Vec<u32>,
-    /// A capability that it gets besides the container's.
+    /// Add a capability to those of the container.
     #[arg(short = 'c', long, value_name = "CAP")]
     cap: Vec<String>,
-    /// It can gain no privileges.
+    /// Set no_new_privs: the process cannot gain privileges.
     #[arg(long)]
     no_new_privs: bool,
-    /// Has no effect: AppArmor confines processes of the host, and the VM this one.
+    /// Ignored: the VM confines the process, not AppArmor.
     #[arg(long, value_name = "PROFILE")]
     apparmor: Option<String>,
-    /// Has no effect: SELinux confines processes of the host, and the VM this one.
+    /// Ignored: the VM confines the process, not SELinux.
     #[arg(long, value_name = "LABEL")]
     process_label: Option<String>,
 }
@@ -83,7 +83,7 @@ impl ProcessOptions {
 
     fn of_flags(&self, command: &[String], state: &State) -> Result<Value, CliError> {
         if command.is_empty() {
-            return Err(CliError::Other("there is no command to execute".to_owned()));
+            return Err(CliError::Other("no command is given".to_owned()));
         }
         let bundle = Bundle::load(&state.bundle).map_err(other)?;
         let mut process = serde_json::to_value(bundle.process()).map_err(other)?;
@@ -140,7 +140,7 @@ fn read(path: &PathBuf) -> Result<Value, CliError> {
     let text = std::fs::read_to_string(path).map_err(|why| error(format!("cannot be read: {why}")))?;
     let value: Value = serde_json::from_str(&text).map_err(|why| error(format!("is not valid: {why}")))?;
     if !value.is_object() {
-        return Err(error("is not valid: it holds no object".to_owned()));
+        return Err(error("is not valid: it is not a JSON object".to_owned()));
     }
     Ok(value)
 }

@@ -18,20 +18,20 @@ const SIGRTMIN: u32 = 34;
 
 #[derive(Args)]
 pub struct Kill {
-    /// Send it to all processes of the container.
+    /// Send the signal to all processes of the container.
     #[arg(short, long)]
     all: bool,
-    /// The container's name.
+    /// The container's ID.
     id: String,
-    /// The signal's name, with or without SIG, or its number.
+    /// Signal name, with or without SIG, or number.
     #[arg(default_value = "SIGTERM")]
     signal: String,
 }
 
 impl Kill {
     pub fn run(&self, global: &Global) -> Outcome {
-        let signal =
-            parse(&self.signal).ok_or_else(|| CliError::Other(format!("{:?} is no signal", self.signal)))?;
+        let signal = parse(&self.signal)
+            .ok_or_else(|| CliError::Other(format!("{:?} is not a signal", self.signal)))?;
         let (dir, state) = global.load(&self.id)?;
         if state.status == Status::Stopped {
             return Err(not_running(&self.id).into());

@@ -10,9 +10,9 @@ use pouch_errors::chain;
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// A table.
     Table,
-    /// For programs.
+    /// JSON.
     Json,
 }
 
@@ -21,7 +21,7 @@ pub struct List {
     /// Output format.
     #[arg(short, long, default_value = "table")]
     format: Format,
-    /// Names only.
+    /// Print only IDs.
     #[arg(short, long)]
     quiet: bool,
 }

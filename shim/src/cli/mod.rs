@@ -41,7 +41,7 @@ const VERSION: &str =
 /// Runs OCI containers, each in its own small virtual machine.
 #[derive(Parser)]
 #[command(name = "pouch-vm", version = VERSION, disable_help_subcommand = true, disable_version_flag = true,
-          after_help = "Configuration: /etc/pouch-vm/config.toml, all of it optional.")]
+          after_help = "Configuration file (optional): /etc/pouch-vm/config.toml")]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -52,28 +52,28 @@ pub struct Cli {
 /// Options of every operation.
 #[derive(Args)]
 struct Global {
-    /// Where the state of containers is kept.
+    /// Directory for the state of containers.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_ROOT)]
     root: PathBuf,
-    /// Also write errors, and warnings, to this file.
+    /// Also write errors and warnings to this file.
     #[arg(long, global = true, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// Format of that file.
+    /// Format of the log file.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
     /// Ignored; errors are always shown in full.
     #[arg(long, global = true)]
     debug: bool,
-    /// As --debug.
+    /// Ignored, like --debug.
     #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// systemd makes the cgroup; the cgroup path is SLICE:PREFIX:NAME.
+    /// Let systemd create the cgroup; linux.cgroupsPath must be SLICE:PREFIX:NAME.
     #[arg(long, global = true)]
     systemd_cgroup: bool,
-    /// Who makes the cgroup; `systemd` is the same as --systemd-cgroup.
+    /// How to create the cgroup; `systemd` is the same as --systemd-cgroup.
     #[arg(long, global = true, value_name = "MANAGER")]
     cgroup_manager: Option<CgroupManager>,
-    /// auto or false; true is refused, since it takes root.
+    /// auto or false; true is an error, because pouch-vm needs root.
     #[arg(
         long,
         global = true,
@@ -84,7 +84,7 @@ struct Global {
         value_parser = parse_rootless
     )]
     rootless: String,
-    /// Accepted for compatibility: containers in a VM are not saved with CRIU.
+    /// Ignored: pouch-vm does not use CRIU.
     #[arg(long, global = true, value_name = "PATH")]
     criu: Option<PathBuf>,
     /// Print the version.
@@ -95,17 +95,17 @@ struct Global {
 /// The managers of crun's command line.
 #[derive(Clone, Copy, ValueEnum)]
 enum CgroupManager {
-    /// Directories below the root of the hierarchy.
+    /// As a directory in the cgroup hierarchy.
     Cgroupfs,
-    /// Slices and scopes.
+    /// As a scope of systemd.
     Systemd,
 }
 
 fn parse_rootless(text: &str) -> Result<String, String> {
     match text {
         "auto" | "false" => Ok(text.to_owned()),
-        "true" => Err("containers cannot be run without root's rights; run it as root".to_owned()),
-        _ => Err("it is one of auto, true and false".to_owned()),
+        "true" => Err("rootless containers are not supported; run pouch-vm as root".to_owned()),
+        _ => Err("must be auto, true or false".to_owned()),
     }
 }
 
@@ -115,19 +115,19 @@ operations! {
     State(state::PrintState) = "state": "Print the state of a container as JSON";
     Kill(kill::Kill) = "kill": "Send a signal to a container's process";
     Delete(delete::Delete) = "delete": "Remove a stopped container";
-    Run(run::Run) = "run": "Create a container, start its process and wait for its end";
+    Run(run::Run) = "run": "Create and start a container, and wait until its process ends";
     Exec(exec::Exec) = "exec": "Start a process in a running container";
     List(list::List) = "list": "List containers";
     Ps(ps::Ps) = "ps": "List the processes of a container";
     Pause(pause::Pause) = "pause": "Freeze all processes of a container";
-    Resume(pause::Resume) = "resume": "Let the processes of a container go on";
+    Resume(pause::Resume) = "resume": "Resume the processes of a paused container";
     Update(update::Update) = "update": "Change the limits of a running container";
-    Events(events::Events) = "events": "Print counters of a container, and when it is out of memory";
-    Checkpoint(checkpoint::Unavailable) = "checkpoint": "Save a running container: not possible yet";
-    Restore(checkpoint::Unavailable) = "restore": "Create a container from a saved one: not possible yet";
-    Spec(spec::Spec) = "spec": "Write a specification to start from";
-    Features(features::Features) = "features": "Print what this runtime can do, as JSON";
-    Check(check::Check) = "check": "Find out whether this host can run containers, by booting a guest";
+    Events(events::Events) = "events": "Print resource usage and out-of-memory events of a container";
+    Checkpoint(checkpoint::Unavailable) = "checkpoint": "Checkpoint a running container (not supported yet)";
+    Restore(checkpoint::Unavailable) = "restore": "Restore a container from a checkpoint (not supported yet)";
+    Spec(spec::Spec) = "spec": "Write an example specification to config.json";
+    Features(features::Features) = "features": "Print the supported features as JSON";
+    Check(check::Check) = "check": "Check whether this host can run containers, by booting a guest";
 }
 
 /// An operation failed.

@@ -7,13 +7,13 @@ use crate::sandbox::protocol::Request;
 
 #[derive(Args)]
 pub struct Pause {
-    /// The container's name.
+    /// The container's ID.
     id: String,
 }
 
 #[derive(Args)]
 pub struct Resume {
-    /// The container's name.
+    /// The container's ID.
     id: String,
 }
 

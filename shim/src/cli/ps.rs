@@ -11,9 +11,9 @@ use crate::sandbox::protocol::{Answer, Process, Request};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// The processes in the guest, for people.
+    /// A table of the processes in the guest.
     Table,
-    /// The numbers of the processes on the host that stand for the container's, for engines.
+    /// PIDs of the container's processes on the host, for engines.
     Json,
 }
 
@@ -22,8 +22,8 @@ pub struct Ps {
     /// Output format.
     #[arg(short, long, default_value = "table")]
     format: Format,
-    /// The container's name, then options of ps(1) for the table: -e, -f, -A, aux and such show all
-    /// that is known; -o names columns: pid, ppid, uid, user, tty, time, comm, args.
+    /// The container's ID, then options of ps(1) for the table: -e, -f, -A, aux and the like show all columns; -o
+    /// selects columns: pid, ppid, uid, user, tty, time, comm, args.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["ID", "PS-OPTIONS"])]
     words: Vec<String>,
 }
@@ -31,7 +31,7 @@ pub struct Ps {
 impl Ps {
     pub fn run(&self, global: &Global) -> Outcome {
         let (id, options) =
-            self.words.split_first().ok_or_else(|| CliError::Other("the id is missing".into()))?;
+            self.words.split_first().ok_or_else(|| CliError::Other("the container ID is missing".into()))?;
         let (format, options) = format_after_id(self.format, options)?;
         let text = if format == Format::Json {
             let (answer, _) = global.host(id)?.ask(&Request::HostProcesses)?;
@@ -161,8 +161,7 @@ fn columns(options: &[String]) -> Result<Vec<Column>, CliError> {
 
 fn refused(option: &str) -> CliError {
     CliError::Other(format!(
-        "the option {option:?} of ps is not known: the processes are the guest's; use `exec ID ps` for what ps \
-         itself can tell"
+        "the option {option:?} of ps is not supported for processes of the guest; use `exec ID ps`"
     ))
 }
 

@@ -17,13 +17,13 @@ use crate::stdio::terminal::RawTerminal;
 pub struct Run {
     #[command(flatten)]
     options: CreateOptions,
-    /// Return when the container runs, and leave it to whoever deletes it.
+    /// Return as soon as the container is running, and do not delete it.
     #[arg(short, long)]
     detach: bool,
-    /// Keep the container when its process has ended.
+    /// Do not delete the container when its process has ended.
     #[arg(long)]
     keep: bool,
-    /// The container's name.
+    /// The container's ID.
     id: String,
 }
 

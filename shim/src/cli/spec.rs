@@ -12,7 +12,7 @@ use crate::container::default_spec::default_spec;
 
 #[derive(Args)]
 pub struct Spec {
-    /// The bundle's directory.
+    /// The bundle directory.
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     bundle: PathBuf,
 }

@@ -8,7 +8,7 @@ use crate::sandbox::protocol::Request;
 
 #[derive(Args)]
 pub struct Start {
-    /// The container's name.
+    /// The container's ID.
     id: String,
 }
 

@@ -6,7 +6,7 @@ use super::{Global, Outcome, other, print};
 
 #[derive(Args)]
 pub struct PrintState {
-    /// The container's name.
+    /// The container's ID.
     id: String,
 }
 

@@ -11,64 +11,64 @@ use crate::sandbox::protocol::Request;
 
 #[derive(Args)]
 pub struct Update {
-    /// A file with an OCI `linux.resources` object, instead of the other flags; - is standard input.
+    /// Read an OCI `linux.resources` object from this file (- for standard input), instead of using the other flags.
     #[arg(short, long, value_name = "FILE")]
     resources: Option<PathBuf>,
-    /// Weight of block devices, from 10 to 1000.
+    /// Block I/O weight, from 10 to 1000.
     #[arg(long, value_name = "N")]
     blkio_weight: Option<u16>,
-    /// CPU time in each period, in microseconds.
+    /// CPU time limit in each period, in microseconds; -1 is no limit.
     #[arg(long, value_name = "USEC", allow_negative_numbers = true)]
     cpu_quota: Option<i64>,
-    /// The period, in microseconds.
+    /// CPU period, in microseconds.
     #[arg(long, value_name = "USEC")]
     cpu_period: Option<u64>,
-    /// CPU time that may be saved up, in microseconds.
+    /// CPU time that can accumulate for bursts, in microseconds.
     #[arg(long, value_name = "USEC")]
     cpu_burst: Option<u64>,
-    /// CPU weight against other containers.
+    /// CPU shares, relative to other containers.
     #[arg(long, value_name = "N")]
     cpu_share: Option<u64>,
-    /// 1 lets it have only what nobody else wants.
+    /// 1 makes the container use only idle CPU time (cpu.idle).
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     cpu_idle: Option<i64>,
-    /// The period for real-time processes, in microseconds: not available in a VM.
+    /// Period for real-time processes: not supported.
     #[arg(long, value_name = "USEC")]
     cpu_rt_period: Option<u64>,
-    /// CPU time for real-time processes, in microseconds: not available in a VM.
+    /// CPU time for real-time processes: not supported.
     #[arg(long, value_name = "USEC", allow_negative_numbers = true)]
     cpu_rt_runtime: Option<i64>,
-    /// How many CPUs, as a list of the host's: 0-2,5.
+    /// CPUs of the host that the container may use, for example 0-2,5.
     #[arg(long, value_name = "LIST")]
     cpuset_cpus: Option<String>,
-    /// Memory nodes of the host: the VM has one of its own.
+    /// Memory nodes of the host that the container may use.
     #[arg(long, value_name = "LIST")]
     cpuset_mems: Option<String>,
-    /// Kernel memory: not available with cgroup v2.
+    /// Kernel memory limit: not supported, cgroup v2 does not have it.
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     kernel_memory: Option<i64>,
-    /// Kernel memory for TCP: not available with cgroup v2.
+    /// Kernel memory limit for TCP: not supported, cgroup v2 does not have it.
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     kernel_memory_tcp: Option<i64>,
-    /// Memory, in bytes or with b, k, m, g.
+    /// Memory limit, in bytes or with b, k, m or g.
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     memory: Option<i64>,
-    /// Memory that it is to have when others want some too.
+    /// Memory soft limit.
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     memory_reservation: Option<i64>,
-    /// Memory with swap; -1 is no limit.
+    /// Limit of memory and swap together; -1 is no limit.
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     memory_swap: Option<i64>,
-    /// Most processes at a time.
+    /// Maximum number of processes.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pids_limit: Option<i64>,
-    /// Intel RDT: not available in a VM.
+    /// Intel RDT: not supported in a VM.
     #[arg(long, value_name = "SCHEMA")]
     l3_cache_schema: Option<String>,
-    /// Intel RDT: not available in a VM.
+    /// Intel RDT: not supported in a VM.
     #[arg(long, value_name = "SCHEMA")]
     mem_bw_schema: Option<String>,
-    /// The container's name.
+    /// The container's ID.
     id: String,
 }
 
@@ -87,8 +87,7 @@ impl Update {
             [("--l3-cache-schema", &self.l3_cache_schema), ("--mem-bw-schema", &self.mem_bw_schema)]
         {
             if value.as_ref().is_some_and(|value| !value.is_empty()) {
-                let text =
-                    format!("{option}: Intel RDT (linux.intelRdt) is not available in a VM; leave it out");
+                let text = format!("{option}: Intel RDT (linux.intelRdt) is not available in a VM; omit it");
                 return Err(CliError::Other(text));
             }
         }
@@ -120,7 +119,7 @@ impl Update {
 
 /// "1048576", "512k", "64m", "1g", as runc takes them; -1 is no limit.
 fn parse_bytes(text: &str) -> Result<i64, String> {
-    let error = || format!("{text:?} is no number of bytes such as 64m");
+    let error = || format!("{text:?} is not a number of bytes such as 64m");
     let lower = text.to_ascii_lowercase();
     let digits = lower.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(lower.len());
     let number: i64 = lower[..digits].parse().map_err(|_| error())?;
@@ -145,7 +144,7 @@ fn read(path: &PathBuf) -> Result<Value, CliError> {
     let error = |text: String| CliError::Other(format!("--resources {} {text}", path.display()));
     let text = text.map_err(|why| error(format!("cannot be read: {why}")))?;
     let value: Value = serde_json::from_str(&text).map_err(|why| error(format!("is not valid: {why}")))?;
-    if value.is_object() { Ok(value) } else { Err(error("is not valid: it holds no object".to_owned())) }
+    if value.is_object() { Ok(value) } else { Err(error("is not valid: it is not a JSON object".to_owned())) }
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub enum BundleError {
         source: io::Error,
     },
     /// It is too long.
-    #[error("the specification {0} has more than 16 MiB")]
+    #[error("the specification {0} is larger than 16 MiB")]
     TooLong(PathBuf),
     /// It is not a specification.
     #[error("the specification {path} is not valid: {source}")]
@@ -62,7 +62,7 @@ pub enum BundleError {
         field: &'static str,
     },
     /// Its version is not one that pouch-vm knows.
-    #[error("ociVersion in {path} is {version:?}; pouch-vm knows 1.0.0 to 1.3.x")]
+    #[error("ociVersion in {path} is {version:?}; pouch-vm supports 1.0.0 to 1.3.x")]
     Version {
         /// The file.
         path: PathBuf,
@@ -148,7 +148,7 @@ pub fn drop_unknown_capabilities(process: &mut Value) -> Vec<String> {
         list.retain(|name| {
             let unknown = name.is_string() && serde_json::from_value::<Capability>(name.clone()).is_err();
             if unknown {
-                warnings.push(format!("process.capabilities.{set}: {name} is not known, and is left out"));
+                warnings.push(format!("process.capabilities.{set}: {name} is not known and is ignored"));
             }
             !unknown
         });

@@ -107,7 +107,7 @@ pub enum TranslateError {
     },
     /// The agent would refuse it.
     #[error(
-        "the specification has {0} bytes as the guest gets it, and may have {MAX_DOCUMENT}; shorten the longest of \
+        "the specification has {0} bytes as the guest gets it, but may have {MAX_DOCUMENT}; shorten the longest of \
          its lists, such as process.env, mounts or linux.seccomp.syscalls"
     )]
     TooLong(usize),
@@ -218,7 +218,7 @@ fn translate_linux(spec: &mut Spec) -> Result<Option<PathBuf>, TranslateError> {
         } else if namespace.path().is_some() {
             return Err(unsupported(
                 format!("linux.namespaces {kind}"),
-                "a namespace of the host cannot be joined by a container in a VM; leave its path out",
+                "a container in a VM cannot join a namespace of the host; omit the path",
             ));
         } else {
             kept.push(namespace);
@@ -280,11 +280,11 @@ fn bind_source(
     if kind.is_socket() {
         return Err(unsupported(
             field,
-            format!("{} is a socket, which does not reach into a VM", path.display()),
+            format!("{} is a socket, which cannot be passed into a VM", path.display()),
         ));
     }
     if kind.is_block_device() || kind.is_char_device() || kind.is_fifo() {
-        let text = format!("{} is a device or fifo, which does not reach into a VM", path.display());
+        let text = format!("{} is a device or FIFO, which cannot be passed into a VM", path.display());
         return Err(unsupported(field, text));
     }
     if mount.destination() == Path::new("/dev/shm")
@@ -352,7 +352,7 @@ fn take_idmap(
     if users.is_empty() || groups.is_empty() {
         return Err(unsupported(
             format!("mounts[{index}].uidMappings"),
-            "a mount with other ids needs uidMappings and gidMappings, or a container with a user namespace",
+            "an ID-mapped mount needs uidMappings and gidMappings, or a container with a user namespace",
         ));
     }
     let kept: Vec<_> = options.iter().filter(|option| !is_option(option)).cloned().collect();
@@ -376,11 +376,11 @@ fn root_source(bundle: &Bundle) -> Result<RootSource, TranslateError> {
         return Ok(RootSource::Directory);
     }
     if !metadata.is_file() && !metadata.file_type().is_block_device() {
-        let text = format!("{} is no directory, image file or block device", path.display());
+        let text = format!("{} is not a directory, image file or block device", path.display());
         return Err(unsupported("root.path", text));
     }
     let filesystem = detect_filesystem(&path).map_err(error)?.ok_or_else(|| {
-        unsupported("root.path", format!("{} holds no ext4 or EROFS file system", path.display()))
+        unsupported("root.path", format!("{} has no ext4 or EROFS file system", path.display()))
     })?;
     let read_only = bundle.root().readonly().unwrap_or(false);
     if filesystem == "erofs" && !read_only {

@@ -97,7 +97,7 @@ pub enum Problem {
         output: String,
     },
     /// It took too long, and was killed.
-    #[error("it was killed, as it had not ended after {0} s")]
+    #[error("it was killed after {0} s, its timeout")]
     TimedOut(u64),
 }
 
@@ -309,7 +309,7 @@ mod tests {
         let mut hook = shell("sleep 1000; true");
         hook["timeout"] = json!(1);
         let error = run(Point::Poststart, &state(folder.path(), json!({"poststart": [hook]}))).unwrap_err();
-        assert!(message(&error).ends_with("it was killed, as it had not ended after 1 s"));
+        assert!(message(&error).ends_with("it was killed after 1 s, its timeout"));
     }
 
     #[test]

@@ -14,13 +14,13 @@ pub enum IdError {
     #[error("the container id is empty")]
     Empty,
     /// It is too long.
-    #[error("the container id has {0} characters; at most {max} are possible", max = MAX_NAME)]
+    #[error("the container id has {0} characters; the maximum is {max}", max = MAX_NAME)]
     TooLong(usize),
     /// A character is not allowed.
     #[error("the container id {0:?} has characters other than letters, digits and _ + - .")]
     Characters(String),
     /// It would name another directory.
-    #[error("the container id {0:?} starts with a dot, or names a directory above")]
+    #[error("the container id {0:?} starts with a dot, or contains ..")]
     Dots(String),
 }
 

@@ -36,17 +36,17 @@ fn quota_cpus(cpu: &LinuxCpu) -> Option<u64> {
 pub enum SizeError {
     /// Too little memory.
     #[error(
-        "linux.resources.memory.limit is {0} bytes, but a container in a VM needs {MIN_LIMIT_MIB} MiB at least"
+        "linux.resources.memory.limit is {0} bytes, but a container in a VM needs at least {MIN_LIMIT_MIB} MiB"
     )]
     MemoryTooSmall(i64),
     /// Too much memory.
     #[error("linux.resources.memory.limit is {0} bytes, but a VM has at most {MAX_MEMORY_MIB} MiB")]
     MemoryTooLarge(i64),
     /// The list of CPUs is malformed.
-    #[error("linux.resources.cpu.cpus {0:?} is no list of CPUs")]
+    #[error("linux.resources.cpu.cpus {0:?} is not a list of CPUs")]
     Cpus(String),
     /// The host has not all of the CPUs.
-    #[error("linux.resources.cpu.cpus {list:?} names CPUs that the host does not have, which has {online}")]
+    #[error("linux.resources.cpu.cpus {list:?} names CPUs that the host does not have; it has {online}")]
     HostCpus {
         /// The list.
         list: String,

@@ -97,7 +97,7 @@ pub struct State {
     pub host: Option<HostProcess>,
     /// The VMM's process.
     pub vmm: Option<HostProcess>,
-    /// The bundle's directory.
+    /// The bundle directory.
     pub bundle: PathBuf,
     /// The root file system.
     pub rootfs: PathBuf,
@@ -150,7 +150,7 @@ pub enum StateError {
     #[error("container {0} exists already")]
     Exists(ContainerId),
     /// The file or directory could not be used.
-    #[error("the state in {path} cannot be used")]
+    #[error("the state directory {path} cannot be used")]
     Io {
         /// The file or directory.
         path: PathBuf,

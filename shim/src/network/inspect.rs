@@ -147,7 +147,7 @@ fn interface(link: &LinkMessage, addresses: &[AddressMessage]) -> Result<Option<
     let Some(mac) = mac.filter(|_| link.header.link_layer_type == LinkLayerType::Ether) else {
         return Err(WireError::Unsupported {
             what: format!("the interface {}", guest.name),
-            problem: "which is not an Ethernet interface: a VM can have no other",
+            problem: "which is not an Ethernet interface; a VM supports no other",
         });
     };
     guest.mac = mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -208,7 +208,7 @@ fn route(message: &RouteMessage, found: &Found) -> Result<Option<Route>, WireErr
             RouteAttribute::MultiPath(_) | RouteAttribute::Via(_) | RouteAttribute::Encap(_) => {
                 return Err(WireError::Unsupported {
                     what: format!("a route to {}", destination(&route)),
-                    problem: "which has several gateways, one of another family, or a tunnel",
+                    problem: "which has several gateways, a gateway of another address family, or a tunnel",
                 });
             }
             _ => {}

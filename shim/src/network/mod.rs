@@ -69,18 +69,18 @@ pub enum WireError {
     },
     /// It is another container's.
     #[error(
-        "linux.namespaces network: the namespace is that of another container in a VM of its own, which cannot be \
-         shared; put both on one network instead"
+        "linux.namespaces network: the namespace belongs to another container with a VM and cannot be shared; \
+         connect both containers to one network instead"
     )]
     Taken,
     /// There are too many interfaces.
     #[error(
-        "there is no room for the interface {0}: a VM can have {MAX_NETWORK_SLOTS} in its life, with those that \
-         went away"
+        "no slot is left for the interface {0}: a VM can have {MAX_NETWORK_SLOTS} interfaces in its life, \
+         including removed ones"
     )]
     TooMany(String),
     /// No tap device.
-    #[error("a tap device for {interface} could not be made with /dev/net/tun")]
+    #[error("a tap device for {interface} could not be created with /dev/net/tun")]
     Tap {
         /// The engine's interface.
         interface: String,
@@ -88,7 +88,7 @@ pub enum WireError {
         source: io::Error,
     },
     /// The VMM refuses the interface.
-    #[error("the VM takes no interface for {interface}")]
+    #[error("the VM refused the interface for {interface}")]
     Plug {
         /// The engine's interface.
         interface: String,
@@ -99,6 +99,6 @@ pub enum WireError {
     #[error("the network could not be set up in the guest")]
     Guest(#[source] GuestError),
     /// The engine's resolver does not reach the guest.
-    #[error("the engine's DNS resolver could not be brought into the guest")]
+    #[error("the engine's DNS resolver could not be connected to the guest")]
     Resolver(#[from] resolver::ResolverError),
 }

@@ -22,15 +22,15 @@ pub enum NamespaceError {
     },
     /// It is the one of the host itself, or of this runtime: its interfaces would be taken from it.
     #[error(
-        "linux.namespaces network path {0} is the network of the host itself, which a container in a VM cannot \
+        "linux.namespaces network path {0} is the network of the host, which a container in a VM cannot \
          share; publish ports instead"
     )]
     Hosts(PathBuf),
     /// Others live in it, from whom the VM would take it.
     #[error(
-        "linux.namespaces network path {path} is the network of process {} ({}), which a container in a VM would \
-         take away and cannot share; put both on one user-defined network, or give this container a network of its \
-         own", occupant.pid, occupant.name
+        "linux.namespaces network path {path} is the network of process {} ({}), which a container in a VM cannot \
+         share; connect both containers to one user-defined network, or give this container its own network",
+        occupant.pid, occupant.name
     )]
     Inhabited {
         /// The namespace's file.
@@ -38,8 +38,8 @@ pub enum NamespaceError {
         /// One of those who live there.
         occupant: Occupant,
     },
-    /// A new one could not be made.
-    #[error("a network namespace could not be made")]
+    /// A new one could not be created.
+    #[error("a network namespace could not be created")]
     Create(#[source] nix::Error),
 }
 

@@ -35,8 +35,8 @@ pub fn join(netlink: &mut Netlink, one: u32, other: u32) -> Result<(), NetlinkEr
             Err(error) if !error.is(libc::ENOENT) && !error.is(libc::EINVAL) => return Err(error),
             _ => {}
         }
-        let made = netlink
-            .create("let frames be redirected", RouteNetlinkMessage::NewQueueDiscipline(ingress(from)));
+        let made =
+            netlink.create("add an ingress qdisc", RouteNetlinkMessage::NewQueueDiscipline(ingress(from)));
         match made {
             // A `clsact` is there, of which the kernel has one or an `ingress`.
             Err(error) if error.is(libc::EEXIST) => part(netlink, from)?,
@@ -79,7 +79,7 @@ pub fn take_all_multicast(netlink: &mut Netlink, interface: u32, all: bool) -> R
     if all {
         message.header.flags = LinkFlags::Allmulti;
     }
-    netlink.change("have an interface take all multicast", RouteNetlinkMessage::SetLink(message))
+    netlink.change("set an interface to receive all multicast", RouteNetlinkMessage::SetLink(message))
 }
 
 /// Lets a resolver in this namespace have the answers to its own queries: they go to the guest as

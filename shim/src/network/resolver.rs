@@ -29,7 +29,7 @@ const STACK: usize = 128 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ResolverError {
     /// The agent refuses, or there is no stream to it.
-    #[error("the agent does not forward queries for {ADDRESS}")]
+    #[error("the agent cannot forward DNS queries for {ADDRESS}")]
     Guest(#[source] GuestError),
     /// Something of the host.
     #[error("{0}")]
@@ -49,7 +49,7 @@ pub fn is_there() -> bool {
 /// [`WireError::Resolver`] if the kernel refuses.
 pub fn reserve_ports() -> Result<(), WireError> {
     fs::write("/proc/sys/net/ipv4/ip_local_port_range", format!("{OWN_PORTS} {}", u16::MAX))
-        .map_err(|error| ResolverError::Host("ports could not be kept for the resolver", error).into())
+        .map_err(|error| ResolverError::Host("ports could not be reserved for the resolver", error).into())
 }
 
 /// Carries the guest's queries to the resolver, until the VM ends.
@@ -58,7 +58,7 @@ pub fn reserve_ports() -> Result<(), WireError> {
 /// [`ResolverError`] if it cannot begin.
 pub fn forward(guest: &dyn Guest) -> Result<(), ResolverError> {
     let stream = guest.forward_resolver(ADDRESS).map_err(ResolverError::Guest)?;
-    let host = |error| ResolverError::Host("the stream for queries could not be used", error);
+    let host = |error| ResolverError::Host("the stream for DNS queries could not be used", error);
     let writer = stream.try_clone().map_err(host)?;
     let spawned = thread::Builder::new()
         .name("resolver".to_owned())

@@ -27,7 +27,7 @@ pub fn follow(
         while changes.wait(SETTLE).is_ok() {
             let problems: Vec<String> = update().iter().map(|error| chain(error)).collect();
             for problem in news(&problems, &told) {
-                report(&format!("a change of the network does not reach the guest: {problem}"));
+                report(&format!("a change of the network could not be applied in the guest: {problem}"));
             }
             told = problems;
         }

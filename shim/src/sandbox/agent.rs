@@ -45,7 +45,7 @@ pub enum AgentError {
         command: Option<Kind>,
     },
     /// It does not answer.
-    #[error("the agent in the guest does not answer to {call}: {text}")]
+    #[error("the agent in the guest does not respond to {call}: {text}")]
     Silent {
         /// The call.
         call: &'static str,

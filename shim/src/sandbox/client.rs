@@ -25,12 +25,10 @@ pub enum ClientError {
         source: io::Error,
     },
     /// It ended in the middle.
-    #[error("the host process of the container ended before it answered")]
+    #[error("the host process of the container ended before it responded")]
     Gone(#[source] Option<io::Error>),
     /// It is of another build.
-    #[error(
-        "the host process of the container is of another build of pouch-vm, whose answer is not known here"
-    )]
+    #[error("unknown response from the host process of the container, which is of another build of pouch-vm")]
     Answer(#[source] io::Error),
     /// It refuses.
     #[error("{}", .0.message)]

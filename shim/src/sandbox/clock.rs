@@ -37,7 +37,9 @@ pub fn follow(sandbox: Arc<Sandbox>) -> io::Result<()> {
         let mut wait = SOON;
         loop {
             if let Err(error) = sleep(&timer, wait) {
-                eprintln!("pouch-vm: warning: the guest's clock is no longer kept with the host's: {error}");
+                eprintln!(
+                    "pouch-vm: warning: the guest's clock is no longer synchronised with the host's: {error}"
+                );
                 return;
             }
             // An agent that does not answer may be busy, or about to end.

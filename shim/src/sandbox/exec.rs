@@ -55,10 +55,10 @@ pub enum StreamError {
     #[error("a standard stream could not be connected to the guest")]
     Connect(#[source] VmError),
     /// It broke at once.
-    #[error("a standard stream broke while it was connected")]
+    #[error("a standard stream was closed while it was connected")]
     Token(#[source] std::io::Error),
     /// The host has no random numbers.
-    #[error("the host's random number generator does not answer")]
+    #[error("the host's random number generator failed")]
     Random,
     /// The agent refuses.
     #[error(transparent)]
@@ -290,7 +290,7 @@ impl Sandbox {
         let status = self.status();
         if status != Status::Running {
             return Err(Failure::new(format!(
-                "container {} is {status}: nothing can be executed in it",
+                "container {} is {status}, so no process can be started in it",
                 self.id()
             )));
         }

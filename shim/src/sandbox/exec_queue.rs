@@ -34,7 +34,7 @@ impl ExecQueue {
     ) -> Result<T, AgentError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.silences.load(Ordering::Relaxed) != before {
-            let text = "it did not answer to the one before this one".to_owned();
+            let text = "it did not respond to the previous request".to_owned();
             return Err(AgentError::Silent { call: "ExecProcess", text });
         }
         let answer = ask();

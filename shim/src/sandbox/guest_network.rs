@@ -27,7 +27,8 @@ impl Guest for Sandbox {
     }
 
     fn forward_resolver(&self, address: Ipv4Addr) -> Result<UnixStream, GuestError> {
-        let bytes = random_bytes().ok_or_else(|| io::Error::other("the host's generator gives no token"))?;
+        let bytes =
+            random_bytes().ok_or_else(|| io::Error::other("the host's random number generator failed"))?;
         let token = u64::from_le_bytes(bytes).max(1);
         let mut request = ForwardResolverRequest::new();
         request.address = address.to_string();

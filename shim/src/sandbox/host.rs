@@ -117,14 +117,16 @@ impl Host {
         if end.vm_end.is_none()
             && let Err(error) = self.shut_down(end.forced)
         {
-            self.log.error(&format!("what the container wrote last to its disk may be lost: {error}"));
+            self.log.error(&format!("the container's last writes to its disk may be lost: {error}"));
         }
         self.sandbox.vm.end();
         self.sandbox.give_network_back();
         if end.oom_killed
             && let Err(error) = self.sandbox.count_oom_kill()
         {
-            self.log.error(&format!("the engine does not learn that the guest ran out of memory: {error}"));
+            self.log.error(&format!(
+                "the out-of-memory kill in the guest could not be reported to the engine: {error}"
+            ));
         }
         let End { status, vm_end, .. } = end;
         if let Some(text) = &vm_end {
@@ -162,7 +164,9 @@ impl Host {
             },
             Ok(Event::VmEnded(reason)) => lost(describe_end(reason)),
             Ok(Event::Destroy) => killed(None, true),
-            Ok(Event::Killed) | Err(_) => lost("the sandbox lost its own threads".to_owned()),
+            Ok(Event::Killed) | Err(_) => {
+                lost("a thread of the sandbox host process ended unexpectedly".to_owned())
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use pathrs::flags::OpenFlags;
 
 use crate::container::guest_spec::SharedPath;
 
-/// A mount point could not be made.
+/// A mount point could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum MountPointError {
     /// The root file system cannot be opened.
@@ -24,7 +24,7 @@ pub enum MountPointError {
         source: Error,
     },
     /// The kernel refuses.
-    #[error("the mount point {path} could not be made in the root file system")]
+    #[error("the mount point {path} could not be created in the root file system")]
     Make {
         /// The path in the container.
         path: PathBuf,

@@ -222,7 +222,7 @@ impl Connection {
         let fds: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
         self.socket
             .send(&Answer::Started { exec_id }, &fds)
-            .map_err(|error| Failure::new(format!("the streams could not be handed over: {error}")))?;
+            .map_err(|error| Failure::new(format!("the streams could not be passed on: {error}")))?;
         Ok(None)
     }
 

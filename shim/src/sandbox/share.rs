@@ -19,10 +19,10 @@ use crate::container::guest_spec::SharedPath;
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
     /// No mount namespace.
-    #[error("a mount namespace for the sandbox could not be made")]
+    #[error("a mount namespace for the sandbox could not be created")]
     Namespace(#[source] nix::Error),
-    /// A directory or file for a mount could not be made.
-    #[error("{path} could not be made in the share tree")]
+    /// A directory or file for a mount could not be created.
+    #[error("{path} could not be created in the share tree")]
     Create {
         /// The path.
         path: PathBuf,
@@ -84,7 +84,7 @@ fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
         File::create(&target).map_err(|source| ShareError::Create { path: target.clone(), source })?;
     }
     if let Some(map) = &entry.idmap {
-        let action = "mounted with other ids: its file system, or the host's kernel, may not support it";
+        let action = "mounted with ID mappings: its file system, or the host's kernel, may not support them";
         idmap::mount(&entry.source, &target, entry.recursive, map).map_err(|source| ShareError::Mount {
             path: entry.source.clone(),
             action,
@@ -100,7 +100,7 @@ fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
         // A mount that the host makes below it later would not be read-only, and nobody asked for it.
         let flags = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
         mount(None::<&str>, &target, None::<&str>, flags, None::<&str>)
-            .map_err(mount_error(&entry.source, "kept apart from later mounts of the host"))?;
+            .map_err(mount_error(&entry.source, "made private or slave"))?;
     }
     // The VMM has no use for device nodes; to have them opened would be a way out for one that its guest has
     // taken over.

@@ -16,11 +16,11 @@ use pouch_protocol::SHARE_MOUNT_POINT;
 
 use crate::container::guest_spec::{GuestSpec, ROOTFS, RootSource};
 
-/// The view could not be made.
+/// The view could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewError {
-    /// Its directory could not be made or opened.
-    #[error("{path}, for the container's files, could not be made")]
+    /// Its directory could not be created or opened.
+    #[error("{path}, for the container's files, could not be created")]
     Directory {
         /// The directory.
         path: PathBuf,

@@ -43,7 +43,7 @@ pub enum VmError {
     /// What it is started with cannot be had.
     #[error(transparent)]
     Files(#[from] FilesError),
-    /// The socket or the thread for its messages could not be made.
+    /// The socket or the thread for its messages could not be created.
     #[error("control socket setup failed")]
     Messages(#[source] io::Error),
     /// The VMM's process could not be started.
@@ -56,7 +56,7 @@ pub enum VmError {
     #[error("the VMM exited unexpectedly; the last line of its log: {0}")]
     Gone(String),
     /// The VMM is there, and does not answer.
-    #[error("the VMM did not answer within {} s: is it stopped, or the host overloaded?", .0.as_secs())]
+    #[error("the VMM did not respond within {} s; check whether it is stopped or the host is overloaded", .0.as_secs())]
     Silent(Duration),
     /// The VMM refuses.
     #[error("{0}")]
@@ -255,8 +255,8 @@ impl Vm {
         match self.answer(&asked.answer, asked.limit)? {
             (Answer::Connected, fds) => match fds.into_iter().next() {
                 Some(fd) if is_stream(&fd) => Ok(UnixStream::from(fd)),
-                Some(_) => Err(VmError::Refused("the VMM sent something else than a socket".to_owned())),
-                None => Err(VmError::Refused("the VMM sent no socket with its answer".to_owned())),
+                Some(_) => Err(VmError::Refused("the VMM sent a descriptor that is not a socket".to_owned())),
+                None => Err(VmError::Refused("the VMM sent no socket with its response".to_owned())),
             },
             (other, _) => Err(VmError::Refused(format!("the VMM answered {other:?}"))),
         }

@@ -78,8 +78,8 @@ pub enum FilesError {
     /// The configuration does not say where the files are.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A file for the VMM could not be made.
-    #[error("a descriptor for the VMM could not be made")]
+    /// A file for the VMM could not be created.
+    #[error("a descriptor for the VMM could not be created")]
     Descriptor(#[source] io::Error),
 }
 

@@ -98,7 +98,7 @@ fn copy(mut from: impl Read, mut to: impl Write, limit: u64) {
         // A disk that is full must not end the VM.
         let _ = buffer.get(..kept).map(|bytes| to.write_all(bytes));
         if left > 0 && kept < count {
-            let _ = to.write_all(b"\n(the rest is left out)\n");
+            let _ = to.write_all(b"\n(the rest was dropped)\n");
         }
         left -= kept as u64;
     }
@@ -115,7 +115,7 @@ mod tests {
         let mut from = text.as_bytes();
         copy(&mut from, &mut kept, 5000);
         assert!(from.is_empty());
-        assert_eq!(String::from_utf8(kept).unwrap(), "x".repeat(5000) + "\n(the rest is left out)\n");
+        assert_eq!(String::from_utf8(kept).unwrap(), "x".repeat(5000) + "\n(the rest was dropped)\n");
     }
 
     #[test]

@@ -30,14 +30,14 @@ pub enum TerminalError {
         source: io::Error,
     },
     /// No pseudo-terminal.
-    #[error("a pseudo-terminal could not be made")]
+    #[error("a pseudo-terminal could not be created")]
     Open(#[source] nix::Error),
     /// A terminal could not be changed.
     #[error("the terminal could not be {0}")]
     Change(&'static str, #[source] nix::Error),
     /// Standard input is no terminal.
     #[error(
-        "process.terminal asks for a terminal, but there is no console socket and standard input is none"
+        "process.terminal asks for a terminal, but there is no --console-socket and standard input is not a terminal"
     )]
     NoTerminal,
 }
@@ -63,7 +63,7 @@ pub fn send_console(path: &Path) -> Result<File, TerminalError> {
     raw_mode(slave.as_fd())?;
     // SAFETY: the request takes a number.
     unsafe { set_controlling_terminal(slave.as_raw_fd(), 0) }
-        .map_err(|error| TerminalError::Change("made the controlling one", error))?;
+        .map_err(|error| TerminalError::Change("made the controlling terminal", error))?;
     let fds = [master.as_raw_fd()];
     let name = IoSlice::new(b"/dev/ptmx");
     sendmsg::<()>(socket.as_raw_fd(), &[name], &[ControlMessage::ScmRights(&fds)], MsgFlags::empty(), None)

@@ -123,7 +123,7 @@ fn options_without_meaning_in_a_vm_are_accepted() {
         {
             list(options).ok();
         }
-        list(&["--rootless", "true"]).fails_naming(&["root's rights"]);
+        list(&["--rootless", "true"]).fails_naming(&["as root"]);
         list(&["--rootless", "perhaps"]).fails_naming(&["--rootless"]);
     }
     list(&["--no-such-option"]).fails_naming(&["no-such-option"]);
@@ -143,7 +143,7 @@ fn checkpoint_and_restore_are_refused() {
     let container = sleeper();
     let folder = container.file("image");
     let image = ["--image-path", folder.to_str().unwrap()];
-    let words: &[&str] = if has_vm() { &["cannot be saved"] } else { &[] };
+    let words: &[&str] = if has_vm() { &["not supported yet"] } else { &[] };
     let checkpoint = container.operation(&[&["checkpoint"][..], &image, &["--leave-running"]].concat());
     checkpoint.fails_naming(words);
     assert_eq!(container.sh("echo unharmed"), "unharmed");
@@ -290,7 +290,7 @@ fn wrong_values_of_exec_are_named() {
     ] {
         container.exec_with(options, &["true"]).fails_naming(&[word]);
     }
-    for (process, word) in [("[]", "no object"), (r#"{"terminal":"yes"}"#, "process.terminal")] {
+    for (process, word) in [("[]", "not a JSON object"), (r#"{"terminal":"yes"}"#, "process.terminal")] {
         fs::write(container.file("bad"), process).unwrap();
         let file = container.file("bad");
         container.exec_with(&["--process", file.to_str().unwrap()], &[]).fails_naming(&[word]);

@@ -143,7 +143,7 @@ fn of_another_container(engine: Engine) {
         &["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/80; echo hello >&3; read -r x <&3; echo $x"],
     );
     if Difference::ContainerNetwork.with_vm() && output.status != 0 {
-        output.fails_naming(&["network", "container", "put both on one"]);
+        output.fails_naming(&["network", "container", "connect both containers"]);
     } else {
         assert_eq!(output.ok(), "HELLO");
     }
@@ -158,7 +158,7 @@ fn of_one_without_a_vm(engine: Engine) {
     one.await_logs("ready");
     let output = engine.sh(&["--network", &format!("container:{}", one.name)], "echo shared");
     if Difference::ContainerNetwork.with_vm() {
-        output.fails_naming(&["network", "put both on one"]);
+        output.fails_naming(&["network", "connect both containers"]);
     } else {
         assert_eq!(output.ok(), "shared");
     }

@@ -40,10 +40,10 @@ pub struct Spawn<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// A path or argument cannot be passed on.
-    #[error("the VMM's path or arguments have a NUL byte in them")]
+    #[error("the VMM's path or arguments contain a NUL byte")]
     Argument(#[from] NulError),
     /// No process.
-    #[error("a process in namespaces of its own could not be made for the VMM")]
+    #[error("the VMM's process in new namespaces could not be created")]
     Clone(#[source] io::Error),
     /// The user namespace could not be filled.
     #[error("{file} of the VMM's user namespace could not be written")]

@@ -19,12 +19,12 @@ pub use slots::{FreeSlot, Plugged, Slots};
 pub enum DeviceError {
     /// There are too many.
     #[error(
-        "the VM would have more than {} virtio devices, and there is no interrupt line left",
+        "the VM cannot have more than {} virtio devices, because no interrupt line is left",
         layout::MAX_VIRTIO_DEVICES
     )]
     TooMany,
     /// No place for one that comes later.
-    #[error("the VM has no place left for a device that comes while it runs")]
+    #[error("the VM has no slot left for another network interface")]
     NoSlot,
     /// KVM refused its interrupt or its notifications.
     #[error("KVM refused the {kind} of a device")]
@@ -35,12 +35,12 @@ pub enum DeviceError {
         source: kvm_ioctls::Error,
     },
     /// No descriptor.
-    #[error("a descriptor of a device could not be made")]
+    #[error("a descriptor of a device could not be created")]
     Descriptor(#[source] io::Error),
     /// Registers overlap.
     #[error(transparent)]
     Overlap(#[from] OverlapError),
-    /// The registers could not be made.
+    /// The registers could not be created.
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// A disk is not usable.

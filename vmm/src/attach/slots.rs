@@ -64,7 +64,7 @@ impl Slots {
                     self.fill(Arc::new(Mutex::new(net)), |_, _| {})?;
                     return Ok((Plugged::Kernel, number));
                 }
-                Err(error) => crate::log_line!("frames go through this process: {}", chain(&error)),
+                Err(error) => crate::log_line!("vhost-net is not used for this interface: {}", chain(&error)),
             }
         }
         let net = Arc::new(Mutex::new(Net::new(open(tap)?, space)));

@@ -43,7 +43,7 @@ pub enum ConfineError {
     #[error("the VMM could not drop its capabilities")]
     Capabilities(#[from] caps::errors::CapsError),
     /// A path cannot be.
-    #[error("a path has a NUL byte in it")]
+    #[error("a path contains a NUL byte")]
     Path(#[from] std::ffi::NulError),
 }
 
@@ -76,9 +76,9 @@ fn mount(
 /// [`ConfineError::System`] if the kernel refuses.
 pub fn replace_proc() -> Result<(), ConfineError> {
     let all = libc::MS_REC | libc::MS_SLAVE;
-    mount("leave the host's mount propagation", c"none", c"/", None, all, None)?;
+    mount("make its mounts private", c"none", c"/", None, all, None)?;
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    mount("mount a proc file system of its own", c"proc", c"/proc", Some(c"proc"), flags, Some(c"subset=pid"))
+    mount("mount its /proc", c"proc", c"/proc", Some(c"proc"), flags, Some(c"subset=pid"))
 }
 
 /// Where the share is after [`confine`].
@@ -100,7 +100,7 @@ const SCRATCH: &CStr = c"/sys";
 pub fn confine(share: Option<&Path>, descriptors: u64) -> Result<(), ConfineError> {
     let share = share.map(open_path).transpose()?;
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    mount("mount a root of its own", c"none", SCRATCH, Some(c"tmpfs"), flags, Some(c"mode=755,size=64k"))?;
+    mount("mount its root", c"none", SCRATCH, Some(c"tmpfs"), flags, Some(c"mode=755,size=64k"))?;
     if let Some(share) = &share {
         make_mount_points()?;
         let source = CString::new(format!("/proc/self/fd/{}", share.as_raw_fd()))?;
@@ -114,10 +114,10 @@ pub fn confine(share: Option<&Path>, descriptors: u64) -> Result<(), ConfineErro
     drop_capabilities(share.is_some())?;
     // SAFETY: these calls take numbers, or a pointer to a live structure.
     unsafe {
-        check("forbid itself new privileges", libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        check("set no_new_privs", libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         // Guest memory must not reach the disk in a core file.
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        check("forbid itself core files", libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
+        check("disable core dumps", libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
     }
     set_file_limit(descriptors);
     Ok(())
@@ -139,7 +139,7 @@ fn make_mount_points() -> Result<(), ConfineError> {
     directories
         .iter()
         .try_for_each(fs::create_dir)
-        .map_err(|source| ConfineError::System { step: "make the mount points of its root", source })
+        .map_err(|source| ConfineError::System { step: "create the mount points of its root", source })
 }
 
 /// Makes `root` the root directory and lets go of the old one.
@@ -151,7 +151,7 @@ fn pivot(root: &CStr) -> Result<(), ConfineError> {
         // "pivot_root(\".\", \".\")"), from where it is detached.
         let result = libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr());
         check("change its root", result as libc::c_int)?;
-        check("let go of the host's root", libc::umount2(c".".as_ptr(), libc::MNT_DETACH))?;
+        check("unmount the host's root", libc::umount2(c".".as_ptr(), libc::MNT_DETACH))?;
         check("enter its root", libc::chdir(c"/".as_ptr()))
     }
 }
@@ -162,7 +162,7 @@ fn drop_capabilities(share: bool) -> Result<(), ConfineError> {
     // the file server's thread takes another user's identity. (To say so takes CAP_SETPCAP.)
     // SAFETY: the call takes numbers.
     let result = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, libc::SECBIT_NO_SETUID_FIXUP, 0, 0, 0) };
-    check("keep its capabilities under another identity", result)?;
+    check("keep its capabilities when the user changes", result)?;
     let keep: CapsHashSet = if share { SHARE_CAPABILITIES.into_iter().collect() } else { CapsHashSet::new() };
     // The bounding set first: dropping from it takes CAP_SETPCAP, which goes with the rest.
     for capability in caps::runtime::thread_all_supported() {

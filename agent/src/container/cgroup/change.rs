@@ -58,7 +58,7 @@ pub fn check_size(
     size: Size,
     read: impl Fn(&str) -> Option<String>,
 ) -> Result<(), RequestError> {
-    const INSTEAD: &str = "which stays as it is while it runs: create the container again with this limit";
+    const INSTEAD: &str = "which is fixed while it runs; create the container again with this limit";
     if let Some(limit @ 1..) = resources.memory().as_ref().and_then(|memory| memory.limit())
         && limit.unsigned_abs() > size.memory
     {
@@ -77,7 +77,7 @@ pub fn check_size(
     }
     if let Some(list) = cpu.cpus().as_ref().filter(|list| !list.is_empty()) {
         let listed = procfs::cpu_list(list)
-            .ok_or_else(|| invalid("cpu.cpus", format!("{list:?} is no list of CPUs")))?;
+            .ok_or_else(|| invalid("cpu.cpus", format!("{list:?} is not a list of CPUs")))?;
         if listed.len() as u64 > size.cpus {
             let reason = format!("names {} CPUs, but the VM has {}, {INSTEAD}", listed.len(), size.cpus);
             return Err(invalid("cpu.cpus", reason));

@@ -181,7 +181,7 @@ fn cpu_writes(cpu: &LinuxCpu, online: u64, writes: &mut Vec<Write>) -> Result<()
     // whatever those of the host are.
     if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
         let listed =
-            cpu_list(cpus).ok_or_else(|| invalid("cpu.cpus", format!("{cpus:?} is no list of CPUs")))?;
+            cpu_list(cpus).ok_or_else(|| invalid("cpu.cpus", format!("{cpus:?} is not a list of CPUs")))?;
         let last = (listed.len() as u64).min(online).saturating_sub(1);
         writes.push(write("cpu.cpus", "cpuset.cpus", format!("0-{last}")));
     }

@@ -55,7 +55,7 @@ pub fn check_process(process: &Process, prefix: &str) -> Result {
     let field = |name: &str| format!("{prefix}{name}");
     let args = process.args().as_deref().unwrap_or(&[]);
     if args.first().is_none_or(String::is_empty) {
-        return refuse(field("args"), "must have at least one entry, and that not empty");
+        return refuse(field("args"), "must have at least one entry, and the first must not be empty");
     }
     let env = process.env().as_deref().unwrap_or(&[]);
     for (name, list) in [("args", args), ("env", env)] {
@@ -87,7 +87,7 @@ pub fn check_process(process: &Process, prefix: &str) -> Result {
     let mut seen = Vec::new();
     for (index, limit) in process.rlimits().iter().flatten().enumerate() {
         if seen.contains(&limit.typ()) {
-            return refuse(field(&format!("rlimits[{index}].type")), "stands there twice");
+            return refuse(field(&format!("rlimits[{index}].type")), "is listed twice");
         }
         if limit.soft() > limit.hard() {
             return refuse(field(&format!("rlimits[{index}].soft")), "is more than the hard limit");
@@ -103,18 +103,18 @@ fn check_linux(linux: &Linux) -> Result {
         .iter()
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Mount && namespace.path().is_none())
     {
-        return refuse("linux.namespaces", "a mount namespace of the container's own is required");
+        return refuse("linux.namespaces", "a new mount namespace is required");
     }
     for (index, namespace) in namespaces.iter().enumerate() {
         if namespaces[..index].iter().any(|other| other.typ() == namespace.typ()) {
-            return refuse(format!("linux.namespaces[{index}].type"), "stands there twice");
+            return refuse(format!("linux.namespaces[{index}].type"), "is listed twice");
         }
     }
     if linux.intel_rdt().is_some() {
         return refuse("linux.intelRdt", "not available in the guest");
     }
     if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
-        return refuse("linux.netDevices", "not available in the guest: the host wires the network");
+        return refuse("linux.netDevices", "not available in the guest: the host connects the network");
     }
     if linux.memory_policy().is_some() {
         return refuse("linux.memoryPolicy", "not available in the guest, which has one NUMA node");
@@ -154,7 +154,7 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result {
     if seccomp.default_action() == LinuxSeccompAction::ScmpActNotify {
         return refuse(
             "linux.seccomp.defaultAction",
-            "SCMP_ACT_NOTIFY needs a listener, which the guest has not",
+            "SCMP_ACT_NOTIFY needs a listener, which the guest does not have",
         );
     }
     for (index, rule) in seccomp.syscalls().iter().flatten().enumerate() {
@@ -165,7 +165,7 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result {
         check_errno(&format!("{field}.errnoRet"), rule.action(), rule.errno_ret())?;
         if rule.action() == LinuxSeccompAction::ScmpActNotify {
             let field = format!("linux.seccomp.syscalls[{index}].action");
-            return refuse(field, "SCMP_ACT_NOTIFY needs a listener, which the guest has not");
+            return refuse(field, "SCMP_ACT_NOTIFY needs a listener, which the guest does not have");
         }
     }
     Ok(())
@@ -226,14 +226,14 @@ fn check_mount(field: &str, mount: &Mount) -> Result {
                 return refused("not available in the guest: mounts made in it cannot appear on the host");
             }
             "idmap" | "ridmap" => return refused("not available in the guest: mount it mapped on the host"),
-            "remount" => return refused("a mount of a container is always a new one"),
+            "remount" => return refused("each mount of a container is a new one"),
             "sync" | "dirsync" | "mand" => return refused("not available in the guest"),
             "lazytime" | "nolazytime" | "iversion" | "noiversion" | "silent" | "loud" if bind => {
                 return refused("is a setting of the whole file system, which a bind mount cannot change");
             }
             "ro" if mount.destination() == Path::new("/dev") => {
                 return refused(
-                    "not available in the guest for /dev, where the container's devices are made",
+                    "not available in the guest for /dev, where the container's devices are created",
                 );
             }
             "unbindable" | "runbindable" => return refused("not available in the guest"),

@@ -10,7 +10,7 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// CPUID could not be put together.
 #[derive(Debug, thiserror::Error)]
-#[error("the processor description has more entries than KVM takes")]
+#[error("the CPUID table has more entries than KVM supports")]
 pub struct TooManyEntriesError;
 
 /// Leaf 1, EDX: more than one logical processor in the package.

@@ -37,10 +37,12 @@ pub enum LoadError {
         source: io::Error,
     },
     /// A part of it is not in the file.
-    #[error("the guest kernel {0} is cut off")]
+    #[error("the guest kernel {0} is truncated")]
     Short(String),
     /// It does not fit.
-    #[error("the guest kernel {name} cannot be put at {address:#x}: is the VM's memory large enough?")]
+    #[error(
+        "the guest kernel {name} does not fit at {address:#x}; check whether the VM's memory is large enough"
+    )]
     Place {
         /// The file.
         name: String,
@@ -225,8 +227,8 @@ mod tests {
             (MACHINE, &[3][..], "not an x86-64 kernel"),
             (ENTRY, &[0xff; 4], "no PVH entry"),
             (NOTE, &[9], "no PVH entry"),
-            (OFFSET, &[0, 0xff], "is cut off"),
-            (OFFSET, &[0xff; 8], "is cut off"),
+            (OFFSET, &[0, 0xff], "is truncated"),
+            (OFFSET, &[0xff; 8], "is truncated"),
             (ADDRESS, &[0, 0, 0, 8], "no PVH entry"),
         ] {
             let text = refused(offset, bytes);
@@ -237,6 +239,6 @@ mod tests {
         file.write_all_at(&(64 * MIB - 0x1000).to_le_bytes(), ADDRESS).unwrap();
         file.write_all_at(&(64 * MIB as u32 - 0x1000).to_le_bytes(), ENTRY).unwrap();
         let text = load(&memory, &file, "the-kernel").unwrap_err().to_string();
-        assert!(text.contains("cannot be put at 0x3fff000"), "{text}");
+        assert!(text.contains("does not fit at 0x3fff000"), "{text}");
     }
 }

@@ -39,7 +39,7 @@ const _: () = {
 #[derive(Debug, thiserror::Error)]
 pub enum BootInfoError {
     /// The command line is too long.
-    #[error("the kernel command line has {0} bytes, and the kernel takes {max}", max = COMMAND_LINE_SIZE - 1)]
+    #[error("the kernel command line has {0} bytes; the kernel supports {max}", max = COMMAND_LINE_SIZE - 1)]
     CommandLineTooLong(usize),
     /// Guest memory refused a write.
     #[error("the boot information could not be written to guest memory")]

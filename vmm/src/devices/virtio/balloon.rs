@@ -90,7 +90,7 @@ fn report(memory: &Memory, chain: Chain, budget: &mut usize) -> u64 {
 
 fn discard(memory: &Memory, start: GuestAddress, length: u64) -> u64 {
     memory::discard(memory, start, length).unwrap_or_else(|error| {
-        crate::log_line!("guest memory could not be given back: {error}");
+        crate::log_line!("guest memory could not be released: {error}");
         0
     })
 }

@@ -92,14 +92,14 @@ pub struct MmioTransport {
     activated: bool,
 }
 
-/// A transport could not be made.
+/// A transport could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The device asks for a queue that cannot be.
-    #[error("a device asks for a queue of {0} entries")]
+    #[error("a device has a queue of {0} entries, which is not valid")]
     QueueSize(u16),
     /// No descriptor for notifications.
-    #[error("a descriptor for a queue's notifications could not be made")]
+    #[error("a descriptor for a queue's notifications could not be created")]
     Kick(#[source] std::io::Error),
 }
 

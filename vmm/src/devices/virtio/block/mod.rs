@@ -38,7 +38,7 @@ pub struct Block {
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// Its size could not be found out.
-    #[error("the size of disk {serial:?} could not be found out")]
+    #[error("the size of disk {serial:?} could not be determined")]
     Size {
         /// The disk's serial.
         serial: String,

@@ -191,7 +191,7 @@ fn next_frame(tap: &Tap, gone: &mut bool, frame: &mut [u8; MAX_FRAME]) -> Result
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // A tap device has frames with headers, or an error when its interface was removed.
             other => {
-                crate::log_line!("a tap device is gone: {:?}", other.err());
+                crate::log_line!("a tap device was removed: {:?}", other.err());
                 *gone = true;
             }
         }
@@ -303,7 +303,7 @@ impl MutEventSubscriber for TapEvents {
         if net.receive() == Received::Gone
             && let Err(error) = ops.remove(Events::empty(&net.tap))
         {
-            crate::log_line!("a tap device that is gone is still watched: {error}");
+            crate::log_line!("a removed tap device could not be removed from the event loop: {error}");
         }
     }
 

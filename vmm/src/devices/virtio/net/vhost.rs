@@ -30,7 +30,7 @@ const UNWANTED: u64 = 1 << VHOST_NET_F_VIRTIO_NET_HDR | 1 << VHOST_F_LOG_ALL;
 #[derive(Debug, thiserror::Error)]
 pub enum VhostError {
     /// The kernel refuses.
-    #[error("vhost-net refuses to {what}")]
+    #[error("vhost-net could not {what}")]
     Refused {
         /// What it was asked.
         what: &'static str,
@@ -38,7 +38,7 @@ pub enum VhostError {
         source: vhost::Error,
     },
     /// It cannot do what the driver is offered.
-    #[error("vhost-net has the features {found:#x}, of which some of {NEEDED:#x} are missing")]
+    #[error("vhost-net has the features {found:#x}, but {NEEDED:#x} are needed")]
     Features {
         /// What it can do.
         found: u64,
@@ -98,8 +98,8 @@ impl VhostNet {
         let refused = |what| move |source| VhostError::Refused { what, source };
         let kernel = Kernel { file, memory };
         // The owner first: without one the kernel takes nothing else, and it is this process's memory that it uses.
-        kernel.set_owner().map_err(refused("serve this process"))?;
-        let found = kernel.get_features().map_err(refused("tell its features"))?;
+        kernel.set_owner().map_err(refused("set its owner"))?;
+        let found = kernel.get_features().map_err(refused("return its features"))?;
         if found & NEEDED != NEEDED {
             return Err(VhostError::Features { found });
         }
@@ -107,7 +107,7 @@ impl VhostNet {
             kernel.memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region).collect();
         regions
             .and_then(|regions| kernel.set_mem_table(&regions))
-            .map_err(refused("take the guest's memory"))?;
+            .map_err(refused("set the memory table"))?;
         Ok(VhostNet { kernel, tap, config, offered: found & !UNWANTED })
     }
 

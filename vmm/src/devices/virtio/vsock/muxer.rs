@@ -29,11 +29,11 @@ const TIMER: u64 = 0;
 /// Called with the host's end of a connection, or why there is none.
 pub type ConnectCallback = Box<dyn FnOnce(Result<UnixStream, ConnectError>) + Send>;
 
-/// A connection could not be made.
+/// A connection could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Nothing in the guest took it in time.
-    #[error("nothing in the guest listens on vsock port {port} after {timeout_ms} ms")]
+    #[error("no listener in the guest on vsock port {port} within {timeout_ms} ms")]
     Timeout {
         /// The port.
         port: u32,
@@ -41,13 +41,13 @@ pub enum ConnectError {
         timeout_ms: u32,
     },
     /// There are too many.
-    #[error("the VM has {MAX_CONNECTIONS} connections already")]
+    #[error("the VM already has {MAX_CONNECTIONS} vsock connections")]
     TooMany,
     /// The guest answered with something else than yes or no.
-    #[error("the guest broke the protocol of a socket")]
+    #[error("the guest violated the vsock protocol")]
     Protocol,
     /// The host gave no socket.
-    #[error("a socket pair could not be made: {0}")]
+    #[error("a socket pair could not be created: {0}")]
     Socket(#[from] io::Error),
 }
 
@@ -203,7 +203,7 @@ impl Muxer {
             self.opened(host_port, waiting);
         }
         if result.is_err() {
-            crate::log_line!("the guest broke the protocol of a socket; it is reset");
+            crate::log_line!("the guest violated the vsock protocol; the connection is reset");
             let waiting = self.entries.remove(&host_port).and_then(|entry| entry.waiting);
             self.resets.push_back((host_port, header.guest_port));
             if let Some(waiting) = waiting {
@@ -438,7 +438,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(5));
         muxer.process_events();
         let error = receiver.try_recv().unwrap().unwrap_err().to_string();
-        assert_eq!(error, "nothing in the guest listens on vsock port 7 after 1 ms");
+        assert_eq!(error, "no listener in the guest on vsock port 7 within 1 ms");
         assert_eq!(muxer.counters().connections, 0);
     }
 
