@@ -6,13 +6,15 @@
 //! fcntl_locking(2)). A lock is given at once or not at all: the guest asks again (kernel-config/0006-fuse-lock-retry.patch).
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use rangemap::RangeInclusiveMap;
 
 use super::abi::{FileLock, LOCK_FLOCK};
+use crate::bus::lock;
 
 /// Owners of locks in one guest. Each costs a descriptor.
 const MAX_OWNERS: usize = 4096;
@@ -48,19 +50,30 @@ pub enum Access {
     Write,
 }
 
+/// What one owner has in one file.
 struct Held {
     file: OwnedFd,
     access: Access,
     /// The types of its locks, by the first and last bytes.
     locks: RangeInclusiveMap<u64, i32>,
+    /// The locks of all owners.
+    count: Arc<AtomicUsize>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.count.fetch_sub(self.locks.len(), Ordering::Relaxed);
+    }
 }
 
 /// What the guest's processes have.
+///
+/// Opening a file and locking it can wait for a server of the host's, so both are done without the table's lock:
+/// other files and owners go on.
 #[derive(Default)]
 pub struct Locks {
-    held: BTreeMap<Owner, Held>,
-    /// How many locks that is.
-    count: usize,
+    held: Mutex<BTreeMap<Owner, Arc<Mutex<Held>>>>,
+    count: Arc<AtomicUsize>,
 }
 
 impl Locks {
@@ -70,49 +83,31 @@ impl Locks {
     /// `EAGAIN` if another has it; `ENOLCK` if there are too many, or a file was locked for reading before it was opened for writing;
     /// else what the kernel says.
     pub fn set(
-        &mut self,
+        &self,
         owner: Owner,
-        lock: &FileLock,
+        wanted: &FileLock,
         written: bool,
         open: impl FnOnce(Access) -> io::Result<OwnedFd>,
     ) -> io::Result<()> {
-        let (kind, bytes, owners) = (kind(lock)?, range(lock)?, self.held.len());
-        let refused = || io::Error::from_raw_os_error(libc::ENOLCK);
-        let held = match self.held.entry(owner) {
-            _ if kind != libc::F_UNLCK && self.count >= MAX_LOCKS => return Err(refused()),
-            Entry::Occupied(held) => held.into_mut(),
-            Entry::Vacant(_) if kind == libc::F_UNLCK => return Ok(()),
-            Entry::Vacant(_) if owners >= MAX_OWNERS => return Err(refused()),
-            Entry::Vacant(place) => {
+        let (kind, bytes) = (kind(wanted)?, range(wanted)?);
+        if kind != libc::F_UNLCK && self.count.load(Ordering::Relaxed) >= MAX_LOCKS {
+            return Err(no_lock());
+        }
+        let held = match self.get(&owner) {
+            Some(held) => held,
+            None if kind == libc::F_UNLCK => return Ok(()),
+            None => {
                 // Opened for writing, a file of an image's lower layer would be copied up: only what is written is.
                 let write = !owner.flock && (written || kind == libc::F_WRLCK);
-                let access = if write { Access::Write } else { Access::Read };
-                place.insert(Held { file: open(access)?, access, locks: RangeInclusiveMap::new() })
+                self.add(owner, if write { Access::Write } else { Access::Read }, open)?
             }
         };
-        let result = match (owner.flock, kind, held.access) {
-            (true, ..) => flock(&held.file, kind),
-            // What is held through the file that is open would stand in the way of another.
-            (false, libc::F_WRLCK, Access::Read) => Err(refused()),
-            (false, ..) => fcntl(&held.file, libc::F_OFD_SETLK, &mut record(kind, bytes)),
-        };
-        let before = held.locks.len();
-        match &result {
-            Ok(()) if kind == libc::F_UNLCK => held.locks.remove(lock.start..=lock.end),
-            Ok(()) => held.locks.insert(lock.start..=lock.end, kind),
-            // One that is not given takes away what was there.
-            Err(_) if owner.flock => held.locks.clear(),
-            Err(_) => {}
-        }
-        let after = held.locks.len();
-        if after == 0 {
-            self.held.remove(&owner);
-        }
-        self.count = (self.count + after).saturating_sub(before);
+        let result = lock(&held).set(owner.flock, wanted, kind, bytes);
+        self.remove_if_empty(&owner, held);
         result
     }
 
-    /// A lock that stands in the way of `lock`, or `lock` with the type `F_UNLCK`. Its process is not told: it is
+    /// A lock that stands in the way of `wanted`, or `wanted` with the type `F_UNLCK`. Its process is not told: it is
     /// another machine's.
     ///
     /// # Errors
@@ -120,12 +115,12 @@ impl Locks {
     pub fn test(
         &self,
         owner: Owner,
-        lock: &FileLock,
+        wanted: &FileLock,
         open: impl FnOnce(Access) -> io::Result<OwnedFd>,
     ) -> io::Result<FileLock> {
-        let mut record = record(kind(lock)?, range(lock)?);
-        match self.held.get(&owner) {
-            Some(held) => fcntl(&held.file, libc::F_OFD_GETLK, &mut record)?,
+        let mut record = record(kind(wanted)?, range(wanted)?);
+        match self.get(&owner) {
+            Some(held) => fcntl(&lock(&held).file, libc::F_OFD_GETLK, &mut record)?,
             None => fcntl(&open(Access::Read)?, libc::F_OFD_GETLK, &mut record)?,
         }
         let start = u64::try_from(record.l_start).unwrap_or(0);
@@ -139,15 +134,88 @@ impl Locks {
     }
 
     /// Gives all locks of a file back, which the guest does not know any more.
-    pub fn forget(&mut self, inode: u64) {
+    pub fn forget(&self, inode: u64) {
         let owner = |flock, number| Owner { inode, flock, number };
+        let mut held = lock(&self.held);
         let owners: Vec<Owner> =
-            self.held.range(owner(false, 0)..=owner(true, u64::MAX)).map(|(owner, _)| *owner).collect();
-        for owner in owners {
-            let held = self.held.remove(&owner);
-            self.count = self.count.saturating_sub(held.map_or(0, |held| held.locks.len()));
-        }
+            held.range(owner(false, 0)..=owner(true, u64::MAX)).map(|(owner, _)| *owner).collect();
+        let forgotten: Vec<_> = owners.iter().filter_map(|owner| held.remove(owner)).collect();
+        // Closing a file can wait, too.
+        drop(held);
+        drop(forgotten);
     }
+
+    /// Gives all locks back.
+    pub fn clear(&self) {
+        let held = std::mem::take(&mut *lock(&self.held));
+        drop(held);
+    }
+
+    fn get(&self, owner: &Owner) -> Option<Arc<Mutex<Held>>> {
+        lock(&self.held).get(owner).cloned()
+    }
+
+    /// Opens the file for an owner who has no lock in it.
+    fn add(
+        &self,
+        owner: Owner,
+        access: Access,
+        open: impl FnOnce(Access) -> io::Result<OwnedFd>,
+    ) -> io::Result<Arc<Mutex<Held>>> {
+        if lock(&self.held).len() >= MAX_OWNERS {
+            return Err(no_lock());
+        }
+        let file = open(access)?;
+        let count = self.count.clone();
+        let new = Arc::new(Mutex::new(Held { file, access, locks: RangeInclusiveMap::new(), count }));
+        let mut held = lock(&self.held);
+        if held.len() >= MAX_OWNERS {
+            return Err(no_lock());
+        }
+        // Another request of the owner may have been faster.
+        Ok(held.entry(owner).or_insert(new).clone())
+    }
+
+    /// Forgets an owner without locks, unless another request is about to give it one.
+    fn remove_if_empty(&self, owner: &Owner, held: Arc<Mutex<Held>>) {
+        let mut all = lock(&self.held);
+        // The table has one reference, the caller another. The table's lock keeps others from taking one.
+        if Arc::strong_count(&held) == 2
+            && lock(&held).locks.is_empty()
+            && all.get(owner).is_some_and(|known| Arc::ptr_eq(known, &held))
+        {
+            all.remove(owner);
+        }
+        drop(all);
+        drop(held);
+    }
+}
+
+impl Held {
+    fn set(&mut self, by_flock: bool, wanted: &FileLock, kind: i32, bytes: (i64, i64)) -> io::Result<()> {
+        let result = match (by_flock, kind, self.access) {
+            (true, ..) => flock(&self.file, kind),
+            // What is held through the file that is open would stand in the way of another.
+            (false, libc::F_WRLCK, Access::Read) => Err(no_lock()),
+            (false, ..) => fcntl(&self.file, libc::F_OFD_SETLK, &mut record(kind, bytes)),
+        };
+        let before = self.locks.len();
+        match &result {
+            Ok(()) if kind == libc::F_UNLCK => self.locks.remove(wanted.start..=wanted.end),
+            Ok(()) => self.locks.insert(wanted.start..=wanted.end, kind),
+            // One that is not given takes away what was there.
+            Err(_) if by_flock => self.locks.clear(),
+            Err(_) => {}
+        }
+        let after = self.locks.len();
+        self.count.fetch_add(after, Ordering::Relaxed);
+        self.count.fetch_sub(before, Ordering::Relaxed);
+        result
+    }
+}
+
+fn no_lock() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOLCK)
 }
 
 /// The type of a lock.
@@ -229,7 +297,7 @@ mod tests {
         }
 
         /// Whether the lock was given.
-        fn set(&mut self, number: u64, flags: u32, kind: i32, start: u64, end: u64) -> Result<(), i32> {
+        fn set(&self, number: u64, flags: u32, kind: i32, start: u64, end: u64) -> Result<(), i32> {
             let open = Self::open(&self.path);
             let result =
                 self.locks.set(Self::owner(number, flags), &wanted(kind, start, end), self.written, open);
@@ -254,7 +322,7 @@ mod tests {
     #[test]
     fn ranges_hold_against_other_guests_and_processes() {
         let file = file();
-        let (mut one, mut other) = (Guest::new(file.path(), true), Guest::new(file.path(), true));
+        let (one, other) = (Guest::new(file.path(), true), Guest::new(file.path(), true));
         assert_eq!(one.set(1, 0, WRITE, 10, 19), Ok(()));
         assert_eq!(other.set(1, 0, READ, 19, LAST), Err(libc::EAGAIN));
         assert_eq!(one.set(2, 0, READ, 0, 10), Err(libc::EAGAIN));
@@ -266,13 +334,13 @@ mod tests {
         assert_eq!(one.set(1, 0, NONE, 15, 19), Ok(()));
         assert_eq!(other.set(4, 0, READ, 15, 19), Ok(()));
         assert_eq!(one.set(1, 0, NONE, 0, LAST), Ok(()));
-        assert!(one.locks.held.is_empty() && one.locks.count == 0);
+        assert!(lock(&one.locks.held).is_empty() && one.locks.count.load(Ordering::Relaxed) == 0);
     }
 
     #[test]
     fn a_lock_for_reading_becomes_one_for_writing() {
         let file = file();
-        let mut guest = Guest::new(file.path(), true);
+        let guest = Guest::new(file.path(), true);
         assert_eq!(guest.set(1, 0, READ, 0, 99), Ok(()));
         assert_eq!(guest.set(2, 0, READ, 0, 99), Ok(()));
         assert_eq!(guest.set(1, 0, WRITE, 0, 9), Err(libc::EAGAIN));
@@ -282,7 +350,7 @@ mod tests {
         assert_eq!(guest.set(1, 0, WRITE, 0, 9), Ok(()));
         assert_eq!(guest.set(2, 0, READ, 50, 59), Ok(()));
         // A file that only was read is not opened for writing after all.
-        let mut reader = Guest::new(file.path(), false);
+        let reader = Guest::new(file.path(), false);
         assert_eq!(reader.set(1, 0, READ, 90, 90), Ok(()));
         assert_eq!(reader.set(1, 0, WRITE, 91, 91), Err(libc::ENOLCK));
     }
@@ -290,25 +358,25 @@ mod tests {
     #[test]
     fn whole_files_hold_against_other_guests() {
         let file = file();
-        let (mut one, mut other) = (Guest::new(file.path(), false), Guest::new(file.path(), false));
-        let all = |guest: &mut Guest, kind| guest.set(1, LOCK_FLOCK, kind, 0, LAST);
-        assert_eq!((all(&mut one, READ), all(&mut other, READ)), (Ok(()), Ok(())));
-        assert_eq!(all(&mut one, WRITE), Err(libc::EAGAIN));
+        let (one, other) = (Guest::new(file.path(), false), Guest::new(file.path(), false));
+        let all = |guest: &Guest, kind| guest.set(1, LOCK_FLOCK, kind, 0, LAST);
+        assert_eq!((all(&one, READ), all(&other, READ)), (Ok(()), Ok(())));
+        assert_eq!(all(&one, WRITE), Err(libc::EAGAIN));
         // By flock(2) that took the other one away.
-        assert!(one.locks.held.is_empty());
-        assert_eq!(all(&mut other, WRITE), Ok(()));
-        assert_eq!(all(&mut one, READ), Err(libc::EAGAIN));
+        assert!(lock(&one.locks.held).is_empty());
+        assert_eq!(all(&other, WRITE), Ok(()));
+        assert_eq!(all(&one, READ), Err(libc::EAGAIN));
         other.locks.forget(7);
-        assert_eq!(all(&mut one, WRITE), Ok(()));
+        assert_eq!(all(&one, WRITE), Ok(()));
     }
 
     #[test]
     fn what_was_not_given_leaves_nothing() {
         let file = file();
-        let (mut one, mut other) = (Guest::new(file.path(), true), Guest::new(file.path(), true));
+        let (one, other) = (Guest::new(file.path(), true), Guest::new(file.path(), true));
         assert_eq!(one.set(1, 0, WRITE, 0, 0), Ok(()));
         assert_eq!(other.set(1, 0, WRITE, 0, 0), Err(libc::EAGAIN));
-        assert!(other.locks.held.is_empty());
+        assert!(lock(&other.locks.held).is_empty());
         for (kind, start, end) in [(3, 0, 0), (-1, 0, 0), (WRITE, 1, 0), (READ, 0, LAST + 1)] {
             assert_eq!(other.set(1, 0, kind, start, end), Err(libc::EINVAL));
         }
@@ -318,7 +386,7 @@ mod tests {
     #[test]
     fn a_guest_has_so_many_and_no_more() {
         let file = file();
-        let mut guest = Guest::new(file.path(), true);
+        let guest = Guest::new(file.path(), true);
         for number in 0..MAX_OWNERS as u64 {
             // Where a process may open fewer files, the test ends there.
             match guest.set(number, 0, READ, 0, 0) {
@@ -327,8 +395,28 @@ mod tests {
             }
         }
         assert_eq!(guest.set(u64::MAX, 0, READ, 0, 0), Err(libc::ENOLCK));
-        guest.locks.count = MAX_LOCKS;
+        guest.locks.count.store(MAX_LOCKS, Ordering::Relaxed);
         assert_eq!(guest.set(0, 0, READ, 9, 9), Err(libc::ENOLCK));
         assert_eq!(guest.set(0, 0, NONE, 0, LAST), Ok(()));
+    }
+
+    #[test]
+    fn a_file_that_does_not_open_holds_up_no_other() {
+        let file = file();
+        let guest = Guest::new(file.path(), true);
+        let (opened, goes_on) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let locks = &guest.locks;
+            let hung = scope.spawn(move || {
+                let open = |_| goes_on.recv().map_err(io::Error::other).and(Err(no_lock()));
+                locks.set(Owner::new(8, 1, 0), &wanted(WRITE, 0, 0), true, open)
+            });
+            assert_eq!(guest.set(1, 0, WRITE, 0, 9), Ok(()));
+            assert_eq!(guest.test(2, READ, 0, 0).0, WRITE as u32);
+            assert_eq!(guest.set(1, 0, NONE, 0, LAST), Ok(()));
+            opened.send(()).unwrap();
+            hung.join().unwrap().unwrap_err();
+        });
+        assert!(lock(&guest.locks.held).is_empty());
     }
 }

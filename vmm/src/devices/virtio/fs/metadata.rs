@@ -23,7 +23,6 @@ use super::message::Caller;
 use super::server::{Body, Server, invalid};
 use super::xattr::{self, Answer};
 use super::{credentials, set_id};
-use crate::bus::lock;
 
 /// The requests of ioctl(2) that file systems share (include/uapi/linux/fs.h), with the bytes that each takes or gives.
 /// The two older ones are declared with a `long` and move an `int`.
@@ -172,7 +171,7 @@ impl Server {
     pub(super) fn getlk(&self, node: u64, mut body: Body<'_>) -> io::Result<Vec<u8>> {
         let LockIn { owner, lock: wanted, flags, .. } = self.lock_request(&mut body)?;
         let open = |access| self.open_for_locks(node, access);
-        let found: FileLock = lock(&self.locks).test(Owner::new(node, owner, flags), &wanted, open)?;
+        let found: FileLock = self.locks.test(Owner::new(node, owner, flags), &wanted, open)?;
         Ok(found.as_slice().to_vec())
     }
 
@@ -180,7 +179,7 @@ impl Server {
         let LockIn { owner, lock: wanted, flags, .. } = self.lock_request(&mut body)?;
         let open = |access| self.open_for_locks(node, access);
         let written = self.handles.is_written(node);
-        lock(&self.locks).set(Owner::new(node, owner, flags), &wanted, written, open)
+        self.locks.set(Owner::new(node, owner, flags), &wanted, written, open)
     }
 
     /// Without a guest that asks again, locks are the guest's own: none was offered.

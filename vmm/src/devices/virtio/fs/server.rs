@@ -4,8 +4,8 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -23,7 +23,6 @@ use super::inodes::{Inode, Inodes};
 use super::locks::Locks;
 use super::message::{Caller, MAX_WRITE, Reply, Request, object};
 use super::{ATTRIBUTE_TIMEOUT, credentials};
-use crate::bus::lock;
 use crate::devices::virtio::queue::Chain;
 use crate::memory::Memory;
 
@@ -59,7 +58,7 @@ pub struct Server {
     root: PathBuf,
     pub(super) inodes: Inodes,
     pub(super) handles: Handles,
-    pub(super) locks: Mutex<Locks>,
+    pub(super) locks: Locks,
     pub(super) flights: Flights,
     /// Whether the guest's kernel asks again for locks.
     pub(super) locks_are_retried: AtomicBool,
@@ -129,7 +128,7 @@ impl Server {
             root,
             inodes: Inodes::new(budget.clone(), bound),
             handles: Handles::new(budget),
-            locks: Mutex::default(),
+            locks: Locks::default(),
             flights: Flights::default(),
             locks_are_retried: AtomicBool::new(false),
         }
@@ -316,7 +315,7 @@ impl Server {
 
     /// Forgets all that a guest had, which unmounts or mounts again.
     fn destroy(&self) {
-        *lock(&self.locks) = Locks::default();
+        self.locks.clear();
         self.handles.clear();
         self.inodes.clear();
     }
@@ -338,7 +337,7 @@ impl Server {
 
     fn forget_one(&self, node: u64, count: u64) {
         if self.inodes.forget(node, count) {
-            lock(&self.locks).forget(node);
+            self.locks.forget(node);
         }
     }
 
