@@ -1,4 +1,4 @@
-//! Bringing CPUs up: the VM starts with every CPU described and only one online.
+//! Brings CPUs online: the VM starts with all CPUs described and one of them online.
 
 use std::fs;
 use std::io;

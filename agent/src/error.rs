@@ -1,4 +1,4 @@
-//! How the errors of the agent's parts become statuses for the host.
+//! Converts errors of the agent's parts into statuses for the host.
 
 use std::error::Error as StdError;
 

@@ -1,4 +1,4 @@
-//! What happens to containers, as the host hears of it.
+//! Events of containers, for the host.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What makes a VM an individual: its name and its random numbers.
+//! What distinguishes a VM from others: its hostname and its random numbers.
 
 use std::io;
 use std::os::fd::AsRawFd;

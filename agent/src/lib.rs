@@ -1,11 +1,10 @@
-//! The agent in the guest: PID 1, which mounts what a Linux system needs, listens on vsock,
-//! and runs containers for the host.
+//! The agent in the guest: PID 1, which mounts the basic file systems, listens on vsock, and runs containers
+//! for the host.
 //!
-//! The same binary has three roles. As PID 1 it is the agent proper: one thread, an event
-//! loop, and nothing that blocks. Making a container needs `clone` with namespaces, which
-//! must not happen in the agent, so the agent executes itself again as a short-lived
-//! [`runner`], which calls libcontainer and reports back through a pipe. And the kernel executes
-//! it to have [`modules`] loaded.
+//! The same binary has three roles. As PID 1 it is the agent itself: one thread with an event loop that never
+//! blocks. Creating a container needs `clone` with namespaces, which must not happen in the agent. So the
+//! agent executes itself as a short-lived [`runner`], which calls libcontainer and reports through a pipe.
+//! The kernel executes the binary to load [`modules`].
 
 // Tests may panic; the allowances in clippy.toml do not reach helper functions in them.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]

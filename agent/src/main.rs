@@ -1,4 +1,4 @@
-//! `/init` of the guest. Everything is in the library; see there.
+//! `/init` of the guest. The code is in the library.
 
 fn main() {
     std::process::exit(pouch_agent::run());

@@ -1,8 +1,8 @@
-//! Loads kernel modules when the guest's kernel asks for them.
+//! Loads kernel modules when the guest kernel requests them.
 //!
-//! The kernel runs `/init` for whatever helper it wants (CONFIG_STATIC_USERMODEHELPER), with the
-//! helper's own name as `argv[0]`; of these only modprobe is one of ours. Modules and depmod's lists
-//! are in the guest root, and the kernel takes only those that were signed when it was built.
+//! The kernel runs `/init` for all user-space helpers (CONFIG_STATIC_USERMODEHELPER), with the helper's name
+//! as `argv[0]`. Only modprobe is supported. Modules and depmod's indexes are in the guest root, and the
+//! kernel loads only modules that were signed when it was built.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString, OsStr, OsString};

@@ -1,4 +1,4 @@
-//! The processes that the host knows of, and how they ended.
+//! The processes that the host knows, and their exit statuses.
 
 use std::collections::HashMap;
 use std::io;

@@ -1,4 +1,4 @@
-//! Parsers for what the kernel says in /proc and in cgroup files.
+//! Parsers for files in /proc and for cgroup files.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Reaps every process of the guest that ends, and tells whom it concerns.
+//! Reaps all processes of the guest and passes on their exit statuses.
 
 use std::io;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Kernel settings (`/proc/sys`): those that a container inherits from its host, and those that its
-//! specification has for an interface which is not there yet.
+//! Kernel settings (`/proc/sys`): those that a container inherits from its host, and those in its
+//! specification for an interface that does not exist yet.
 
 use std::fs;
 use std::io;

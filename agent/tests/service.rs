@@ -1,5 +1,4 @@
-//! The service over a Unix socket, on an ordinary host: what it answers before it would need
-//! a guest around it.
+//! Tests of the service over a UNIX socket on an ordinary host, as far as it needs no guest.
 
 #![allow(clippy::expect_used)] // a test says by a panic what is missing
 

@@ -1,5 +1,5 @@
-//! The configuration file, `/etc/pouch-vm/config.toml`. Every key has a default, so the file need
-//! not exist; keys that are not known are refused. docs/user-guide.md documents each key.
+//! The configuration file, `/etc/pouch-vm/config.toml`. Every key has a default, so the file need not exist.
+//! Unknown keys are errors. docs/user-guide.md documents each key.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};

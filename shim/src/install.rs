@@ -1,4 +1,4 @@
-//! Where the parts of an installation are.
+//! Paths of the installed files.
 
 use std::path::{Path, PathBuf};
 use std::{env, io};

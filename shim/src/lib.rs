@@ -1,10 +1,9 @@
 //! The host side of pouch-vm.
 //!
-//! [`cli`] is the OCI runtime's command line: short-lived processes. What lives as long as a
-//! container is its sandbox host process ([`sandbox::host`]), which `create` leaves behind: it
-//! owns the VM, speaks to the agent in it, relays standard streams, and exits with the container's
-//! status. [`container`] is what OCI knows of a container: its bundle, its state, and the
-//! translation of its specification into the guest.
+//! [`cli`] is the command line of the OCI runtime: short-lived processes. [`sandbox::host`] is the sandbox
+//! host process, which `create` starts and which lives as long as the container. It owns the VM, communicates
+//! with the agent, relays standard streams, and exits with the container's status. [`container`] has the OCI
+//! view of a container: its bundle, its state, and the translation of its specification for the guest.
 
 /// What the processes that stand for a container are called among the host's.
 pub const PROCESS_NAME: &std::ffi::CStr = c"pouch-vm";

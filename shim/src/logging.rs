@@ -1,4 +1,4 @@
-//! Errors for people and for engines: on standard error, and in the file that `--log` names.
+//! Error and warning messages: on standard error, and in the file that `--log` names.
 
 use std::fs::OpenOptions;
 use std::io::Write;

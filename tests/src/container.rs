@@ -1,4 +1,4 @@
-//! A container that goes when its owner does.
+//! A container that is removed when its owner is dropped.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

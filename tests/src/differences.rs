@@ -1,5 +1,5 @@
-//! What is not the same under pouch-vm and under runc, each with the reason: the one list of it for the
-//! tests of engines. Everything else that those tests ask must hold under both.
+//! Differences between pouch-vm and runc in the tests of engines, each with its reason. Everything else in
+//! these tests must be the same for both.
 
 use crate::has_vm;
 

@@ -1,4 +1,4 @@
-//! The runtime's files on the host, and how a newer build takes their place.
+//! The runtime's files on the host, and their replacement by a newer build.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! One run of a program: what goes in, what comes out, and a limit in time.
+//! One run of a program: input, output, and a time limit.
 
 use std::ffi::OsStr;
 use std::fs::File;

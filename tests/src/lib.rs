@@ -1,13 +1,11 @@
-//! What the integration tests stand on.
+//! Common code of the integration tests.
 //!
-//! The tests drive an OCI runtime through its command line only, as root, in the testbed. The
-//! runtime is `pouch-vm`, or the one that `POUCH_RUNTIME` names: what a test asks of `pouch-vm`
-//! and is not a matter of its VM must be true of `runc` too, so `runc` shows whether a test is
-//! right.
+//! The tests use an OCI runtime only through its command line, as root, in the testbed. The runtime is
+//! `pouch-vm`, or the one that `POUCH_RUNTIME` names. What a test asks of `pouch-vm` must be true of `runc`
+//! too, unless it concerns the VM. So running the tests with `runc` shows whether they are right.
 //!
-//! Everything here fails by panicking, because that is how a test fails. No test depends on how
-//! fast the machine is: the only limits in time are [`HANG`] and nextest's own, which tell a hang
-//! from slowness.
+//! Everything here fails by panicking. No test depends on the speed of the machine: the only time limits are
+//! [`HANG`] and nextest's own, which detect hangs.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "this is test code, which fails by panicking")]
 
 pub mod bundle;

@@ -1,6 +1,7 @@
-//! A FUSE file system that the test itself serves on the host, and that can stop answering.
+//! A FUSE file system that the test serves on the host, and that can stop responding.
 //!
-//! It has one directory with one file, `file`, which reads `text`. Numbers are those of include/uapi/linux/fuse.h.
+//! It has one directory with one file, `file`, with the content `text`. Numbers are those of
+//! include/uapi/linux/fuse.h.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};

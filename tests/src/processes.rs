@@ -1,4 +1,4 @@
-//! The host's processes, as /proc has them.
+//! The host's processes, read from /proc.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Terminals: one of the test's own for a command, and one that a runtime sends through a
+//! Terminals: a terminal that the test creates for a command, and one that a runtime sends to a
 //! `--console-socket`.
 
 use std::fs::File;

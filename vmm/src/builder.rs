@@ -1,4 +1,4 @@
-//! Builds a VM from its description. This is the only place that does.
+//! Builds a VM from its description. No other code does.
 
 mod command_line;
 mod devices;

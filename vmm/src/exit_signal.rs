@@ -1,4 +1,4 @@
-//! The end of a VM, as its threads tell it to the event loop.
+//! Signals the end of a VM from its threads to the event loop.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

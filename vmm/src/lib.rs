@@ -1,12 +1,11 @@
-//! pouch-vmm: one small virtual machine for one container or pod, over KVM.
+//! pouch-vmm: a small virtual machine monitor for one container or pod, using KVM.
 //!
-//! A VM is made from one description, a `VmConfig`, by one function, [`builder::boot`], and is steered
-//! through one socket ([`control`]). Description and messages are in the crate `pouch-vmm-api`, which the
-//! host uses too. Each VM is a process of its own without authority of its own: see [`process`] and
-//! [`jail`].
+//! [`builder::boot`] builds a VM from its description, a `VmConfig`, and one socket controls it
+//! ([`control`]). The description and the messages are in the crate `pouch-vmm-api`, which the host side uses
+//! too. Each VM is a separate, unprivileged process: see [`process`] and [`jail`].
 //!
-//! `docs/architecture.md` tells how the parts fit together, `docs/security.md` what a guest that
-//! takes over this process would hold.
+//! `docs/architecture.md` describes how the parts fit together, and `docs/security.md` what a guest has that
+//! takes over this process.
 
 pub mod arch;
 pub mod attach;

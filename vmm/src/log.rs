@@ -1,4 +1,4 @@
-//! The VMM's log: lines on standard error, few enough that a guest cannot fill the host's disk.
+//! The VMM's log: lines on standard error, limited in number so that a guest cannot fill the host's disk.
 
 use std::fmt::Arguments;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! The VMM's process: from the descriptors that it inherited to the end of its VM.
+//! The VMM process, from its inherited descriptors to the end of its VM.
 
 use std::any::Any;
 use std::fs::File;

@@ -1,8 +1,7 @@
-//! The guest's root: an image in read-only memory.
+//! The guest root: an image in read-only memory.
 //!
-//! It is the same file for every VM of a host. Mapped, its pages are the host's page cache: nothing
-//! is copied, VMs share them, and no guest can write to them. The guest sees persistent memory and
-//! uses the pages where they lie (DAX).
+//! All VMs of a host map the same file, so they share its pages in the host's page cache. Nothing is copied,
+//! and no guest can write to it. The guest sees persistent memory and uses the pages directly (DAX).
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! vCPUs: each is a thread that runs the guest until it needs the VMM.
+//! vCPUs: each is a thread that runs the guest until an exit to the VMM.
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;

@@ -1,4 +1,4 @@
-//! The requests, the streams, and what the checks need of both.
+//! Sends requests and handles streams for the checks.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

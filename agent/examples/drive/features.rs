@@ -1,4 +1,4 @@
-//! What a specification may ask for besides.
+//! Other features of a specification.
 
 use std::time::Instant;
 

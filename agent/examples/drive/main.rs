@@ -1,10 +1,10 @@
-//! Drives the agent of a booted guest from its host, and checks what comes back:
+//! Drives the agent of a booted guest from its host, and checks the results:
 //!
 //!     drive CID            all checks; needs a disk with the serial "rootfs" that holds a
 //!                          busybox root file system in ext4
 //!     drive CID systemd    boots a rich container from the same disk
 //!
-//! It is for trying the agent without a VMM of ours, under QEMU with vhost-vsock.
+//! It is for testing the agent without pouch-vmm, under QEMU with vhost-vsock.
 
 mod basics;
 mod driver;

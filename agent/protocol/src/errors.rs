@@ -1,4 +1,4 @@
-//! How errors travel from the agent to the host.
+//! How errors are sent from the agent to the host.
 
 use protobuf::{EnumOrUnknown, Message};
 use ttrpc::proto::{Any, Status};

@@ -1,7 +1,7 @@
 //! The protocol between the host side and the agent in the guest.
 //!
-//! The messages and the service are in `proto/agent.proto`; [`agent`] is what
-//! they generate to and [`agent_ttrpc`] the client and server of the service.
+//! The messages and the service are defined in `proto/agent.proto`. [`agent`] has the generated messages, and
+//! [`agent_ttrpc`] the generated client and server.
 
 mod errors;
 

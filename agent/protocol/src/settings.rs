@@ -1,8 +1,8 @@
 //! Kernel settings that a container inherits from its host.
 //!
-//! Under a runtime that shares the host's kernel, these are the host's or those of the container's
-//! network namespace, and most cannot be set in a specification. The host reads them, the agent writes
-//! them into the guest. Both sides know the same list, so neither can be made to touch another file.
+//! Under a runtime that shares the host's kernel, these are settings of the host or of the container's
+//! network namespace, and most cannot be set in a specification. The host reads them and the agent writes
+//! them in the guest. Both sides have the same list, so neither can make the other access another file.
 
 /// Settings of the host as a whole, as paths below `/proc/sys`.
 pub const HOST: &[&str] = &[

@@ -1,7 +1,7 @@
-//! The mount option `tmpcopyup`: a tmpfs that starts with what the image has in its place.
+//! The mount option `tmpcopyup`: a tmpfs that initially contains the image's files at its mount point.
 //!
-//! Podman and crun define it; libcontainer does not know it. The agent fills a tmpfs before
-//! the container is made, and the container gets a bind mount of it.
+//! Podman and crun define it, and libcontainer does not support it. The agent fills a tmpfs before the
+//! container is created, and the container gets a bind mount of it.
 
 use std::fs;
 use std::io;

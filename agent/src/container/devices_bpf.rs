@@ -1,9 +1,9 @@
-//! The device rules of a specification as a BPF program on the container's cgroup.
+//! The device rules of a specification, as a BPF program on the container's cgroup.
 //!
-//! cgroup v2 has no device files; a program is asked at each open and mknod instead. It gets
-//! what is accessed and how, and answers 1 or 0. The program here walks the rules from the
-//! last to the first, because the last that fits decides, one kind of access at a time: a
-//! rule that allows reading leaves the question of writing to the rules before it.
+//! cgroup v2 has no device files. Instead the kernel runs a program at each open and mknod, with the device
+//! and the kind of access, and the program returns 1 or 0. This program checks the rules from the last to the
+//! first, because the last matching rule decides. It does so for each kind of access separately: a rule that
+//! allows reading leaves writing to the rules before it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

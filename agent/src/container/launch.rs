@@ -1,4 +1,4 @@
-//! Starting a runner and hearing from it.
+//! Starts a runner and reads its reports.
 
 use std::fs::File;
 use std::io;

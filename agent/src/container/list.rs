@@ -1,4 +1,4 @@
-//! ListProcesses, and signals to every process of a container.
+//! ListProcesses, and signals to all processes of a container.
 
 use std::fs;
 

@@ -1,7 +1,7 @@
-//! What the guest knows of bound files, refreshed before the program of a container runs.
+//! Revalidates bind-mounted files before the program of a container runs.
 //!
-//! The guest believes what it has read of a file of the host for a second. Engines bind files that
-//! they fill only between create and start (`/etc/hosts`, `/etc/resolv.conf`): those would be empty.
+//! The guest caches a file of the host for a second. Engines bind files that they write only between create
+//! and start (`/etc/hosts`, `/etc/resolv.conf`), and these would appear empty.
 
 use std::ffi::CString;
 use std::io;

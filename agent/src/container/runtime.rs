@@ -1,4 +1,4 @@
-//! What containers are made of and what becomes of their processes.
+//! The data of a container, and the states of its processes.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

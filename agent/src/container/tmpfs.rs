@@ -1,4 +1,4 @@
-//! The mode of a tmpfs that names none: that of the directory on which it is mounted, as with runc.
+//! The mode of a tmpfs without a mode option: that of the directory on which it is mounted, as with runc.
 
 use std::fs::File;
 use std::io;

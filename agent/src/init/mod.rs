@@ -1,8 +1,7 @@
-//! From the kernel's first `exec` to serving requests.
+//! Startup of the agent, from the kernel's first `exec` to serving requests.
 //!
-//! The agent is on the critical path of every container start, so only what the vsock
-//! listeners need happens before them; a connection then waits in their backlog while the
-//! rest is set up.
+//! The agent is on the critical path of every container start. So it first does what the vsock listeners
+//! need. A connection then waits in their backlog while the agent sets up the rest.
 
 mod mounts;
 mod system;

@@ -1,4 +1,4 @@
-//! The guest's own file systems.
+//! The guest's file systems.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

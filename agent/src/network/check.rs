@@ -1,4 +1,4 @@
-//! Checks a network request and parses what is in it.
+//! Checks and parses a network request.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,5 +1,4 @@
-//! The loopback interface, without netlink: it is needed before the event loop and in
-//! runners.
+//! The loopback interface, without netlink: it is needed before the event loop runs, and in runners.
 
 use std::io;
 use std::os::fd::AsRawFd;

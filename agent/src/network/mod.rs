@@ -1,4 +1,4 @@
-//! The guest's network: interfaces are found by their MAC and made as the host wants them.
+//! The guest's network: finds interfaces by MAC address and configures them as the host requests.
 
 mod check;
 pub mod loopback;

@@ -1,8 +1,9 @@
 //! The network namespace of a container with a user namespace.
 //!
-//! Such a container's root can set up a network namespace only if it belongs to its user namespace, and the guest's
-//! first one does not. So the container gets one of its own, and the agent's event loop, which does all that the
-//! agent does with the network, moves there. Interfaces appear in the first one, and follow.
+//! Root in such a container can configure a network namespace only if the container's user namespace owns it.
+//! It does not own the guest's initial network namespace. So the container gets a new one, and the agent's
+//! event loop, which does all of the agent's network operations, moves into it. New interfaces appear in the
+//! initial namespace and are moved.
 
 use std::collections::HashSet;
 use std::fs::{self, File};

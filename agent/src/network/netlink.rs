@@ -1,4 +1,4 @@
-//! Makes the network as planned, through rtnetlink.
+//! Configures the network through rtnetlink.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,4 +1,4 @@
-//! Network devices that the VM got after boot.
+//! Network devices that were attached to the VM after boot.
 
 use std::path::Path;
 use std::{fs, io};

@@ -1,4 +1,4 @@
-//! Takes away what the host no longer wants.
+//! Removes configuration that the host no longer wants.
 
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::{Error, Handle};

@@ -1,9 +1,9 @@
-//! Who asks port 53 of the resolver's address gets the agent's port, and sees port 53.
+//! Redirects port 53 of the resolver's address to the agent's port.
 //!
-//! Programs on the guest's root cgroup do it, for sockets of the guest's own network namespace
-//! only: an engine inside the container may have such a resolver in each of its namespaces.
-//! A socket of IPv6 that is not for IPv6 only may name the address too, as ::ffff:127.0.0.11; Java
-//! does so always.
+//! BPF programs on the guest's root cgroup do this, so programs still see port 53. They apply only to sockets
+//! of the guest's own network namespace, because an engine inside the container may have such a resolver in
+//! each of its namespaces. IPv6 sockets that also accept IPv4 may use the mapped address, ::ffff:127.0.0.11,
+//! as Java does.
 
 use std::fs::File;
 use std::io;

@@ -1,9 +1,9 @@
-//! The engine's resolver, as the guest has it.
+//! The engine's DNS resolver, as the guest sees it.
 //!
-//! An engine may listen for DNS queries on a loopback address of the container's network namespace
-//! on the host (Docker: 127.0.0.11). The guest's loopback is another, so the agent listens there,
-//! on a port of its own, and [`relay`] carries queries to the host and answers back. That port
-//! stands in for port 53 ([`detour`]), which so stays free for a server in the container.
+//! An engine may listen for DNS queries on a loopback address in the container's network namespace on the
+//! host (Docker: 127.0.0.11). The guest has a different loopback interface, so the agent listens there, on
+//! its own port, and [`relay`] forwards queries and answers. [`detour`] redirects port 53 to the agent's
+//! port, so that a server in the container can use port 53.
 
 mod detour;
 mod relay;

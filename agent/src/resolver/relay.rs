@@ -1,8 +1,8 @@
-//! Carries queries to the host and answers back, over one stream.
+//! Forwards queries to the host and answers back, on one stream.
 //!
-//! To the host: the query's number (4 bytes), 0 for UDP or 1 for TCP, its length (2 bytes) and the
-//! query; from the host: the number, the length and the answer, which is empty if there is none. All
-//! numbers are little-endian.
+//! To the host: the number of the query (4 bytes), 0 for UDP or 1 for TCP, the length (2 bytes), and the
+//! query. From the host: the number, the length, and the answer, which is empty if there is none. All numbers
+//! are little-endian.
 
 use std::collections::HashMap;
 use std::io;

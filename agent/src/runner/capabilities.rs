@@ -1,7 +1,7 @@
-//! Sets a process's capabilities exactly, as the last step before its program.
+//! Sets exactly the capabilities of the specification, as the last step before the program is executed.
 //!
-//! A specification without capabilities means none, and one that names ambient ones must get
-//! them or fail; libcontainer keeps all in the first case and carries on in the second.
+//! A specification without capabilities means none, and ambient capabilities must be granted or cause an
+//! error. libcontainer keeps all capabilities in the first case, and ignores errors in the second.
 
 use std::io;
 

@@ -1,8 +1,8 @@
-//! A further process in a container: `exec`.
+//! Starts another process in a container: `exec`.
 //!
-//! The runner joins the container's cgroup and makes a child in its PID namespace, as a child of the agent. The
-//! child enters the container's other namespaces, its user namespace among them, and becomes the process. The
-//! runner stays outside, where the limits can be set that the container's own root could not set.
+//! The runner joins the container's cgroup and creates a process in its PID namespace, as a child of the
+//! agent. This process enters the container's other namespaces, including its user namespace. The runner
+//! stays outside and sets limits that root in the container could not raise.
 
 use std::fs;
 use std::io::{self, Read, Write};

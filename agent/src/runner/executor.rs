@@ -1,4 +1,5 @@
-//! Where libcontainer hands the container's first process over: it has its namespaces, mounts and user by then.
+//! The callback with which libcontainer starts the container's first process. Namespaces, mounts and user are
+//! set up by then.
 
 use std::collections::HashMap;
 

@@ -1,7 +1,8 @@
-//! Writes which ids a user namespace has.
+//! Writes the ID mappings of a user namespace.
 //!
-//! libcontainer writes a single range itself; for several it executes `newuidmap` and `newgidmap`, which a host has
-//! for users who may not write them. The guest has no programs, so the agent's stands in for both.
+//! libcontainer itself writes only a single range. For several it executes `newuidmap` and `newgidmap`, which
+//! a host provides for users without the right to write mappings. The guest has no such programs, so the
+//! agent's binary replaces both.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -1,4 +1,5 @@
-//! Limits of a process, set from outside: in a user namespace, or as another user, it could not raise its own.
+//! Sets the limits of a process from outside: in a user namespace, or as another user, the process could not
+//! raise them itself.
 
 use std::io;
 

@@ -1,5 +1,4 @@
-//! Finding a command as Go's `exec.LookPath` does, because engines print and interpret the
-//! texts that runc has from there.
+//! Finds a command as Go's `exec.LookPath` does, because engines parse the messages that runc gets from it.
 
 use std::ffi::{CStr, CString};
 use std::fs;

@@ -1,7 +1,7 @@
-//! The runner: the agent's binary, executed again for one task that needs `clone`.
+//! The runner: the agent's binary, executed for one task that needs `clone`.
 //!
-//! It is single-threaded and short-lived. Its standard streams are those of the container's
-//! process, so it writes nothing to them; it tells the agent through a pipe ([`report`]).
+//! It is single-threaded and short-lived. Its standard streams are those of the container's process, so it
+//! writes nothing to them. It reports to the agent through a pipe ([`report`]).
 
 pub mod capabilities;
 mod directory;

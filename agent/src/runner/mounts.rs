@@ -1,4 +1,4 @@
-//! Mounts that libcontainer makes otherwise than runc.
+//! Mounts for which libcontainer differs from runc.
 
 use std::path::Path;
 

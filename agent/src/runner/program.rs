@@ -1,9 +1,8 @@
 //! The last steps of a container's process, inside the container.
 //!
-//! By then the process has its namespaces, root, user and limits, but still every capability.
-//! What is left is done here in the order that makes it correct: the filter before the
-//! capabilities if loading it needs CAP_SYS_ADMIN, else after them, so that as little as
-//! possible runs under it; then the program.
+//! At this point the process has its namespaces, root, user and limits, but still all capabilities. The rest
+//! must be done in this order: the seccomp filter before the capabilities if loading it needs CAP_SYS_ADMIN,
+//! otherwise after them, so that as little code as possible runs under the filter; then the program.
 
 use std::collections::HashSet;
 use std::ffi::CString;

@@ -1,8 +1,8 @@
-//! What a runner, and the processes that it makes until they execute their program, tell the
-//! agent: one JSON value a line, each in one write, so that lines of several do not mix.
+//! Reports to the agent of a runner, and of the processes that it creates until they execute their program.
 //!
-//! The container's first process keeps the pipe open while it waits to be started. The
-//! kernel closes it when the program is executed, so its end says that this succeeded.
+//! Each report is one JSON value on a line, written at once so that lines of several processes do not mix.
+//! The container's first process keeps the pipe open while it waits to be started. The kernel closes the pipe
+//! when the program is executed, so end-of-file means success.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

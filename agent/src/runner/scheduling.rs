@@ -1,4 +1,4 @@
-//! How the kernel schedules a further process: CPUs, policy, and the priority of its input and output.
+//! Scheduling of a process of exec: CPUs, policy, and I/O priority.
 
 use std::io;
 

@@ -1,9 +1,8 @@
-//! The system call filter of a process.
+//! The seccomp filter of a process.
 //!
-//! libseccomp makes the filter. In front of it stands a program of our own, for what runc's filters have and
-//! libseccomp's do not: numbers above the highest that a profile names get ENOSYS, so that a program which
-//! tries a system call newer than the profile goes on without it; and system calls that are newer than
-//! this build's libseccomp are known by their numbers.
+//! libseccomp generates the filter. Our own program runs before it, for two things that runc's filters have
+//! and libseccomp's do not. System calls newer than any that the profile names return ENOSYS, so that a
+//! program can fall back. And system calls newer than this build's libseccomp are known by number.
 
 use std::collections::HashSet;
 use std::fs::File;

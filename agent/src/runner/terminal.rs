@@ -1,4 +1,4 @@
-//! A terminal of the container's own for a further process.
+//! A new terminal in the container for a process of exec.
 
 use std::fs::File;
 use std::io::{self, IoSlice};

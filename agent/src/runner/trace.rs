@@ -1,5 +1,5 @@
-//! libcontainer's errors name no cause by the time they arrive; the cause goes to `tracing`.
-//! This subscriber sends it to the agent.
+//! Errors of libcontainer do not include their cause, which is only written to `tracing`. This subscriber
+//! sends it to the agent.
 
 use std::fmt::{Debug, Write};
 

@@ -1,4 +1,4 @@
-//! Requests that concern a container as a whole.
+//! Requests for a container as a whole.
 
 use std::fs;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Requests that concern the guest as a whole.
+//! Requests for the guest as a whole.
 
 use std::fs;
 use std::io;

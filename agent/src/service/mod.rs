@@ -1,5 +1,4 @@
-//! The protocol's service. The methods here only hand over; each group of requests has a
-//! file of its own.
+//! The service of the protocol. The methods here only dispatch; each group of requests has its own file.
 
 mod containers;
 mod guest;

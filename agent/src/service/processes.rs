@@ -1,4 +1,4 @@
-//! Requests that concern one process, and the stream of events.
+//! Requests for a single process, and the stream of events.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! File systems that the host asks for: the share tree, disks, tmpfs and binds.
+//! File systems that the host requests: the share tree, disks, tmpfs and bind mounts.
 
 mod plan;
 

@@ -1,4 +1,4 @@
-//! Checks what the host asks to mount, and puts it into the kernel's terms.
+//! Checks mount requests of the host and converts them to the kernel's terms.
 
 use std::path::{Component, Path};
 

@@ -1,4 +1,4 @@
-//! The connections that carry standard streams, matched to processes by their tokens.
+//! The connections of standard streams, matched to processes by their tokens.
 
 pub mod listen;
 pub mod pump;

@@ -1,7 +1,7 @@
-//! Copies between a process's standard streams and the host's connections.
+//! Copies data between a process's standard streams and the host's connections.
 //!
-//! Each direction has one buffer of bounded size and reads only when that is empty, so a
-//! slow reader slows the writer down and nothing is kept in memory.
+//! Each direction has one bounded buffer and reads only when it is empty. So a slow reader slows down the
+//! writer, and no more data is kept in memory.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

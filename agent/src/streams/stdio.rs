@@ -1,4 +1,4 @@
-//! The standard streams of one process: its ends and the agent's.
+//! The standard streams of a process: its ends and the agent's ends.
 
 use std::fs::File;
 use std::io;

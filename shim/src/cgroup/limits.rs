@@ -1,7 +1,8 @@
 //! Sets limits in the container's cgroup on the host.
 //!
-//! libcgroups writes the kernel's files. systemd is told beside, as far as it has a property, because it
-//! writes all settings of a controller again when one of them changes, from what it was told last.
+//! libcgroups writes the kernel's files. systemd must be told as well, where it has a property for the limit:
+//! when one setting of a controller changes, it writes all settings of this controller with the values that
+//! it knows.
 
 use std::fs;
 

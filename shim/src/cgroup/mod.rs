@@ -1,7 +1,7 @@
 //! The container's cgroup on the host: the sandbox host process and the VMM are in it.
 //!
-//! Directories of cgroup v2 are made here, because a VMM can be born in one; limits, systemd's units
-//! and cgroup v1 are libcgroups' business.
+//! This module creates directories of cgroup v2 itself, because a VMM can be started in one. Limits, systemd
+//! units and cgroup v1 are handled by libcgroups.
 
 mod limits;
 pub mod oom;

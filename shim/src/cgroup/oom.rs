@@ -1,8 +1,8 @@
-//! Tells the engine that the guest ran out of memory.
+//! Reports to the engine that the guest ran out of memory.
 //!
-//! An engine learns of that from its own kernel's counter of kills in the container's cgroup, and the
-//! guest's kernel is another. So when the VM has ended and memory was what ended it, a process that
-//! is there for nothing else is killed in the cgroup for want of memory.
+//! An engine reads the kill counter of the container's cgroup on the host, but the kill happened in the guest
+//! kernel. So when the VM has ended because of it, a process that exists for this purpose is started in the
+//! cgroup, and the host's out-of-memory killer kills it.
 
 use std::fs;
 use std::io::{self, Read, Write};

@@ -1,7 +1,7 @@
-//! The settings of a cgroup as they are, to be put back when a change of them comes to nothing.
+//! Saves the settings of a cgroup, to restore them if an update fails.
 //!
-//! It is the kernel's files that are read and written, whoever makes the cgroup. A systemd that made it keeps what
-//! it was told last, and sets that when it next has a reason to.
+//! The kernel's files are read and written even if systemd manages the cgroup. systemd keeps the values that
+//! it was told last, and writes these when it next updates the cgroup.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! `check`: whether this host can run containers. That `/dev/kvm` opens proves nothing, so a
-//! guest is booted.
+//! `check`: whether this host can run containers. It boots a guest, because being able to open `/dev/kvm` is
+//! not enough.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! `checkpoint` and `restore`: known, and refused.
+//! `checkpoint` and `restore`: accepted by the parser, but not supported.
 
 use clap::Args;
 

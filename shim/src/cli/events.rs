@@ -1,4 +1,4 @@
-//! `events`: a container's counters, at intervals or once, and its being out of memory.
+//! `events`: prints a container's counters, at intervals or once, and out-of-memory events.
 
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};

@@ -1,7 +1,7 @@
-//! `exec`: a further process in a running container.
+//! `exec`: starts another process in a running container.
 //!
-//! The host proxy process relays its streams and exits with its status. It is
-//! this process, or with `--detach` or a console socket one that stays behind.
+//! The host proxy process relays its streams and exits with its status. It is this process. With `--detach`
+//! or a console socket it is a separate process that continues to run.
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,5 @@
-//! The commands that pouch-vm starts itself with. They have a parser of their own: the one of the
-//! whole command line takes 2 % of a container's start to set up.
+//! The commands that pouch-vm starts itself with. They have their own parser, because setting up the parser
+//! of the whole command line takes 2 % of a container's start.
 
 use clap::{Parser, Subcommand};
 use pouch_vmm_api::inherited::Inherited;

@@ -1,4 +1,4 @@
-//! `kill`: a signal for the container's process.
+//! `kill`: sends a signal to the container's process.
 
 use std::str::FromStr;
 

@@ -1,4 +1,4 @@
-//! The OCI runtime's command line: one file an operation, flags as runc has them.
+//! The command line of the OCI runtime: a file for each operation, with runc's flags.
 
 mod check;
 mod checkpoint;

@@ -1,7 +1,7 @@
 //! `ps`: a container's processes.
 //!
-//! The table is of the processes in the guest, for people. The numbers in JSON are for engines, which
-//! look them up among the processes of the host: those that stand for the container's.
+//! The table lists the processes in the guest. The JSON is for engines, which look the PIDs up on the host:
+//! it has the PIDs of the host processes that represent the container's processes.
 
 use clap::{Args, ValueEnum};
 

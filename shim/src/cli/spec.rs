@@ -1,4 +1,4 @@
-//! `spec`: a specification to start from.
+//! `spec`: writes an example specification.
 
 use std::fs::OpenOptions;
 use std::io::Write;

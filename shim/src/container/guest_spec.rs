@@ -1,7 +1,7 @@
-//! Translates a container's specification into the guest.
+//! Translates a container's specification for the guest.
 //!
-//! What the host does is taken out, paths of the host become paths of the guest, and what neither
-//! side can do is refused by name.
+//! Parts that the host handles are removed, and paths of the host become paths of the guest. What neither
+//! side supports is an error that names the field.
 
 use std::collections::HashMap;
 use std::os::unix::fs::FileTypeExt;

@@ -1,6 +1,5 @@
-//! Hooks: programs of the host that are run at points of a container's life (OCI runtime
-//! specification, config.md, "POSIX-platform Hooks"). Those of `startContainer` belong into the
-//! container and are run by the agent.
+//! Hooks: programs on the host that run at certain points of a container's life (OCI runtime specification,
+//! config.md, "POSIX-platform Hooks"). `startContainer` hooks run in the container and are run by the agent.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -1,4 +1,4 @@
-//! Names of containers.
+//! Container IDs.
 
 use std::fmt;
 use std::str::FromStr;

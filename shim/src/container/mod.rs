@@ -1,4 +1,4 @@
-//! What OCI knows of a container.
+//! A container as the OCI specification defines it: bundle, specification, state, hooks.
 
 pub mod bundle;
 pub mod default_spec;

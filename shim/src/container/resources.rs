@@ -1,7 +1,7 @@
-//! Who enforces which limit: the guest's kernel, the host's, or both.
+//! Which limits the guest kernel enforces, which the host, and which both.
 //!
-//! The guest limits what is in the container. The host limits what the VM costs it: the VMM and its
-//! host process are in the container's cgroup there.
+//! The guest limits the container's processes. The host limits what the VM uses: the VMM and the sandbox host
+//! process are in the container's cgroup on the host.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! How large a container's VM is.
+//! The size of a container's VM.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! What the engine set up in the network namespace.
+//! Reads the network configuration that the engine made in the network namespace.
 
 use std::net::IpAddr;
 

@@ -1,11 +1,11 @@
-//! The container's network: what the engine set up in the network namespace reaches the guest.
+//! The container's network: gives the guest what the engine configured in the network namespace.
 //!
-//! [`namespace`] puts the sandbox host process there, unless [`occupants`] finds others in it. When the
-//! container starts, [`inspect`] looks at what there is; each Ethernet interface gets a [`tap`] device
-//! beside it, frames go over from one to the other both ways ([`redirect`]), the VMM makes a virtio
-//! interface of the tap device, and the agent gives that the name, addresses and routes of the engine's
-//! ([`wiring`]). [`resolver`] makes the engine's own DNS resolver answer in the guest, and [`watch`]
-//! follows what the engine changes later.
+//! [`namespace`] puts the sandbox host process into the namespace, unless [`occupants`] finds other processes
+//! in it. When the container starts, [`inspect`] reads the configuration. Each Ethernet interface gets a
+//! [`tap`] device, and [`redirect`] passes frames between the two. The VMM creates a virtio interface for the
+//! tap device, and the agent gives it the name, addresses and routes of the engine's interface ([`wiring`]).
+//! [`resolver`] forwards DNS queries of the guest to the engine's resolver, and [`watch`] follows later
+//! changes of the engine.
 
 pub mod inspect;
 pub mod namespace;

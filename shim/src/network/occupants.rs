@@ -1,4 +1,4 @@
-//! Who lives in a network namespace.
+//! Finds the processes in a network namespace.
 
 use std::fs::{self, Metadata};
 use std::io;

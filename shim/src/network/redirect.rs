@@ -1,4 +1,4 @@
-//! Two interfaces that are as one: what arrives at either is sent out by the other (tc-mirred(8)).
+//! Connects two interfaces: frames that arrive at one are sent out by the other (tc-mirred(8)).
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkFlags, LinkMessage};

@@ -1,5 +1,5 @@
-//! The engine's resolver in the container's network namespace, as Docker has it on 127.0.0.11:
-//! queries of the guest reach it, answers go back, and the resolver's own queries get theirs.
+//! The engine's DNS resolver in the container's network namespace (Docker's, on 127.0.0.11): forwards queries
+//! of the guest to it, and lets the resolver receive the answers to its own queries.
 
 use std::fs;
 use std::io::{self, Read, Write};

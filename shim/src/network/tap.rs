@@ -1,4 +1,4 @@
-//! A tap device: what is sent to it comes out of a descriptor, and the other way round.
+//! A tap device: frames sent to the interface are read from a descriptor, and vice versa.
 
 use std::fs::{self, File};
 use std::io;

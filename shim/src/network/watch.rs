@@ -1,4 +1,4 @@
-//! Changes of the namespace while the container runs: `docker network connect` and its like.
+//! Follows changes of the namespace while the container runs, such as those by `docker network connect`.
 
 use std::thread;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The interfaces of the namespace that the guest has.
+//! The interfaces of the namespace that are connected to the guest.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! The agent in the guest, as the host calls it. What it says is checked and bounded: the guest
-//! may have taken it over.
+//! Calls to the agent in the guest. Its responses are checked and bounded, because the container may have
+//! taken over the guest.
 
 use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;

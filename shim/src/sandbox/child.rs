@@ -1,5 +1,5 @@
-//! A process of pouch-vm that may outlive the command that starts it. It gets what it is to do by one pipe, and
-//! reports by another that it is ready.
+//! A child process of pouch-vm that may outlive its parent. It reads its task from one pipe, and reports on
+//! another that it is ready.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

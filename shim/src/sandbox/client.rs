@@ -1,4 +1,4 @@
-//! The command line's side of the socket to a sandbox host process.
+//! The command line's side of the socket of a sandbox host process.
 
 use std::fs;
 use std::io;

@@ -1,8 +1,8 @@
-//! Keeps the guest's wall clock with the host's.
+//! Synchronises the guest's wall clock with the host's.
 //!
-//! The guest's clock runs as the host's oscillator does, without what NTP corrects on the host, and does not
-//! follow when the host's clock is set. So the two are compared once a minute, and whenever the host's is set,
-//! which includes the end of a suspension.
+//! The guest's clock follows the host's oscillator. It does not follow corrections by NTP or changes of the
+//! host's clock. So the two are compared once a minute and whenever the host's clock is set, which includes a
+//! resume from suspend.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! From a bundle to a container that is created in a VM of its own.
+//! Creates a container in a new VM from a bundle.
 
 use std::fs::File;
 use std::io;

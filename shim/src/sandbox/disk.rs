@@ -1,7 +1,7 @@
-//! How long a guest that writes to its disk is given at its end.
+//! How long a guest may take to write to its disk when its VM ends.
 //!
-//! What a container wrote last stands in the guest's memory. To write it may take long, on a slow disk or
-//! under a limit; so what counts is whether anything is written.
+//! The container's last writes are in guest memory. Writing them may take long, with a slow disk or under a
+//! limit. So the guest may continue as long as something is written.
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! A running sandbox as requests of the command line see it.
+//! A running sandbox, as the handlers of requests use it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

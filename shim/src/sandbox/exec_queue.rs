@@ -1,7 +1,7 @@
-//! Execs wait for their turn at the agent.
+//! A queue for `exec` requests to the agent.
 //!
-//! It starts one process after the other. If all who want one asked at once, the last of a hundred would
-//! wait for its answer longer than an agent that works should take.
+//! The agent starts one process after the other. If a hundred requests were sent at once, the response to the
+//! last would exceed the timeout of a working agent.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};

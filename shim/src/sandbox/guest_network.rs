@@ -1,4 +1,4 @@
-//! The VM of a sandbox as the network needs it.
+//! The part of a sandbox's VM that the network code uses.
 
 use std::fs::File;
 use std::io::{self, Write};

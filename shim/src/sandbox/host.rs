@@ -1,9 +1,8 @@
-//! The sandbox host process: what stays when `create` returns.
+//! The sandbox host process, which continues to run when `create` returns.
 //!
-//! Its number is the container's on the host. It is in the container's cgroup and network
-//! namespace, and exits with the status of the container's process, so that whoever reaps it
-//! learns that status. It ends when the container's process has ended and its output was passed
-//! on, when the VM ends, or when it is told to.
+//! Its PID is the container's PID on the host. It is in the container's cgroup and network namespace, and
+//! exits with the status of the container's process, so that its parent gets that status. It ends when the
+//! container's process has ended and its output was passed on, when the VM ends, or on request.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! Mounts in which other users own the files than on disk (mount_setattr(2), Linux 5.12).
+//! ID-mapped mounts (mount_setattr(2), Linux 5.12).
 
 use std::ffi::CString;
 use std::fmt::Write;

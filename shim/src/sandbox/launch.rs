@@ -1,4 +1,4 @@
-//! Starts a sandbox host process and waits for its first word.
+//! Starts a sandbox host process and waits for its report.
 
 use std::io;
 use std::os::fd::RawFd;

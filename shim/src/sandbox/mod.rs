@@ -1,4 +1,4 @@
-//! One VM and the process of the host that owns it.
+//! A VM and the process on the host that owns it.
 
 pub mod agent;
 pub mod child;

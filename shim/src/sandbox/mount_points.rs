@@ -1,7 +1,7 @@
-//! Mount points in a root file system that the guest is not to write.
+//! Creates mount points in a read-only root file system.
 //!
-//! The guest makes the others itself, where it mounts. The root is read-only in the share tree already, so
-//! what is missing in it is made by the host, before.
+//! The guest creates mount points in other root file systems itself. A read-only root is read-only in the
+//! share tree, so the host creates missing mount points in it beforehand.
 
 use std::path::{Path, PathBuf};
 

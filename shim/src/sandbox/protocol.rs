@@ -1,7 +1,7 @@
-//! What the command line asks of a sandbox host process.
+//! The requests of the command line to a sandbox host process.
 //!
-//! The socket is `host.sock` in the container's state directory, `SOCK_SEQPACKET`: one message a
-//! packet, JSON, descriptors beside it. Only root reaches the directory.
+//! The socket is `host.sock` in the container's state directory, of type `SOCK_SEQPACKET`. Each packet is a
+//! JSON message, which may carry descriptors. Only root can access the directory.
 
 use std::path::PathBuf;
 

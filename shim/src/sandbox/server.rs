@@ -1,4 +1,4 @@
-//! Answers the command line's requests.
+//! Handles the requests of the command line.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

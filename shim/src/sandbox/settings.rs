@@ -1,4 +1,4 @@
-//! The kernel settings of the host that its container inherits.
+//! The host's kernel settings that a container inherits.
 
 use std::fs;
 

@@ -1,7 +1,7 @@
-//! The share tree: all of the host that a VM sees, and the VMM's root directory.
+//! The share tree: everything of the host that a VM can see. It is also the VMM's root directory.
 //!
-//! It is mounted in a mount namespace of the sandbox host process, so that the mounts are gone
-//! with the last process of the sandbox, however it ends.
+//! It is mounted in a mount namespace of the sandbox host process, so the mounts are removed with the last
+//! process of the sandbox, however it ends.
 
 use std::ffi::CString;
 use std::fs::{self, File};

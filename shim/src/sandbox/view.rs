@@ -1,9 +1,9 @@
-//! What whoever enters the mount namespace of a sandbox host process finds there.
+//! What a process sees that enters the mount namespace of a sandbox host process.
 //!
-//! Podman copies files of a running container from within the mount namespace of the process that it
-//! knows as the container's, and takes the root of that namespace for the container's. The host process
-//! itself goes on to see the host: it keeps the root directory that it has. Only setns(2) leads to what
-//! is mounted over the namespace's root, and that is the container as the host can see it.
+//! Podman copies files of a running container from within the mount namespace of the container's process, and
+//! takes its root for the container's root. So the container's files, as far as the host can see them, are
+//! mounted over the root of the namespace. The sandbox host process keeps its old root directory and
+//! continues to see the host; only setns(2) leads to the new mounts.
 
 use std::fs::{self, File};
 use std::io;

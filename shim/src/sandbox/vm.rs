@@ -1,4 +1,4 @@
-//! A VMM process and the socket that steers it.
+//! A VMM process and its control socket.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

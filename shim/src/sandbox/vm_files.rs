@@ -1,4 +1,4 @@
-//! What a VMM is started with: its program, its configuration and every file it needs, opened for it.
+//! The program, configuration and files of a VMM, opened for it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Seek, Write};

@@ -1,5 +1,5 @@
-//! What a VMM writes: its log, and its guest's console. It writes into a pipe, and this process into the
-//! file, so that a VMM that its guest has taken over cannot fill the host's disk.
+//! The output of a VMM: its log, and its guest's console. The VMM writes to a pipe and this process writes
+//! the file, so that a VMM that its guest has taken over cannot fill the host's disk.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, Read, Write};

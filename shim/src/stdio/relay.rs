@@ -1,8 +1,8 @@
-//! Moves bytes between a descriptor of the host and a stream of the guest.
+//! Copies bytes between a descriptor of the host and a stream of the guest.
 //!
-//! A thread for each direction, with reads and writes that block: the descriptors are shared with
-//! other processes, so they must not be made non-blocking, and files cannot be polled. What does
-//! not fit stays where it is, so that a slow reader slows the container and costs no memory.
+//! Each direction has a thread with blocking reads and writes. The descriptors are shared with other
+//! processes, so they must not be made non-blocking, and regular files cannot be polled. Data that cannot be
+//! written is not buffered, so a slow reader slows down the container and uses no memory.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

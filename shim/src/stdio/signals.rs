@@ -1,4 +1,4 @@
-//! The signals that a process standing for one of the guest passes on to it.
+//! The signals that a host process forwards to its process in the guest.
 
 use nix::sys::signal::{SigSet, Signal};
 

@@ -1,4 +1,4 @@
-//! Terminals of the host.
+//! Terminals on the host.
 
 use std::fs::File;
 use std::io::{self, IoSlice};

@@ -1,8 +1,8 @@
-//! What the VMM and the host that starts it share.
+//! What the VMM shares with the host side that starts it.
 //!
-//! The host describes a VM ([`config`]), starts the VMM in namespaces of its own ([`spawn`]) and
-//! sends it requests over one socket ([`control`]). The VMM says why its VM ended ([`exit`]).
-//! [`restricted`] opens what the VMM gets as descriptors, and [`inherited`] takes them over.
+//! The host describes a VM ([`config`]), starts the VMM in new namespaces ([`spawn`]) and sends it requests
+//! on one socket ([`control`]). The VMM reports why its VM ended ([`exit`]). [`restricted`] opens the files
+//! that the VMM gets as descriptors, and [`inherited`] takes ownership of them.
 
 pub mod config;
 pub mod control;

@@ -1,10 +1,10 @@
-//! Opens what a VMM gets so that it cannot be opened again with more rights.
+//! Opens files for a VMM so that it cannot reopen them with more rights.
 //!
-//! A process can reopen a file through the link that `/proc/self/fd` has of its descriptor, and a
-//! VMM may write to files of all owners. What such an opening may do is up to the mount of the
-//! descriptor; so is whether its mode and owner can be changed. So each file is opened through a mount of
-//! its own, which nobody else can reach and which is gone with the descriptor: without device nodes, and
-//! read-only unless it is of a file that the VMM may write to.
+//! A process can reopen a file through its link in `/proc/self/fd`, and a VMM may write to files of all
+//! owners. The mount of the descriptor decides what the process may then do, and whether it can change the
+//! file's mode and owner. So each file is opened through its own mount, which no other process can reach and
+//! which is removed with the descriptor. The mount has no device nodes, and it is read-only unless the VMM
+//! may write to the file.
 
 use std::fs::{File, OpenOptions};
 use std::io;

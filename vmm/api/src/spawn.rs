@@ -1,4 +1,4 @@
-//! Starts a VMM in namespaces of its own.
+//! Starts a VMM in new namespaces.
 
 use std::ffi::{CString, NulError};
 use std::fs;

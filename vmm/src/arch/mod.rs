@@ -1,4 +1,4 @@
-//! What is particular to a processor architecture. x86-64 is the only one so far.
+//! Code that depends on the processor architecture. Only x86-64 is supported.
 
 pub mod x86_64;
 

@@ -1,4 +1,4 @@
-//! Wires devices to a VM: when it is built, and while it runs.
+//! Attaches devices to a VM, when it is built and while it runs.
 
 mod slots;
 

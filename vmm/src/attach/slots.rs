@@ -1,4 +1,4 @@
-//! Devices that come while the VM runs.
+//! Devices that are attached while the VM runs.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

@@ -1,7 +1,7 @@
-//! The port through which a guest says why it ends.
+//! The I/O port through which a guest reports why it ends.
 //!
-//! One byte to the first register ends the VM: 1 power off, 2 reset, 3 panic. Bytes to the second
-//! register are a panic's message. The guest's side is kernel-config/0001-pouch-exit.patch.
+//! A byte written to the first register ends the VM: 1 power off, 2 reset, 3 panic. Bytes written to the
+//! second register are the message of a panic. The guest's side is kernel-config/0001-pouch-exit.patch.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The reset line of a PC's keyboard controller, and nothing else of it.
+//! The reset line of a PC's keyboard controller, without its other functions.
 //!
 //! A Linux guest without ACPI resets itself through it (`reboot=k`).
 

@@ -1,4 +1,4 @@
-//! The devices that a guest sees. There are no others.
+//! All devices that a guest sees.
 
 pub mod exit_port;
 pub mod keyboard;

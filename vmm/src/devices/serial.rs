@@ -1,4 +1,4 @@
-//! The serial port, for debugging: what the guest writes goes to a file.
+//! The serial port, for debugging: output of the guest is written to a file.
 
 use std::io::{self, Write};
 

@@ -1,4 +1,4 @@
-//! The VMM gives up its view of the host and its capabilities.
+//! Removes the VMM's access to the host's file system, and its capabilities.
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};

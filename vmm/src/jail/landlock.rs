@@ -1,7 +1,7 @@
-//! Restricts a thread to the share by Landlock, where the host's kernel has it.
+//! Restricts a thread to the share with Landlock, if the host kernel supports it.
 //!
-//! The process's mounts show little else already; this also keeps the file server from opening a disk or a
-//! device again through `/proc/self/fd`, whose descriptors lead to files outside the share.
+//! The mounts of the process contain little else. But a descriptor in `/proc/self/fd` may refer to a file
+//! outside the share, and Landlock keeps the file server from reopening such a disk or device.
 
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,

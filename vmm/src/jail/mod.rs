@@ -1,8 +1,9 @@
-//! What keeps a guest that takes over the VMM from the host.
+//! The jail of the VMM: what protects the host from a guest that takes over its VMM.
 //!
-//! The host starts the VMM in namespaces of its own (`pouch_vmm_api::spawn`). Before it builds its VM the
-//! VMM gives up what it still has ([`confine`]). Each of its threads keeps only the system calls that it
-//! needs ([`seccomp`]), and what serves files keeps the share. `docs/security.md` lists what is left.
+//! The host starts the VMM in new namespaces (`pouch_vmm_api::spawn`). Before it builds its VM, the VMM drops
+//! its remaining privileges ([`confine`]). Each of its threads can only make the system calls that it needs
+//! ([`seccomp`]), and threads that serve files can only access the share. `docs/security.md` lists what
+//! remains.
 
 pub mod confine;
 mod landlock;

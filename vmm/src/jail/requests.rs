@@ -1,6 +1,6 @@
-//! The requests of ioctl(2) that each kind of thread makes.
+//! The ioctl(2) requests of each kind of thread.
 //!
-//! Numbers are those of include/uapi/linux of the kernel, made as asm-generic/ioctl.h says.
+//! Numbers are those of the kernel's include/uapi/linux, computed as in asm-generic/ioctl.h.
 
 const NONE: u64 = 0;
 const WRITE: u64 = 1;

@@ -1,8 +1,8 @@
 //! The file behind guest memory.
 //!
-//! Best it lies on a tmpfs that takes huge pages: what the host writes into it before the guest runs, the
-//! kernel above all, is then zeroed once and copied once. In a memfd, which has small pages, it would be
-//! zeroed twice. Which ranges get huge pages is up to [`super::make_huge`] and [`super::only_small_pages`].
+//! A tmpfs with huge pages is preferred: what the host writes into it before the guest runs, mainly the
+//! kernel, is then zeroed once and copied once. A memfd has small pages and would be zeroed twice.
+//! [`super::make_huge`] and [`super::only_small_pages`] choose the ranges with huge pages.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;

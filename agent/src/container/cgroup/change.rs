@@ -1,4 +1,5 @@
-//! New limits for a container that exists: what they leave out, and what the VM has.
+//! Updates the limits of an existing container: fills in what the update omits, and checks it against the
+//! VM's size.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! From the specification's resources, which are cgroup v1's, to the files of cgroup v2.
+//! Converts the specification's resources, which are those of cgroup v1, to the files of cgroup v2.
 
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxPids, LinuxResources, LinuxThrottleDevice,

@@ -1,4 +1,4 @@
-//! A container's counters, as its cgroup and its network have them.
+//! A container's counters, read from its cgroup and its network interfaces.
 
 use std::collections::HashMap;
 

@@ -1,10 +1,10 @@
-//! Makes the specification that libcontainer gets from the one that the host sent.
+//! Converts the specification from the host into the one for libcontainer.
 //!
-//! libcontainer does the namespaces, mounts, users and limits of a process. What it does
-//! otherwise than runc or not at all is taken out here and done by the agent or the runner:
-//! resources and device rules (the cgroup is the agent's), seccomp and capabilities (they
-//! must come last and in an order of their own, and libcontainer forgets seccomp for later
-//! processes), the environment (its order), and kernel settings outside a namespace.
+//! libcontainer sets up namespaces, mounts, users and limits of a process. What it does not do, or does
+//! differently from runc, is removed here and done by the agent or the runner: resources and device rules
+//! (the agent manages the cgroup), seccomp and capabilities (they must come last and in a certain order, and
+//! libcontainer omits seccomp for processes of exec), the environment (its order), and kernel settings that
+//! do not belong to a namespace.
 
 use std::collections::HashMap;
 use std::path::Path;

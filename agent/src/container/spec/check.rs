@@ -1,5 +1,5 @@
-//! Refuses what a specification asks for and the guest cannot do, naming the field. What
-//! libcontainer would skip in silence is caught here.
+//! Rejects what a specification asks for and the guest does not support, with the name of the field. This
+//! includes what libcontainer would ignore.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Devices that a specification asks for. Its numbers are the host's; the guest's kernel has devices of its
-//! own, and a node with a number that it does not know, or knows for something else, would be a trap.
+//! Devices of a specification. Its numbers are those of the host, and the guest kernel has its own devices. A
+//! number may be unknown in the guest, or belong to another device; such a node is not created.
 
 use std::path::Path;
 

@@ -1,5 +1,4 @@
-//! What the host asks for in a specification: checked here, and adapted to what
-//! libcontainer gets to see.
+//! Checks the specification from the host and adapts it for libcontainer.
 
 mod adapt;
 mod check;

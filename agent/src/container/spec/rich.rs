@@ -1,8 +1,8 @@
 //! Rich containers: those whose first process is an init system.
 //!
-//! On a shared kernel an engine must either refuse systemd what it needs or give it
-//! `--privileged`. Here the VM is the boundary, so a container that starts an init gets what
-//! an init needs, and no more than that. Each change below says why.
+//! On a shared kernel an engine must either deny systemd what it needs or use `--privileged`. Here the VM is
+//! the boundary, so a container that starts an init system gets what it needs, and nothing else. Each change
+//! below has its reason.
 
 use std::path::{Path, PathBuf};
 

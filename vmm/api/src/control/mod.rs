@@ -1,8 +1,8 @@
-//! How the host steers a VM: one socket, one message a packet.
+//! How the host controls a VM: one socket, one message in each packet.
 //!
-//! The socket is a `SOCK_SEQPACKET` pair, so that a message is never torn and never joined with
-//! another. Messages are JSON; a descriptor travels beside the message that it belongs to. The
-//! host side must treat the VMM as the guest's: it bounds what it reads.
+//! The socket is a `SOCK_SEQPACKET` pair, so message boundaries are preserved. Messages are JSON; a
+//! descriptor is sent with its message. The host must not trust the VMM, because the guest may have taken it
+//! over: it bounds what it reads.
 
 mod socket;
 

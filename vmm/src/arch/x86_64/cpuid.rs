@@ -1,8 +1,8 @@
-//! What CPUID tells the guest: what KVM supports, less what a small VM has no use for, with the
-//! VM's own topology.
+//! CPUID for the guest: what KVM supports, without features that a small VM does not need, and with the VM's
+//! topology.
 //!
-//! Leaves are those of Intel's Software Developer's Manual, volume 2A, "CPUID", and AMD's
-//! Architecture Programmer's Manual, volume 3, appendix E. The KVM leaves are in the kernel's
+//! Leaves are those of Intel's Software Developer's Manual, volume 2A, "CPUID", and AMD's Architecture
+//! Programmer's Manual, volume 3, appendix E. The KVM leaves are in the kernel's
 //! Documentation/virt/kvm/x86/cpuid.rst.
 
 use super::cpuid_policy;

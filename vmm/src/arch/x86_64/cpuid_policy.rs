@@ -1,8 +1,8 @@
-//! Which of the processor's features a guest may see, as a table.
+//! The CPU features that a guest may see, as a table.
 //!
-//! What KVM supports is the start; each rule takes bits away or sets them, with its reason. What no rule
-//! names stays as KVM has it. Names are those of Intel's Software Developer's Manual, volume 2A, "CPUID", and
-//! AMD's Architecture Programmer's Manual, volume 3, appendix E.
+//! The table starts from what KVM supports. Each rule clears or sets bits and gives a reason. Bits without a
+//! rule stay as KVM reports them. Names are those of Intel's Software Developer's Manual, volume 2A, "CPUID",
+//! and AMD's Architecture Programmer's Manual, volume 3, appendix E.
 
 use kvm_bindings::kvm_cpuid_entry2;
 

@@ -1,4 +1,4 @@
-//! x86-64: how memory is laid out, what the processor says of itself, and how the kernel is entered.
+//! x86-64: memory layout, CPUID, and kernel entry.
 
 pub mod cpuid;
 mod cpuid_policy;

@@ -1,4 +1,4 @@
-//! The MP table: which processors and interrupt lines there are, without ACPI.
+//! The MP table, which describes processors and interrupt lines without ACPI.
 //!
 //! Intel's MultiProcessor Specification 1.4, sections 4.1 to 4.3.
 

@@ -1,4 +1,4 @@
-//! Model-specific registers at the start of a vCPU.
+//! Initial model-specific registers of a vCPU.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;

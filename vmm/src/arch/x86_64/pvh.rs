@@ -1,4 +1,4 @@
-//! What a kernel entered through PVH is told: where its command line, its memory and its root are.
+//! The start info of a kernel that is entered through PVH: its command line, memory and root.
 //!
 //! The structures are those of Xen's public/arch-x86/hvm/start_info.h, version 1.
 

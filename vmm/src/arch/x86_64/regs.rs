@@ -1,4 +1,4 @@
-//! Registers at the start of a vCPU.
+//! Initial registers of a vCPU.
 
 use kvm_bindings::{kvm_fpu, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;

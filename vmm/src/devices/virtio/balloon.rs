@@ -1,8 +1,8 @@
-//! The memory balloon (section 5.5), of which only free page reporting is used: the guest's kernel tells
-//! which pages it has no use for, and they go back to the host.
+//! The memory balloon (section 5.5), of which only free page reporting is used: the guest kernel reports
+//! unused pages, and they are returned to the host.
 //!
-//! Nothing asks the guest to inflate the balloon. The queues for that are there because a driver sets them
-//! up in any case; what comes through them is given back and changes nothing.
+//! Nothing asks the guest to inflate the balloon. The queues for inflating exist because drivers set them up
+//! in any case. Their buffers are returned without effect.
 
 use std::io;
 

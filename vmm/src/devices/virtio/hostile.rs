@@ -1,5 +1,5 @@
-//! What a hostile guest may put into queues, for the tests of the devices: descriptors that point
-//! anywhere, loop, overlap and lie about their length, rings that name what was never offered.
+//! Queues of a hostile guest, for device tests: descriptors with arbitrary addresses, loops, overlaps and
+//! wrong lengths, and rings with entries that were never offered.
 
 use std::sync::Arc;
 

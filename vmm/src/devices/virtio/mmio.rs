@@ -1,4 +1,4 @@
-//! The transport: a page of registers for each device (section 4.2).
+//! The virtio-mmio transport: a page of registers for each device (section 4.2).
 
 use std::sync::{Arc, Mutex};
 

@@ -1,4 +1,4 @@
-//! A queue as a running device uses it.
+//! A queue of a running device.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -1,4 +1,4 @@
-//! Brings the driver's notifications to a device that runs on the event loop.
+//! Delivers the driver's notifications to a device on the event loop.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,7 +1,7 @@
-//! A place for a device that comes while the VM runs.
+//! A slot for a device that is attached while the VM runs.
 //!
-//! Until then its registers are those of a placeholder (section 4.2.2: device ID 0), which the
-//! driver passes by; when the device is there, the agent has the guest look again.
+//! An empty slot has the registers of a placeholder (section 4.2.2: device ID 0), which the driver ignores.
+//! When a device is attached, the agent makes the driver probe the slot again.
 
 use super::mmio::{MmioTransport, placeholder_register};
 use crate::bus::BusDevice;

@@ -1,4 +1,4 @@
-//! What devices with threads of their own share.
+//! Common code of devices with their own threads.
 
 use std::io;
 

@@ -1,5 +1,5 @@
-//! Disks (section 5.2): one image file or block device each, served by a thread of its own, so
-//! that a slow disk holds up nothing else.
+//! Disks (section 5.2). Each is an image file or block device and has its own thread, so that a slow disk
+//! delays nothing else.
 
 mod request;
 mod worker;

@@ -1,4 +1,4 @@
-//! Requests to a disk, good and bad, through a queue in guest memory.
+//! Valid and invalid disk requests through a queue in guest memory.
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,4 @@
-//! Attributes of files, as the host has them and as the guest is told of them.
+//! File attributes: as the host reports them, and as the guest sees them.
 
 use std::io;
 use std::os::fd::AsFd;

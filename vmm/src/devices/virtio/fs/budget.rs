@@ -1,4 +1,4 @@
-//! How many descriptors the guest may make this process hold.
+//! How many descriptors the guest may make this process hold open.
 
 use std::io;
 use std::sync::Arc;

@@ -1,8 +1,9 @@
-//! The identity under which a thread acts on the host's files.
+//! The identity with which a thread accesses the host's files.
 //!
-//! A request acts as the process in the guest that made it: with its user, its groups, and no capability that it
-//! lacks. On the host's disks the guest's kernel has checked the same already, from attributes that may be a second
-//! old. Elsewhere, as on NFS with root_squash or in a user's FUSE mount, only the host can tell.
+//! A request uses the user and the groups of the requesting process in the guest, and no capability that this
+//! process lacks. For the host's local disks, the guest kernel has already checked permissions, with
+//! attributes that may be a second old. For other file systems, such as NFS with root_squash or a user's FUSE
+//! mount, only the host can check them.
 
 use std::cell::RefCell;
 use std::io;

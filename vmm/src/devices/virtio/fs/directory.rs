@@ -1,4 +1,4 @@
-//! Listings of directories.
+//! Directory listings.
 
 use std::ffi::CStr;
 use std::io;

@@ -1,4 +1,4 @@
-//! Requests about open files and directories.
+//! Requests for open files and directories.
 
 use std::io;
 use std::os::fd::{AsFd, IntoRawFd};

@@ -1,8 +1,8 @@
-//! Requests that are being served, so that they can be given up when the process that waits for them is killed.
+//! Requests in progress, so that a request can be abandoned when the process that waits for it is killed.
 //!
-//! A server of the host's that does not answer, of NFS or FUSE, holds the thread that serves a request for it, and
-//! nothing but killing the whole VMM would free it. The guest's process must not wait for that: its request is
-//! answered with `EINTR`, and what the thread brings in the end is thrown away.
+//! If a server of the host (NFS, FUSE) does not respond, the thread that serves the request is blocked in the
+//! kernel, and only killing the whole VMM would free it. The process in the guest must not wait for it: its
+//! request is answered with `EINTR`, and the result of the thread is discarded later.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,9 +1,9 @@
-//! The inode table: the files that the guest knows, by the numbers that it knows them by.
+//! The inode table: the files that the guest knows, by node ID.
 //!
-//! Each has an `O_PATH` descriptor, which keeps the file in being, so that no other file gets its number on the host
-//! meanwhile. A guest keeps all that it was told of until it needs the memory, and its kernel has more memory for
-//! names than the host has descriptors. So beyond a bound the guest is told of files for no time at all, and Linux
-//! forgets such a file as soon as nothing uses it (`fuse_dentry_delete` in fs/fuse/dir.c).
+//! Each entry has an `O_PATH` descriptor. The descriptor keeps the inode alive, so that its number on the
+//! host is not reused. A guest keeps its entries until it needs the memory, and its kernel has memory for
+//! more names than the host has descriptors. So beyond a limit, entries are sent with a timeout of zero, and
+//! Linux drops such an entry as soon as it is unused (`fuse_dentry_delete` in fs/fuse/dir.c).
 
 use std::collections::HashMap;
 use std::io;

@@ -1,9 +1,10 @@
-//! Locks on files (flock(2), fcntl(2)), taken on the host for the guest's processes, so that they hold against the
-//! host and against other guests.
+//! File locks (flock(2), fcntl(2)), taken on the host for processes in the guest, so that they hold against
+//! the host and other guests.
 //!
-//! Each owner in the guest, a process or an open file, has an open file of its own on the host for as long as it
-//! has a lock: to the host's kernel open files are owners of both kinds of locks ("Open file description locks" of
-//! fcntl_locking(2)). A lock is given at once or not at all: the guest asks again (kernel-config/0006-fuse-lock-retry.patch).
+//! Each lock owner in the guest, a process or an open file, has its own open file on the host as long as it
+//! has a lock. For the host kernel, open files are the owners of both kinds of locks ("Open file description
+//! locks" in fcntl_locking(2)). A lock is granted immediately or not at all; the guest retries
+//! (kernel-config/0006-fuse-lock-retry.patch).
 
 use std::collections::BTreeMap;
 use std::io;

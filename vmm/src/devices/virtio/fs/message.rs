@@ -1,4 +1,4 @@
-//! A request of the guest and the room for its answer, in guest memory.
+//! A request of the guest and the buffer for its response, in guest memory.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

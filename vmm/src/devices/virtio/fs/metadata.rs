@@ -1,4 +1,4 @@
-//! Requests about the attributes of files, and about file systems as a whole.
+//! Requests for file attributes and for whole file systems.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -1,7 +1,7 @@
-//! A directory of the host as a file system (section 5.11), served in this process.
+//! A directory of the host as a virtio file system (section 5.11), served in this process.
 //!
-//! Guest memory is private to the process, so the file system cannot be served from outside it. What the guest can
-//! reach is what the process's mount namespace shows: see [`crate::jail`].
+//! Only this process has access to guest memory, so the file system cannot be served by another. The guest
+//! can reach what is in the mount namespace of the process: see [`crate::jail`].
 
 mod abi;
 mod attributes;

@@ -1,4 +1,4 @@
-//! Requests about names in directories: looking up, making, linking, renaming and removing files.
+//! Requests for directory entries: lookup, create, link, rename and remove.
 
 use std::ffi::CStr;
 use std::io;

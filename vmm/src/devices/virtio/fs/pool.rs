@@ -1,8 +1,8 @@
 //! The threads that serve the file system.
 //!
-//! A request can wait for long: for a disk, for a server of the host's that does not answer. So there is always one
-//! thread more than requests that are being served, up to a bound; whoever takes a request up as the last one starts
-//! another first. A single process in the guest keeps one thread busy and has the next one waiting.
+//! A request can block for a long time, on a disk or on a server of the host that does not respond. So there
+//! is always one thread more than requests in progress, up to a limit: a thread that takes a request while no
+//! other is idle first starts another. A single process in the guest uses one thread, and a second one waits.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};

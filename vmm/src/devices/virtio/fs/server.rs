@@ -1,4 +1,4 @@
-//! The FUSE server: what each request asks for, and the answer to it.
+//! The FUSE server: dispatches requests and builds responses.
 
 use std::ffi::CStr;
 use std::io;

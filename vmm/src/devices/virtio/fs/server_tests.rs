@@ -1,4 +1,4 @@
-//! The server as a guest's kernel meets it: requests in guest memory, and the answers.
+//! Tests of the server with requests and responses in guest memory.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

@@ -1,8 +1,9 @@
-//! Keeps the set-user-id and set-group-id bits of a file through a change of its contents.
+//! Preserves the set-user-ID and set-group-ID bits of a file when its content changes.
 //!
-//! Linux takes them away when a file is written or truncated, unless the process has `CAP_FSETID` in the host's
-//! own user namespace (`setattr_should_drop_suidgid` in fs/attr.c), which the VMM never has. The guest's kernel says
-//! whether the process in the guest has it: see `FUSE_HANDLE_KILLPRIV_V2` in include/uapi/linux/fuse.h.
+//! Linux clears them when a file is written or truncated, unless the process has `CAP_FSETID` in the host's
+//! initial user namespace (`setattr_should_drop_suidgid` in fs/attr.c), which the VMM never has. The guest
+//! kernel reports whether the process in the guest has it: see `FUSE_HANDLE_KILLPRIV_V2` in
+//! include/uapi/linux/fuse.h.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,7 +1,8 @@
 //! Extended attributes (xattr(7)).
 //!
-//! The namespace `trusted` belongs to the host's root alone, which the VMM is not. What a guest keeps there, as an
-//! overlay file system does, lies on the host as `user.pouch-vm.trusted.*`.
+//! Only root on the host can use the namespace `trusted`, and the VMM is not root there. Attributes that a
+//! guest sets in this namespace, for example for an overlay file system, are stored on the host as
+//! `user.pouch-vm.trusted.*`.
 
 use std::ffi::{CStr, CString};
 use std::io;

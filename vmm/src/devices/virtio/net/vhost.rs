@@ -1,4 +1,4 @@
-//! An interface whose frames the host's kernel moves: vhost-net, between the queues and a tap device.
+//! A network interface with vhost-net: the host kernel moves frames between the queues and a tap device.
 
 use std::fs::File;
 use std::io;

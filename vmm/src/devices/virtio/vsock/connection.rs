@@ -1,7 +1,7 @@
-//! One connection: a socket of the host on this side, the guest on the other.
+//! A vsock connection between a socket of the host and the guest.
 //!
-//! Flow control is by credit (section 5.10.6.3): each side says how large its buffer is and how
-//! much it has worked off, and the other never sends more than fits.
+//! Flow control is by credit (section 5.10.6.3): each side announces the size of its buffer and how much it
+//! has processed, and the other never sends more than fits.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};

@@ -1,9 +1,9 @@
 //! Sockets between host and guest (section 5.10).
 //!
-//! Only the host opens connections: the agent listens, so that its listener survives a snapshot,
-//! and a guest that could dial would be one more way to attack the host (a call is refused, and only
-//! makes the muxer ask again for the connections that wait). What the host gets for a
-//! connection is one end of a socket pair, handed over through the control socket.
+//! Only the host opens connections. The agent listens, so that its listener survives a snapshot. Connections
+//! from the guest would be another way to attack the host, so they are refused; an attempt only makes the
+//! muxer retry pending connections. The host gets one end of a socket pair for each connection, through the
+//! control socket.
 
 mod connection;
 mod muxer;

@@ -1,4 +1,4 @@
-//! All connections of a VM, and the descriptors that they wait for.
+//! All vsock connections of a VM, and the descriptors that they poll.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
