@@ -29,6 +29,8 @@ pub enum Engine {
     /// The next Docker, whose daemon attaches networks itself, between create and start. It has a network
     /// namespace of its own, which is the test's too.
     Docker28,
+    /// A Docker daemon whose containers have a user namespace (`userns-remap`), with a network namespace as above.
+    DockerRemapped,
     /// Podman: no daemon; conmon watches a container.
     Podman,
 }
@@ -41,11 +43,16 @@ pub const DAEMONS: &str = "/run/testbed/engines";
 macro_rules! engine_tests {
     (
         $(both: $($both:ident),+;)? $(docker: $($docker:ident),+;)? $(podman: $($podman:ident),+;)?
-        $(docker_28: $($next:ident),+;)?
+        $(docker_28: $($next:ident),+;)? $(docker_remapped: $($remapped:ident),+;)?
     ) => {
         $(mod docker_28 {
             $(#[test] fn $next() {
                 $crate::engine::check($crate::Engine::Docker28, super::$next);
+            })+
+        })?
+        $(mod docker_remapped {
+            $(#[test] fn $remapped() {
+                $crate::engine::check($crate::Engine::DockerRemapped, super::$remapped);
             })+
         })?
         mod docker {
@@ -80,7 +87,7 @@ impl Engine {
     /// Its program.
     pub fn program(self) -> &'static str {
         match self {
-            Engine::Docker => "docker",
+            Engine::Docker | Engine::DockerRemapped => "docker",
             Engine::Docker28 => "/opt/docker-28/bin/docker",
             Engine::Podman => "podman",
         }
@@ -89,9 +96,18 @@ impl Engine {
     /// The engine with these arguments.
     pub fn command(self, arguments: &[&str]) -> Invocation {
         let invocation = Invocation::of(self.program(), arguments);
+        match self.other_daemon() {
+            Some((name, _)) => invocation.env("DOCKER_HOST", format!("unix:///run/{name}/docker.sock")),
+            None => invocation,
+        }
+    }
+
+    /// The name of a daemon that is started by who needs it, and the verb of [`DAEMONS`] that starts it.
+    fn other_daemon(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Engine::Docker28 => invocation.env("DOCKER_HOST", "unix:///run/docker-28/docker.sock"),
-            Engine::Docker | Engine::Podman => invocation,
+            Engine::Docker28 => Some(("docker-28", "start-28")),
+            Engine::DockerRemapped => Some(("docker-remapped", "start-remapped")),
+            Engine::Docker | Engine::Podman => None,
         }
     }
 
@@ -102,9 +118,9 @@ impl Engine {
 
     /// Sees to it that the engine can be used by this thread and those that it starts.
     fn prepare(self) {
-        if self == Engine::Docker28 {
-            Invocation::of(DAEMONS, ["start-28"]).leaves_something_behind().run().ok();
-            let namespace = std::fs::File::open("/run/netns/docker-28").unwrap();
+        if let Some((name, start)) = self.other_daemon() {
+            Invocation::of(DAEMONS, [start]).leaves_something_behind().run().ok();
+            let namespace = std::fs::File::open(format!("/run/netns/{name}")).unwrap();
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         }
     }
@@ -113,8 +129,8 @@ impl Engine {
     pub fn with_runtime(self, verb: &str, options: &[&str], image: &str, arguments: &[&str]) -> Invocation {
         let (runtime, image) = (runtime(), format!("pouch-test/{image}"));
         let mut all = match self {
-            Engine::Docker | Engine::Docker28 => vec![verb, "--runtime", &runtime],
             Engine::Podman => vec!["--runtime", &runtime, verb],
+            _ => vec![verb, "--runtime", &runtime],
         };
         all.extend(options);
         all.push(&image);

@@ -13,15 +13,22 @@ const PATIENCE_PART: u32 = 5;
 /// Folders whose files are compared. Bundles are not in them; the tests look after those.
 const FOLDERS: [&str; 5] = ["/run", "/tmp", "/dev/shm", "/dev/mqueue", "/var/lib/pouch-vm"];
 /// What changes there by itself: the engines of the testbed live there too.
-const IGNORED: [&str; 6] =
-    ["/run/docker", "/run/docker-28", "/run/containerd", "/run/udev", "/run/testbed", "/run/utmp"];
+const IGNORED: [&str; 7] = [
+    "/run/docker",
+    "/run/docker-28",
+    "/run/docker-remapped",
+    "/run/containerd",
+    "/run/udev",
+    "/run/testbed",
+    "/run/utmp",
+];
 
 /// The folder of all containers' states, which the first one makes and which stays, as runc's does.
 const STATES: &str = "/run/pouch-vm";
 /// Where cgroups are mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where engines and runtimes keep what belongs to one container each.
-const CONTAINER_FOLDERS: [&str; 8] = [
+const CONTAINER_FOLDERS: [&str; 11] = [
     STATES,
     "/run/docker/runtime-runc/moby",
     "/run/docker/runtime-pouch-vm/moby",
@@ -29,15 +36,19 @@ const CONTAINER_FOLDERS: [&str; 8] = [
     "/run/docker-28/runtime-runc/moby",
     "/run/docker-28/runtime-pouch-vm/moby",
     "/run/docker-28/containerd/daemon/io.containerd.runtime.v2.task/moby",
+    "/run/docker-remapped/runtime-runc/moby",
+    "/run/docker-remapped/runtime-pouch-vm/moby",
+    "/run/docker-remapped/containerd/daemon/io.containerd.runtime.v2.task/moby",
     "/run/netns",
 ];
 /// What engines make when they first need it, and keep; and they themselves, which may be restarted.
-const KEPT_BY_ENGINES: [&str; 10] = [
+const KEPT_BY_ENGINES: [&str; 11] = [
     "process dockerd",
     "process containerd",
     "mount /run/netns",
     "mount /run/docker/netns/default",
     "mount /run/docker-28/netns/default",
+    "mount /run/docker-remapped/netns/default",
     "mount /var/lib/containers/storage/overlay",
     "cgroup /sys/fs/cgroup/docker",
     "cgroup /sys/fs/cgroup/libpod_parent",

@@ -128,7 +128,7 @@ fn init(engine: Engine) {
         grep -l '^State:.Z' /proc/[0-9]*/status; exit 4";
     // Podman's own init is a package that the testbed has not; Docker's does as well.
     let (options, name) = match engine {
-        Engine::Docker | Engine::Docker28 => (&["--init"][..], "docker-init"),
+        Engine::Docker | Engine::Docker28 | Engine::DockerRemapped => (&["--init"][..], "docker-init"),
         Engine::Podman => (&["--init", "--init-path", "/usr/bin/tini-static"][..], "podman-init"),
     };
     let output = engine.sh(options, script);
