@@ -6,7 +6,7 @@ use std::process::Stdio;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pouch_tests::invocation::{code, wait};
-use pouch_tests::{Bundle, Container, HANG, eventually, processes};
+use pouch_tests::{Bundle, Container, HANG, eventually, processes, vm_only};
 use serde_json::json;
 
 fn sleeper() -> Container {
@@ -151,6 +151,44 @@ fn many_at_once() {
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
+}
+
+#[test]
+fn it_ends_when_killed_though_nobody_reads_what_it_wrote() {
+    // runc copies the output itself, and waits for the reader.
+    vm_only!();
+    let container = sleeper();
+    let mut command =
+        container.exec_invocation(&[], &["sh", "-c", "echo $$ >/tmp/pid; exec yes"]).into_command();
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    eventually("it runs", || container.exec(&["cat", "/tmp/pid"]).status == 0);
+    container.sh("kill -KILL $(cat /tmp/pid)");
+    // Its pipe is full, and open until here.
+    let status = code(wait(&mut child, "exec", HANG));
+    drop(child.stdout.take());
+    assert_eq!(status, 128 + 9);
+}
+
+/// Inodes of tmpfs that the guest has: no others than those of its own /run can become more here.
+fn inodes_of_tmpfs(container: &Container) -> i64 {
+    let script = "awk '$1 == \"shmem_inode_cache\" { print $2 }' /proc/slabinfo";
+    container.sh(script).parse().unwrap()
+}
+
+#[test]
+fn it_leaves_no_inode_behind() {
+    // Under runc these are the host's, which others use.
+    vm_only!();
+    const TIMES: i64 = 60;
+    // What the kernel calls active has the free ones of the last slabs with it.
+    const ALLOWED: i64 = 40;
+    let container = sleeper();
+    let before = inodes_of_tmpfs(&container);
+    for _ in 0..TIMES {
+        container.exec(&["true"]).ok();
+    }
+    let now = inodes_of_tmpfs(&container);
+    assert!(now < before + ALLOWED, "{before} before, {now} now");
 }
 
 #[test]
