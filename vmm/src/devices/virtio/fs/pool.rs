@@ -17,8 +17,8 @@ use crate::bus::lock;
 use crate::devices::virtio::VirtQueue;
 use crate::devices::virtio::queue::Chain;
 
-/// Threads at most. So many requests can wait for a server of the host's before others wait too.
-const MAX_THREADS: usize = 64;
+/// Threads at most: one for each request that the guest's queue holds.
+const MAX_THREADS: usize = super::QUEUE_SIZES[1] as usize;
 /// Seconds after which a thread that nothing needs ends.
 const IDLE_SECONDS: i64 = 10;
 /// Bytes of a thread's stack.
