@@ -111,7 +111,7 @@ const _: () = assert!(size_of::<AttachAttributes>() == 20);
 /// Loads a program for `hook`.
 ///
 /// # Errors
-/// What bpf(2) says.
+/// The error of bpf(2).
 pub fn load(program: &[Instruction], hook: Hook) -> io::Result<OwnedFd> {
     const PROG_LOAD: libc::c_int = 5;
     let attributes = LoadAttributes {
@@ -140,7 +140,7 @@ pub fn load(program: &[Instruction], hook: Hook) -> io::Result<OwnedFd> {
 /// Attaches a program to a cgroup, beside others or in place of `previous`, until the cgroup goes.
 ///
 /// # Errors
-/// What bpf(2) says.
+/// The error of bpf(2).
 pub fn attach(
     cgroup: BorrowedFd<'_>,
     program: BorrowedFd<'_>,

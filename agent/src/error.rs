@@ -37,7 +37,7 @@ pub enum RequestError {
     Invalid {
         /// The field's name as the .proto file or the OCI specification has it.
         field: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
 }

@@ -64,7 +64,7 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The file is malformed.
@@ -82,7 +82,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// The key.
         key: &'static str,
-        /// What it holds.
+        /// The value.
         value: u32,
         /// The smallest value allowed.
         least: u32,

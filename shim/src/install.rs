@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{env, io};
 
-/// The parts that pouch-vm needs besides its own binary.
+/// The installed files that pouch-vm needs, without its own binary.
 #[derive(Clone, Debug)]
 pub struct Installation {
     /// The VMM's binary.
@@ -15,7 +15,7 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// The parts beside this binary: `PREFIX/bin/pouch-vm` finds `PREFIX/libexec/pouch-vm` and
+    /// The files relative to this binary: `PREFIX/bin/pouch-vm` uses `PREFIX/libexec/pouch-vm` and
     /// `PREFIX/share/pouch-vm`.
     ///
     /// # Errors

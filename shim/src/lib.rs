@@ -5,7 +5,7 @@
 //! with the agent, relays standard streams, and exits with the container's status. [`container`] has the OCI
 //! view of a container: its bundle, its state, and the translation of its specification for the guest.
 
-/// What the processes that stand for a container are called among the host's.
+/// The name of the container's processes on the host.
 pub const PROCESS_NAME: &std::ffi::CStr = c"pouch-vm";
 
 pub mod cgroup;

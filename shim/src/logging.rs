@@ -29,13 +29,13 @@ pub struct Log {
 }
 
 impl Log {
-    /// Tells of an error on standard error and in the file.
+    /// Reports an error on standard error and in the file.
     pub fn error(&self, message: &str) {
         eprintln!("pouch-vm: error: {message}");
         self.write("error", message);
     }
 
-    /// Tells of something that a user should know, in the file only.
+    /// Writes a warning to the file only.
     pub fn warning(&self, message: &str) {
         self.write("warning", message);
     }
@@ -47,7 +47,7 @@ impl Log {
             LogFormat::Json => json!({"level": level, "msg": message, "time": time}).to_string(),
             LogFormat::Text => format!("time=\"{time}\" level={level} msg={message:?}"),
         };
-        // The error was told on standard error; a log that cannot be written is no reason to fail.
+        // The error is on standard error already, so failing to write the log is ignored.
         if let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path) {
             let _ = writeln!(file, "{line}");
         }
@@ -56,7 +56,7 @@ impl Log {
 
 /// The time as RFC 3339 in UTC with nanoseconds, as OCI state files and engines write it.
 pub fn rfc3339(time: SystemTime) -> String {
-    // No clock shows a time that has none: the calendar ends in the year 9999.
+    // This cannot fail before the year 9999.
     format!("{:.9}", Timestamp::try_from(time).unwrap_or(Timestamp::MAX))
 }
 

@@ -44,7 +44,7 @@ pub enum BootError {
         field: &'static str,
         /// The file.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The KVM device is not usable.
@@ -58,7 +58,7 @@ pub enum BootError {
     Kvm {
         /// The step.
         step: &'static str,
-        /// What KVM said.
+        /// KVM's error.
         source: kvm_ioctls::Error,
     },
     /// No memory.

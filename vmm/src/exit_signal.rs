@@ -17,7 +17,7 @@ impl ExitSignal {
     /// A VM that has not ended.
     ///
     /// # Errors
-    /// What making a descriptor says.
+    /// If a descriptor cannot be created.
     pub fn new() -> io::Result<Self> {
         let event = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
         Ok(ExitSignal { reason: OnceLock::new(), event })

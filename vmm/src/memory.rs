@@ -35,7 +35,7 @@ pub enum MemoryError {
     Size {
         /// The size that was asked for.
         mib: u32,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// It could not be mapped.

@@ -26,7 +26,7 @@ pub enum RootError {
     Read {
         /// The file.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// It is something else.
@@ -45,7 +45,7 @@ pub enum RootError {
     Map {
         /// The file.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }

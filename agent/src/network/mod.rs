@@ -35,7 +35,7 @@ pub enum NetworkError {
         index: usize,
         /// The device.
         slot: u32,
-        /// What the kernel said.
+        /// The kernel's error.
         error: std::io::Error,
     },
     /// A virtio device cannot be let go of.
@@ -43,7 +43,7 @@ pub enum NetworkError {
     Removed {
         /// The device.
         slot: u32,
-        /// What the kernel said.
+        /// The kernel's error.
         error: std::io::Error,
     },
     /// IPv6 cannot be turned off or on.
@@ -51,7 +51,7 @@ pub enum NetworkError {
     NoIpv6 {
         /// Which entry.
         index: usize,
-        /// What the kernel said.
+        /// The kernel's error.
         error: std::io::Error,
     },
     /// A setting of an interface cannot be made.

@@ -82,7 +82,7 @@ pub async fn run(connection: Connection, udp: UdpSocket, tcp: TcpListener) {
         let asker = upstream.queries().waiting.remove(&u32::from_le_bytes([a, b, c, d]));
         match asker {
             Some(Asker::Udp(peer)) if !answer.is_empty() => {
-                // The asker may be gone.
+                // The client may have disconnected.
                 let _ = udp.send_to(&answer, peer).await;
             }
             Some(Asker::Tcp(sender)) => drop(sender.send(answer)),

@@ -61,7 +61,7 @@ impl Cgroup {
         let before = self.settings(part);
         let manager = self.manager()?;
         apply(&manager, field, &told)?;
-        // It writes before it answers to the next question.
+        // systemd writes the settings before it answers the next request.
         apply(&manager, field, &LinuxResources::default())?;
         before.restore();
         Ok(())
@@ -90,11 +90,11 @@ fn forbids_swap(memory: &LinuxMemory) -> bool {
     memory.limit().is_some_and(|limit| limit > 0 && memory.swap() == Some(limit))
 }
 
-/// What systemd is told of a part; none if it has no property for it. It would have one for CPUs by number, whose
-/// type libcgroups has wrong: an array of bytes.
+/// The systemd properties of a part; none if there is no property. systemd has one for CPUs by number, but libcgroups
+/// uses a wrong type for it; it is an array of bytes.
 ///
-/// libcgroups tells it of CPU time and period whatever the part is about, and takes what is left out
-/// for unlimited. So what `cpu_max` says goes with it.
+/// libcgroups always tells it the CPU quota and period, and treats missing values as unlimited. So the values of
+/// `cpu_max` are passed as well.
 fn for_systemd(part: &LinuxResources, cpu_max: &str) -> Option<LinuxResources> {
     let mut told = part.clone();
     let mut cpu = part.cpu().clone().unwrap_or_default();

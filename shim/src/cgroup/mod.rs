@@ -21,22 +21,22 @@ const HIERARCHY: &str = "/sys/fs/cgroup";
 const DEFAULT_PARENT: &str = "pouch-vm";
 /// Controllers that limits may need, as far as the host has them.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
-/// Where systemd says that it runs.
+/// This directory exists if systemd runs.
 const SYSTEMD: &str = "/run/systemd/system";
 
 /// The cgroup could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// The path leads elsewhere.
+    /// The path leads out of the hierarchy.
     #[error("linux.cgroupsPath {0} contains ..")]
     Upwards(PathBuf),
-    /// Its processes would end with the container.
+    /// It contains processes, which would be killed with the container.
     #[error("linux.cgroupsPath {0} already has processes in it; a container needs its own cgroup")]
     InUse(PathBuf),
-    /// systemd is to make it, and is not there.
+    /// systemd should create it, but does not run.
     #[error("--systemd-cgroup is given, but systemd does not run on this host ({SYSTEMD} is missing)")]
     NoSystemd,
-    /// systemd is to make it, and cannot from this path.
+    /// systemd should create it, but the path has another form.
     #[error("--systemd-cgroup is given, but linux.cgroupsPath {0} is not of the form SLICE:PREFIX:NAME")]
     NotSystemds(PathBuf),
     /// It could not be created or joined.
@@ -44,9 +44,9 @@ pub enum CgroupError {
     Io {
         /// The directory.
         path: PathBuf,
-        /// What was to be done.
+        /// The operation.
         action: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A limit was refused.
@@ -54,7 +54,7 @@ pub enum CgroupError {
     Limit {
         /// The field.
         field: &'static str,
-        /// What the library that sets it said.
+        /// The error of the library that sets it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The library that makes cgroups failed.
@@ -62,14 +62,14 @@ pub enum CgroupError {
     Manager {
         /// The cgroup.
         path: PathBuf,
-        /// What was to be done.
+        /// The operation.
         action: &'static str,
         /// What it said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// Who makes the cgroup.
+/// Which process creates the cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Driver {
@@ -94,7 +94,7 @@ pub struct Cgroup {
 
 /// How the VMM gets into the cgroup.
 pub enum CgroupPlacement {
-    /// It is started in this directory; this process joins when it has time.
+    /// It is started in this directory; this process joins later.
     In(File),
     /// It is started by this process, which is in it.
     Inherited,
@@ -120,7 +120,7 @@ impl Cgroup {
             (true, _) if !Path::new(SYSTEMD).exists() => return Err(CgroupError::NoSystemd),
             (true, true) => Driver::Systemd,
             (_, true) => Driver::Unified,
-            // systemd leaves those hierarchies to whoever wants them.
+            // systemd does not manage these hierarchies.
             (_, false) => Driver::Legacy,
         };
         let default = match driver {
@@ -167,13 +167,13 @@ impl Cgroup {
         .map_err(self.manager_error("managed"))
     }
 
-    /// Refuses a cgroup in which others are: what is in it is killed with the container.
+    /// Refuses a cgroup that has processes in it, because they would be killed with the container.
     ///
     /// # Errors
     /// [`CgroupError::InUse`] names it.
     pub fn check_unused(&self) -> Result<(), CgroupError> {
         let read = |directory: PathBuf, file| fs::read_to_string(directory.join(file)).unwrap_or_default();
-        // systemd would not refuse either: what is started goes into the unit that has the name.
+        // systemd would not refuse either: the new process would join the existing unit.
         let populated = if unified() {
             read(self.directory(), "cgroup.events").lines().any(|line| line == "populated 1")
         } else {
@@ -206,7 +206,7 @@ impl Cgroup {
         fs::write(self.directory().join("cgroup.procs"), "0").map_err(self.io_error("joined"))
     }
 
-    /// What the kernel counts of disks, where it does so for what others write on behalf of the cgroup.
+    /// The kernel's I/O counters, if they include writes of other processes on behalf of the cgroup.
     pub fn disk_statistics(&self) -> Option<String> {
         fs::read_to_string(self.directory().join("io.stat")).ok()
     }
@@ -220,7 +220,7 @@ impl Cgroup {
             return;
         }
         let directory = self.directory();
-        // Linux 5.14; before that there is nobody left but what was killed by pid.
+        // Linux 5.14; on older kernels only processes that were killed by PID are left.
         let _ = fs::write(directory.join("cgroup.kill"), "1");
         for _ in 0..200 {
             match fs::remove_dir(&directory) {
@@ -244,8 +244,8 @@ impl Cgroup {
     }
 }
 
-/// Has every directory above the cgroup hand controllers down to it. Where one does not, the limit
-/// that needs it tells.
+/// Enables controllers in every directory above the cgroup. If that fails, setting the limit that needs the
+/// controller reports the error.
 fn enable_controllers(path: &Path) {
     let has = |directory: &Path, controller: &str| {
         let text = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();

@@ -12,13 +12,13 @@ use std::process::{Command, Stdio};
 
 use super::{Cgroup, Driver, HIERARCHY};
 
-/// The hidden command of that process.
+/// The internal command of this process.
 pub const VICTIM_COMMAND: &str = "oom-victim";
-/// What it takes: more than all else in the cgroup may keep.
+/// Memory that it allocates: more than the other processes in the cgroup have.
 const VICTIM_BYTES: usize = 48 << 20;
 /// The limit under which it is killed; the sandbox host process has some MiB.
 const LIMIT: &str = "25165824";
-/// The word that the memory may be taken.
+/// The message that it may allocate the memory.
 const GO: &[u8] = b"!";
 /// Bytes of the smallest page.
 const PAGE: usize = 4096;
@@ -29,7 +29,7 @@ struct Files {
     /// Written 0, the cgroup does not swap.
     swap: &'static str,
     limit: &'static str,
-    /// The file, and its line by which the kernel kills, and one process only: not this one with it.
+    /// The file, and the value with which the kernel kills a single process instead of the whole cgroup.
     kills_one: (&'static str, &'static str),
 }
 
@@ -47,10 +47,10 @@ const LEGACY: Files = Files {
 };
 
 impl Cgroup {
-    /// Counts one kill for want of memory in the cgroup, in which this process must be, and no VM.
+    /// Causes one out-of-memory kill in the cgroup. This process must be in it, and the VM must have ended.
     ///
     /// # Errors
-    /// What the kernel says; the engine will not know then.
+    /// The kernel's error; the engine then does not learn of the kill.
     pub fn count_oom_kill(&self) -> io::Result<()> {
         let files = if self.driver == Driver::Legacy { &LEGACY } else { &UNIFIED };
         let directory = Path::new(HIERARCHY).join(files.hierarchy).join(&self.path);
@@ -62,24 +62,24 @@ impl Cgroup {
         let limits = [directory.join(files.swap), directory.join(files.limit)];
         // A kernel without swap has no file for it.
         let before = limits.each_ref().map(|file| fs::read_to_string(file).ok());
-        // Nobody but the victim: this process ends after this, with the container's status. Without
-        // CAP_SYS_RESOURCE the kernel refuses, and chooses the victim first all the same.
+        // Protect this process, which ends after this with the container's status. Without CAP_SYS_RESOURCE the
+        // kernel refuses this, but still chooses the victim first.
         let _ = fs::write("/proc/self/oom_score_adj", "-1000");
         let mut command = Command::new("/proc/self/exe");
         command.arg(VICTIM_COMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut victim = command.spawn()?;
         let ready = victim.stdout.take().map_or(Ok(0), |mut stdout| stdout.read(&mut [0]));
-        // The limit comes before what exceeds it. The other way round the kernel goes on killing until it
-        // sees the memory back, and may look before the victim's is.
+        // The limit is set before it is exceeded. If it were set afterwards, the kernel would continue to kill until
+        // the memory is free, and might kill again before the victim's memory is.
         let limited = ready.and_then(|_| {
             let _ = fs::write(&limits[0], "0");
             fs::write(&limits[1], LIMIT)
         });
         if limited.is_ok() {
-            // A victim that is gone already has no use for it.
+            // The victim may have ended already.
             let _ = victim.stdin.as_mut().map(|stdin| stdin.write_all(GO));
         }
-        // Its input ends with this: without the word it does nothing.
+        // This closes its input; without the message it does nothing.
         drop(victim.stdin.take());
         let end = victim.wait()?;
         for (file, value) in limits.iter().zip(before) {
@@ -98,7 +98,7 @@ impl Cgroup {
 
 /// The whole life of the process that is killed.
 pub fn victim_main() -> i32 {
-    // The first that the kernel takes.
+    // Make it the kernel's first choice.
     if fs::write(Path::new("/proc/self/oom_score_adj"), "1000").is_err() {
         return 1;
     }
@@ -110,7 +110,7 @@ pub fn victim_main() -> i32 {
     for page in memory.chunks_mut(PAGE) {
         page[0] = 1;
     }
-    // Keeps the compiler from leaving the memory out.
+    // Keeps the compiler from removing the allocation.
     std::hint::black_box(&mut memory);
     0
 }

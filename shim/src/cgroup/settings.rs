@@ -10,7 +10,7 @@ use oci_spec::runtime::LinuxResources;
 
 use super::{Cgroup, Driver, hierarchies};
 
-/// The files that limits change, of either version. Where one bounds another, it comes first.
+/// The files that limits change, of both cgroup versions. A file that bounds another comes first.
 const FILES: [&str; 20] = [
     "blkio.bfq.weight",
     "blkio.weight",
@@ -33,7 +33,7 @@ const FILES: [&str; 20] = [
     "memory.limit_in_bytes",
     "memory.memsw.limit_in_bytes",
 ];
-/// Those with a line for each device that is limited, and what takes a device's limit away.
+/// Files with a line for each limited device, and the value that removes a device's limit.
 const OF_DEVICES: [(&str, &str); 5] = [
     ("io.max", "rbps=max wbps=max riops=max wiops=max"),
     ("blkio.throttle.read_bps_device", "0"),
@@ -42,7 +42,7 @@ const OF_DEVICES: [(&str, &str); 5] = [
     ("blkio.throttle.write_iops_device", "0"),
 ];
 
-/// What was set at some time.
+/// Saved settings.
 pub struct Settings(Vec<Setting>);
 
 struct Setting {
@@ -73,9 +73,9 @@ impl Settings {
         Settings(files.filter_map(read).collect())
     }
 
-    /// Puts back what differs now. What the kernel refuses stays: there is another error to be told.
+    /// Restores settings that have changed. Errors are ignored, because the error of the update is reported.
     pub fn restore(&self) {
-        // What bounds another may have to change after it: memory, and memory with swap.
+        // A file that bounds another may have to change after it: memory, and memory with swap.
         for _ in 0..2 {
             self.0.iter().for_each(Setting::restore);
         }
@@ -96,7 +96,7 @@ impl Setting {
     }
 }
 
-/// What to write, one after the other, so that a file which reads `now` reads `before` again.
+/// The values to write, in order, so that a file with the content `now` has the content `before` again.
 fn lines(name: &str, before: &str, now: &str) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some((_, unlimited)) = OF_DEVICES.iter().find(|(file, _)| *file == name) {
@@ -105,7 +105,7 @@ fn lines(name: &str, before: &str, now: &str) -> Vec<String> {
         let new = now.lines().map(device).filter(|device| !limited.contains(device));
         lines.extend(new.map(|device| format!("{device} {unlimited}")));
     }
-    // Not all files of weights that are read with this word can be written with it.
+    // Some weight files contain this word when read, but do not accept it.
     let plain = |line: &str| line.strip_prefix("default ").unwrap_or(line).to_owned();
     lines.extend(before.lines().map(plain));
     lines

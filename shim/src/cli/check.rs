@@ -132,7 +132,7 @@ enum CheckError {
     Agent(#[from] crate::sandbox::agent::AgentError),
 }
 
-/// A directory for the VMM's log, gone in the end.
+/// A temporary directory for the VMM's log.
 struct Folder(std::path::PathBuf);
 
 impl Folder {
@@ -146,7 +146,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What cannot be removed is a log in the folder for temporary files.
+        // If it fails, a log remains in the directory for temporary files.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

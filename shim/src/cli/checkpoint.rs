@@ -12,7 +12,7 @@ pub struct Unavailable {
 }
 
 impl Unavailable {
-    /// Refuses, whatever the arguments.
+    /// Always fails.
     pub fn run(&self, operation: &str) -> Outcome {
         let name = self.arguments.last().map(|name| format!(" of {name:?}")).unwrap_or_default();
         Err(CliError::Other(format!(

@@ -53,7 +53,7 @@ impl CreateOptions {
         let bundle = self.bundle.canonicalize().map_err(|error| {
             CliError::Other(format!("the bundle {} cannot be used: {error}", self.bundle.display()))
         })?;
-        // A wrong id is told before anything is started.
+        // An invalid ID is reported before anything is started.
         global.dir(id)?;
         let child = launch::launch(&Launch {
             id: id.to_owned(),
@@ -84,15 +84,15 @@ pub fn refuse_descriptors(preserve_fds: u32) -> Result<(), CliError> {
     Err(CliError::Other(text.to_owned()))
 }
 
-/// Runs the hooks that belong to `create`: here and not in the host process, which is in
-/// namespaces of its own.
+/// Runs the hooks of `create`. This is not done in the host process, because that is in
+/// other namespaces.
 fn run_hooks(global: &Global, id: &str) -> Result<(), CliError> {
     let (_, state) = global.load(id)?;
     if hooks::awaited(state.hooks.as_ref()) {
         for point in hooks::OF_CREATE {
             hooks::run(point, &state).map_err(other)?;
         }
-        // Until now nobody could start it, whatever becomes of this process.
+        // Until now it could not be started, even if this process ends.
         global.host(id)?.ask(&Request::HooksDone)?;
     }
     Ok(())

@@ -44,7 +44,7 @@ impl Delete {
 /// Removes the container; with `force` whatever its state.
 pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
     let dir = global.dir(id)?;
-    // Whatever is done is done to this one, and not to one of the same name that is made meanwhile.
+    // Only this container is affected, and not one with the same ID that is created concurrently.
     let Some(opened) = dir.open().map_err(other)? else { return gone(&dir, force) };
     let loaded = dir.load();
     if !dir.is(&opened).map_err(other)? {
@@ -71,7 +71,7 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
         return Err(CliError::Other(text));
     }
     if let Some(host) = state.host {
-        // One that cannot be asked, as it is still creating, has nothing to end in good order.
+        // A host process that does not accept requests is still creating the container and can be killed.
         if state.status != Status::Stopped && !ask_to_end(&dir, Some(host)) {
             kill_process(host);
         }
@@ -96,7 +96,7 @@ pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-/// What is said of a container that is not there, or not any more.
+/// The result for a container that does not exist, or no longer.
 fn gone(dir: &ContainerDir, force: bool) -> Result<(), CliError> {
     if force { Ok(()) } else { Err(other(StateError::NotFound(dir.id().clone()))) }
 }
@@ -121,8 +121,8 @@ fn wait_for_state(dir: &ContainerDir, grace: Duration) -> Option<State> {
     None
 }
 
-/// Whether the host process took the request. One that does not end is killed later. If another than `wanted`
-/// listens, it is not asked: it is a successor's.
+/// Whether the host process accepted the request. One that does not end is killed later. If a process other than
+/// `wanted` listens, it belongs to a new container and gets no request.
 fn ask_to_end(dir: &ContainerDir, wanted: Option<HostProcess>) -> bool {
     let Ok(host) = HostClient::connect(&dir.socket()) else { return false };
     let right = wanted.is_none_or(|wanted| host.peer() == Some(wanted.pid) && wanted.alive());

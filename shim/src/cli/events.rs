@@ -13,9 +13,9 @@ use crate::container::Status;
 use crate::sandbox::client::{ClientError, HostClient};
 use crate::sandbox::protocol::{Answer, Counters, Request};
 
-/// How often the out-of-memory killer's count is looked at.
+/// How often the counter of out-of-memory kills is read.
 const OOM_POLL: Duration = Duration::from_secs(1);
-/// The least time between two looks.
+/// The minimum time between two reads.
 const LEAST_POLL: Duration = Duration::from_millis(50);
 
 #[derive(Args)]
@@ -58,7 +58,7 @@ impl Events {
     pub fn run(&self, global: &Global) -> Outcome {
         let (dir, state) = global.load(&self.id)?;
         if state.status == Status::Stopped {
-            // runc's words, which engines look for.
+            // runc's message, which engines parse.
             return Err(CliError::Other(format!("container not running: {}", self.id)));
         }
         let host = HostClient::connect(&dir.socket())?;
@@ -70,7 +70,7 @@ impl Events {
         self.follow(&host, &ended)
     }
 
-    /// Prints until the container ends or the reader is gone.
+    /// Prints until the container ends or the output is closed.
     fn follow(&self, host: &HostClient, ended: &Receiver<bool>) -> Outcome {
         let mut kills = 0;
         let mut next = Instant::now() + self.interval;
@@ -86,7 +86,7 @@ impl Events {
                 Err(RecvTimeoutError::Disconnected) => return Ok(0),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            // It may be ending, which the other connection tells.
+            // It may be ending, which the other connection reports.
             let Ok(counters) = counters(host) else { continue };
             if counters.oom_kills > kills {
                 kills = counters.oom_kills;
@@ -104,7 +104,7 @@ impl Events {
     }
 }
 
-/// Prints a line; without a reader there is nothing more to do.
+/// Prints a line.
 fn say(line: &str) -> Result<(), CliError> {
     use std::io::Write;
     writeln!(std::io::stdout(), "{line}")
@@ -118,7 +118,7 @@ fn counters(host: &HostClient) -> Result<Counters, CliError> {
     }
 }
 
-/// Tells when the container's process has ended, and whether it was out of memory in its life.
+/// Reports when the container's process has ended, and whether an out-of-memory kill happened.
 fn await_end(socket: &Path) -> Result<Receiver<bool>, CliError> {
     let host = HostClient::connect(socket)?;
     let (sender, receiver) = mpsc::channel();
@@ -126,7 +126,7 @@ fn await_end(socket: &Path) -> Result<Receiver<bool>, CliError> {
         .name("end".to_owned())
         .spawn(move || {
             if let Ok((Answer::Ended { out_of_memory }, _)) = host.ask(&Request::AwaitEnd) {
-                // Whoever waited may be gone.
+                // The receiver may have been dropped.
                 let _ = sender.send(out_of_memory);
             }
         })

@@ -23,7 +23,7 @@ use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
 use crate::stdio::terminal::{self, RawTerminal};
 use crate::stdio::{self, NullStreams, STALL, signals, start_relays};
 
-/// The internal command of the process that stays behind.
+/// The internal command of the host proxy process.
 pub const HOST_COMMAND: &str = "exec-host";
 
 #[derive(Args)]
@@ -93,7 +93,7 @@ impl Exec {
         run_here(host, || Ok(()))
     }
 
-    /// Starts a process that stays, and returns when the guest's process runs.
+    /// Starts the host proxy process, and returns when the process in the guest runs.
     fn leave_behind(&self, host: &ExecHost) -> Outcome {
         let (mut child, report) = proxy::start(HOST_COMMAND, None, host).map_err(other)?;
         match report {
@@ -116,15 +116,15 @@ impl Exec {
     }
 }
 
-/// The whole life of an exec's process that stays behind.
+/// The main function of the host proxy process.
 pub fn exec_host(inherited: &mut Inherited, host_fd: RawFd, report_fd: RawFd) -> Outcome {
     let taken = proxy::take(inherited, host_fd, report_fd);
     let (host, mut ready_pipe): (ExecHost, _) = taken.map_err(other)?;
     let log = host.socket.with_file_name("host.log");
     let result = run_here(host, || {
-        // An engine takes the operation for over when nobody holds its output any more.
+        // An engine waits until the output of the operation is closed.
         stdio::let_go(&log).map_err(other)?;
-        // Where nobody listens any more, nobody would know of the process either.
+        // If the parent has ended, the process would be unknown to it.
         ready_pipe.give(&Report::Created).map_err(other)
     });
     if let Err(error) = &result {

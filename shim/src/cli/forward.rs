@@ -18,7 +18,7 @@ use crate::stdio::terminal;
 /// process.
 ///
 /// # Errors
-/// What starting a thread says.
+/// If a thread cannot be started.
 pub fn signals(socket: PathBuf, exec_id: Option<String>, console: Option<File>) -> io::Result<()> {
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         while let Some(signal) = signals::next() {

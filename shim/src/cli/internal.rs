@@ -25,7 +25,7 @@ enum Command {
     SandboxHost {
         launch_fd: i32,
         report_fd: i32,
-        /// For whoever looks at the list of processes.
+        /// Shown in lists of processes.
         id: String,
     },
     OomVictim,
@@ -64,7 +64,7 @@ pub fn main() -> Option<u8> {
             })
         }
         Err(error) => {
-            // Nobody but pouch-vm is expected to read it.
+            // Only pouch-vm uses these commands.
             let _ = error.print();
             1
         }

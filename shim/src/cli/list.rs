@@ -32,7 +32,7 @@ impl List {
         for dir in list(&global.root).map_err(other)? {
             match dir.load() {
                 Ok(state) => states.push(state),
-                // Under way to be created or deleted.
+                // Being created or deleted.
                 Err(StateError::NotFound(_)) => {}
                 // One that is damaged must not hide the others.
                 Err(error) => global.log().error(&chain(&error)),
@@ -67,7 +67,7 @@ fn table(states: &[State]) -> String {
     align_rows(&rows)
 }
 
-/// Lines whose columns begin below each other, at least 12 characters wide as runc's.
+/// Aligns columns, at least 12 characters wide as in runc's output.
 pub fn align_rows(rows: &[Vec<String>]) -> String {
     const LEAST: usize = 12;
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

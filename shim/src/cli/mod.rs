@@ -243,7 +243,7 @@ fn load_config() -> Result<Config, CliError> {
     Config::load().map_err(other)
 }
 
-/// Writes to standard output; a reader that is gone is no error of ours.
+/// Writes to standard output and ignores errors, such as a closed pipe.
 fn print(text: &str) {
     use std::io::Write;
     let _ = std::io::stdout().write_all(text.as_bytes());

@@ -2,8 +2,8 @@
 
 /// Makes the enum `Command` of the operations: for each its variant and type, its name, and what it does.
 ///
-/// As clap's derive would, but that the flags of an operation are described when it is used: to describe
-/// those of all takes longer than some operations.
+/// It is like clap's derive, but defines the flags of an operation only when it is used. To define the flags of
+/// all operations takes longer than some operations do.
 macro_rules! operations {
     ($($variant:ident($operation:ty) = $name:literal: $about:literal;)+) => {
         enum Command {

@@ -36,7 +36,7 @@ impl Run {
         }
         signals::block();
         let child = self.options.create(global, &self.id)?;
-        // From here on the container is removed whatever happens.
+        // From here on the container is always removed.
         let result = self.start_and_wait(global, child, own_terminal);
         if result.is_err() || !(self.detach || self.keep) {
             delete::delete(global, &self.id, true)?;
@@ -44,7 +44,7 @@ impl Run {
         result
     }
 
-    /// Whether the container's terminal is to be the one of this process.
+    /// Whether the container uses the terminal of this process.
     fn wants_own_terminal(&self) -> Result<bool, CliError> {
         let bundle = Bundle::load(&self.options.bundle).map_err(other)?;
         Ok(self.options.console_socket.is_none() && bundle.process().terminal().unwrap_or(false))

@@ -19,11 +19,11 @@ pub struct Bundle {
     pub path: PathBuf,
     /// The specification.
     pub spec: Spec,
-    /// What the user should know of it.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// A bundle that no container can be made from.
+/// A bundle from which no container can be created.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// The directory cannot be found.
@@ -31,7 +31,7 @@ pub enum BundleError {
     Directory {
         /// The directory as it was given.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The specification cannot be read.
@@ -39,7 +39,7 @@ pub enum BundleError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// It is too long.
@@ -74,7 +74,7 @@ pub enum BundleError {
     Root {
         /// The path.
         root: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -138,8 +138,8 @@ impl Bundle {
     }
 }
 
-/// Takes names that no kernel knows out of the capabilities of a `process` object, which the
-/// specification wants to be no error but a warning (config.md, "Linux Process").
+/// Removes unknown names from the capabilities of a `process` object. The specification requires a warning for
+/// these, not an error (config.md, "Linux Process").
 pub fn drop_unknown_capabilities(process: &mut Value) -> Vec<String> {
     let mut warnings = Vec::new();
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);

@@ -32,7 +32,7 @@ const CAPABILITIES: &[&str] = &[
     "CAP_SYS_TTY_CONFIG",
 ];
 
-/// All that a container in a VM can have of its own.
+/// All namespaces that a container in a VM can have.
 const NAMESPACES: [&str; 6] = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
 
 /// The specification, ready to be changed and written.

@@ -33,23 +33,22 @@ pub struct SharedPath {
     pub read_only: bool,
     /// A directory, rather than a file.
     pub directory: bool,
-    /// With what is mounted below it.
+    /// Including the mounts below it.
     pub recursive: bool,
-    /// With what the host mounts below it later.
+    /// Including later mounts of the host below it.
     pub follows: bool,
-    /// With other owners than on disk.
+    /// With an ID mapping.
     pub idmap: Option<IdMap>,
 }
 
-/// Who owns the files of a mount: those who have an id on disk that is a mapping's `containerID` are there those with
-/// its `hostID`.
+/// The ID mapping of a mount: an owner with a mapping's `containerID` on disk appears with its `hostID`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdMap {
     /// Users.
     pub users: Vec<LinuxIdMapping>,
     /// Groups.
     pub groups: Vec<LinuxIdMapping>,
-    /// In the mounts below as well.
+    /// Also for the mounts below it.
     pub recursive: bool,
 }
 
@@ -80,19 +79,19 @@ pub struct GuestSpec {
     pub root: RootSource,
     /// The network namespace that the container is to be in; none for a new one.
     pub network_namespace: Option<PathBuf>,
-    /// What the user should know: parts that have no effect and need none.
+    /// Warnings for the user: parts that have no effect.
     pub warnings: Vec<String>,
 }
 
-/// A specification that cannot be run in a VM.
+/// A specification that is not supported in a VM.
 #[derive(Debug, thiserror::Error)]
 pub enum TranslateError {
-    /// A field asks for what a VM cannot give.
+    /// A field asks for something that a VM does not support.
     #[error("{field}: {problem}")]
     Unsupported {
         /// The field.
         field: String,
-        /// What is wrong, and what to do.
+        /// The problem, and what to do.
         problem: String,
     },
     /// A source on the host cannot be used.
@@ -102,7 +101,7 @@ pub enum TranslateError {
         field: String,
         /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The agent would refuse it.
@@ -241,7 +240,7 @@ fn translate_linux(spec: &mut Spec) -> Result<Option<PathBuf>, TranslateError> {
     Ok(network)
 }
 
-/// A container that shares the host's mounts or processes cannot be in a VM.
+/// Refuses a container that shares the host's mounts or processes.
 fn require_namespaces(kept: &[LinuxNamespace]) -> Result<(), TranslateError> {
     for (kind, what) in [(LinuxNamespaceType::Mount, "mounts"), (LinuxNamespaceType::Pid, "processes")] {
         if !kept.iter().any(|namespace| namespace.typ() == kind) {
@@ -262,7 +261,7 @@ fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind") || option("bind") || option("rbind")
 }
 
-/// Points a bind mount to the share tree; returns what must be there for it.
+/// Redirects a bind mount to the share tree; returns the entry that it needs there.
 fn bind_source(
     bundle: &Path,
     index: usize,
@@ -290,7 +289,7 @@ fn bind_source(
     if mount.destination() == Path::new("/dev/shm")
         && let Some(size) = tmpfs_size(&path)
     {
-        // Shared memory must be the guest's own to be shared between its processes.
+        // Shared memory must be in the guest, so that its processes can share it.
         let options = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned).to_vec();
         mount.set_typ(Some("tmpfs".to_owned()));
         mount.set_source(Some("shm".into()));
@@ -331,8 +330,8 @@ fn own_ids(spec: &Spec) -> (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>) {
     (users, linux.and_then(|linux| linux.gid_mappings().clone()).unwrap_or_default())
 }
 
-/// Takes what a mount says of the owners of its files, which is the host's to do. One that names no ids means those
-/// of the container's user namespace.
+/// Removes the ID mapping of a mount, which the host applies. Without explicit mappings it is that of the container's
+/// user namespace.
 fn take_idmap(
     index: usize,
     mount: &mut Mount,

@@ -18,7 +18,7 @@ use oci_spec::runtime::{Hook, Hooks};
 
 use super::{State, Status};
 
-/// Bytes of what a failed hook wrote to standard error that its error tells.
+/// How many bytes of a failed hook's standard error are included in the error.
 const MAX_OUTPUT: u64 = 1024;
 
 /// A point of a container's life.
@@ -58,7 +58,7 @@ impl Point {
     }
 
     fn of(self, hooks: &Hooks) -> &[Hook] {
-        // Deprecated does not mean unused.
+        // It is deprecated, but in use.
         #[allow(deprecated)]
         let list = match self {
             Point::Prestart => hooks.prestart(),
@@ -71,7 +71,7 @@ impl Point {
     }
 }
 
-/// A hook did not do its work.
+/// A hook failed.
 #[derive(Debug, thiserror::Error)]
 #[error("hooks.{point}[{index}]: {path}")]
 pub struct HookError {
@@ -92,7 +92,7 @@ pub enum Problem {
     Status {
         /// How it ended.
         status: String,
-        /// What it said, after a colon.
+        /// The end of its standard error, after a colon.
         output: String,
     },
     /// It took too long, and was killed.
@@ -136,7 +136,7 @@ pub fn run(point: Point, state: &State) -> Result<(), HookError> {
     each(point, state).collect()
 }
 
-/// Runs the hooks of `point`, all of them, and tells `warn` of those that fail.
+/// Runs all hooks of `point`, and calls `warn` for those that fail.
 pub fn run_all(point: Point, state: &State, warn: impl FnMut(HookError)) {
     each(point, state).filter_map(Result::err).for_each(warn);
 }
@@ -178,8 +178,8 @@ fn execute(hook: &Hook, input: &str, namespace: Option<File>) -> Result<(), Prob
     }
 }
 
-/// A file without a name. Unlike a pipe it takes any amount and keeps nobody waiting: neither a
-/// hook that does not read its input, nor us for a process that a hook left behind.
+/// A file without a name. Unlike a pipe it takes any amount of data and never blocks: neither if a hook does not read
+/// its input, nor if a process that a hook left behind keeps it open.
 fn memory_file(name: &str) -> io::Result<File> {
     let name = std::ffi::CString::new(name)?;
     Ok(File::from(memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC)?))
@@ -209,7 +209,7 @@ fn start(hook: &Hook, input: &str, namespace: Option<File>, errors: &File) -> io
         command.pre_exec(move || {
             // This process may keep signals from its threads.
             SigSet::empty().thread_set_mask()?;
-            // An operation that is killed takes its hook along.
+            // The hook is killed with this process.
             set_pdeathsig(Signal::SIGKILL)?;
             if let Some(fd) = namespace_fd {
                 // The descriptor is open: `namespace` lives until after the fork.
@@ -230,7 +230,7 @@ fn wait(child: &mut Child, limit: Option<u64>) -> io::Result<Option<ExitStatus>>
             return Ok(Some(status));
         }
         if Instant::now() >= deadline {
-            // Its group has its number. It may have ended this very moment.
+            // The process group has its PID. It may have ended already.
             let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
             child.wait()?;
             return Ok(None);

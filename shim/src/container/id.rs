@@ -3,11 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A name that can be a directory's and nothing else: no separators, no dots alone.
+/// A valid directory name, without separators or leading dots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerId(String);
 
-/// A name that cannot be a container's.
+/// An invalid container ID.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// It is empty.

@@ -9,13 +9,13 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::size::VmSize;
 
-/// What the processes of the host may take beyond the guest's memory, in bytes: their own memory,
-/// the kernel's tables for it, and caches; and a sixteenth of the guest's memory, for the more memory it
-/// has the more files of the host the VMM keeps open for it (`files_kept` of the VMM).
+/// How many bytes the processes on the host may use besides guest memory: their own memory, the kernel's page tables
+/// and caches, and a sixteenth of guest memory. The latter is for files that the VMM holds open, whose number
+/// grows with guest memory (`files_kept` of the VMM).
 const HOST_OVERHEAD: i64 = 64 << 20;
 const HOST_OVERHEAD_SHARE: i64 = 16;
 
-/// The limits of a container, by who enforces them.
+/// The limits of a container, by the kernel that enforces them.
 #[derive(Debug, Default, PartialEq)]
 pub struct Split {
     /// In the guest.

@@ -9,10 +9,10 @@ use crate::config::Config;
 
 /// The least memory limit of a container, in MiB.
 const MIN_LIMIT_MIB: u64 = 4;
-/// What the guest's kernel and agent take for themselves, in MiB, so that the container can use
-/// all of its limit.
+/// The memory of the guest kernel and the agent in MiB, added so that the container can use all of its
+/// limit.
 const GUEST_OVERHEAD_MIB: u64 = 48;
-/// The kernel's bookkeeping: one part in so many (64 bytes for each page of 4,096).
+/// The divisor for the kernel's page structures (64 bytes for each page of 4,096).
 const PAGE_BOOKKEEPING: u64 = 64;
 
 /// The size of a VM.
@@ -74,7 +74,7 @@ pub fn vm_size(spec: &Spec, config: &Config, host_cpus: u8) -> Result<VmSize, Si
         Some(list) => Some(count_cpus(&list).ok_or(SizeError::Cpus(list))?),
         None => None,
     };
-    // A quota beyond the host's CPUs is possible for runc too: it never bites.
+    // A quota beyond the host's CPUs is possible with runc too, and has no effect.
     let by_quota = cpu.as_ref().and_then(|cpu| quota_cpus(cpu));
     let wanted = match (by_quota, listed) {
         (Some(quota), Some(listed)) => quota.min(listed),
@@ -98,7 +98,7 @@ fn memory_for(limit: i64) -> Result<u32, SizeError> {
     u32::try_from(total).ok().filter(|mib| *mib <= MAX_MEMORY_MIB).ok_or(SizeError::MemoryTooLarge(limit))
 }
 
-/// Checks a list of the host's CPUs, which the kernel would refuse without a word of the field.
+/// Checks a list of the host's CPUs. The kernel would refuse it without naming the field.
 ///
 /// # Errors
 /// [`SizeError`] names the field.
@@ -106,7 +106,7 @@ pub fn check_host_cpus(list: &str) -> Result<(), SizeError> {
     let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
     let online = online.trim();
     let listed = cpu_set(list).ok_or_else(|| SizeError::Cpus(list.to_owned()))?;
-    // What cannot be found out is the kernel's to say.
+    // If it cannot be read, the kernel checks the list.
     match cpu_set(online) {
         Some(host) if !listed.is_subset(&host) => {
             Err(SizeError::HostCpus { list: list.to_owned(), online: online.to_owned() })

@@ -57,7 +57,7 @@ impl std::fmt::Display for Status {
     }
 }
 
-/// A process of the host, told apart from a later one with the same number.
+/// A process on the host, identified by PID and start time, because PIDs are reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostProcess {
     /// Its number.
@@ -154,7 +154,7 @@ pub enum StateError {
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The file is malformed.
@@ -198,8 +198,8 @@ impl ContainerDir {
         }
     }
 
-    /// Opens the directory, so that it can be told apart from a later one of the same name; `None` if there is
-    /// none.
+    /// Opens the directory, to distinguish it from a later one with the same name; `None` if it does not
+    /// exist.
     ///
     /// # Errors
     /// [`StateError::Io`] if it cannot be opened.
@@ -224,14 +224,14 @@ impl ContainerDir {
         }
     }
 
-    /// Waits until nobody else takes over or removes the directory that was opened, and keeps others from it until
-    /// the file is dropped; returns whether it is there still.
+    /// Locks the opened directory against others that take it over or remove it, until the file is dropped. Returns
+    /// whether it still exists.
     ///
     /// # Errors
     /// [`StateError::Io`] if it cannot be locked.
     pub fn lock(&self, opened: &File) -> Result<bool, StateError> {
         opened.lock().map_err(|source| self.error(&self.path, source))?;
-        // Whoever had it may have removed it, and another may have created it again.
+        // The previous owner may have removed it, and another may have created it again.
         self.is(opened)
     }
 
@@ -389,7 +389,7 @@ mod tests {
         assert!(dir.lock(&dir.open().unwrap().unwrap()).unwrap());
     }
 
-    /// A newer build must read it, or it can neither stop nor remove the containers that run during an upgrade.
+    /// A newer build must be able to read it. Otherwise it cannot stop or remove containers that run during an upgrade.
     #[test]
     fn the_file_of_an_earlier_build_is_read() {
         let root = tempfile::tempdir().unwrap();

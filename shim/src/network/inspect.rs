@@ -26,7 +26,7 @@ pub struct FoundInterface {
     pub index: u32,
     /// Its address.
     pub mac: [u8; 6],
-    /// What it is to be in the guest.
+    /// Its configuration in the guest.
     pub guest: Interface,
 }
 
@@ -48,7 +48,7 @@ pub struct Found {
     pub neighbors: Vec<Neighbor>,
     /// There are tap devices of a VM.
     pub taps: bool,
-    /// What cannot be in a guest.
+    /// Parts that are not supported in a guest.
     pub problems: Vec<WireError>,
 }
 
@@ -59,7 +59,7 @@ impl Found {
     }
 }
 
-/// Looks at the namespace of `netlink`.
+/// Reads the configuration of the namespace of `netlink`.
 ///
 /// # Errors
 /// [`WireError`] if the kernel does not tell.
@@ -151,7 +151,7 @@ fn interface(link: &LinkMessage, addresses: &[AddressMessage]) -> Result<Option<
         });
     };
     guest.mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-    // As of an ipvlan interface in one of its L3 modes, where nobody answers.
+    // For example, an ipvlan interface in an L3 mode does not use ARP.
     guest.no_arp = link.header.flags.contains(LinkFlags::Noarp);
     guest.no_ipv6 = own.iter().all(|address| address.header.family != AddressFamily::Inet6);
     guest.addresses = own.into_iter().filter_map(prefix).collect();
@@ -168,7 +168,7 @@ fn prefix(message: &AddressMessage) -> Option<String> {
             _ => {}
         }
     }
-    // Of the two, only the former is the interface's own where it has a peer.
+    // If the address has a peer, only the former is the interface's own.
     let (own, peer) = (local.or(address)?, address.filter(|address| Some(*address) != local));
     if own.is_ipv6() && message.header.scope == AddressScope::Link {
         return None;

@@ -28,7 +28,7 @@ use pouch_vmm_api::config::{MAX_NETWORK_SLOTS, NetworkConfig};
 
 use netlink::NetlinkError;
 
-/// Why a VM or the agent in it does not do what it is asked to.
+/// A VM, or the agent in it, refused a request.
 pub type GuestError = Box<dyn Error + Send + Sync>;
 
 /// The VM that gets the network, and the agent in it.
@@ -36,38 +36,38 @@ pub trait Guest {
     /// Gives the VM an interface over a tap device; returns the number of its virtio device.
     ///
     /// # Errors
-    /// What the VMM says.
+    /// The VMM's error.
     fn plug_network(&self, tap: &File, config: NetworkConfig) -> Result<u32, GuestError>;
 
-    /// Has the agent make the network like this.
+    /// Has the agent configure the network.
     ///
     /// # Errors
-    /// What the agent says.
+    /// The agent's error.
     fn set_network(&self, request: SetNetworkRequest) -> Result<(), GuestError>;
 
-    /// Has the agent take queries for this address; they come by the stream, and answers go back by it
+    /// Has the agent listen for queries on this address. Queries and answers are sent on the returned stream
     /// (agent.proto, ForwardResolverRequest).
     ///
     /// # Errors
-    /// What the agent or the VMM says.
+    /// The error of the agent or the VMM.
     fn forward_resolver(&self, address: Ipv4Addr) -> Result<UnixStream, GuestError>;
 }
 
-/// What the engine set up cannot be had in the guest.
+/// The engine's network could not be set up in the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The kernel was asked and refused.
+    /// The kernel refused a request.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// Something of it cannot be in a VM.
+    /// A part of it is not supported in a VM.
     #[error("the network namespace has {what}, {problem}")]
     Unsupported {
-        /// What there is.
+        /// The unsupported part.
         what: String,
-        /// Why it cannot be.
+        /// Why it is not supported.
         problem: &'static str,
     },
-    /// It is another container's.
+    /// It belongs to another container.
     #[error(
         "linux.namespaces network: the namespace belongs to another container with a VM and cannot be shared; \
          connect both containers to one network instead"
@@ -84,7 +84,7 @@ pub enum WireError {
     Tap {
         /// The engine's interface.
         interface: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The VMM refuses the interface.
@@ -92,7 +92,7 @@ pub enum WireError {
     Plug {
         /// The engine's interface.
         interface: String,
-        /// What the VMM said.
+        /// The VMM's error.
         source: GuestError,
     },
     /// The agent refuses.

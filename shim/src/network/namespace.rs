@@ -17,16 +17,16 @@ pub enum NamespaceError {
     Join {
         /// The namespace's file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// It is the one of the host itself, or of this runtime: its interfaces would be taken from it.
+    /// It is the host's, or that of this process, and would lose its interfaces.
     #[error(
         "linux.namespaces network path {0} is the network of the host, which a container in a VM cannot \
          share; publish ports instead"
     )]
     Hosts(PathBuf),
-    /// Others live in it, from whom the VM would take it.
+    /// Other processes are in it, and would lose its interfaces.
     #[error(
         "linux.namespaces network path {path} is the network of process {} ({}), which a container in a VM cannot \
          share; connect both containers to one user-defined network, or give this container its own network",
@@ -35,7 +35,7 @@ pub enum NamespaceError {
     Inhabited {
         /// The namespace's file.
         path: PathBuf,
-        /// One of those who live there.
+        /// One of these processes.
         occupant: Occupant,
     },
     /// A new one could not be created.
@@ -43,8 +43,8 @@ pub enum NamespaceError {
     Create(#[source] nix::Error),
 }
 
-/// Moves this process into the namespace that the engine made, or into a new one: so the process
-/// whose number the engine knows as the container's is in the container's network.
+/// Moves this process into the namespace that the engine created, or into a new one, because the engine takes this
+/// process for the container's.
 ///
 /// # Errors
 /// [`NamespaceError`] names the namespace.
@@ -74,7 +74,7 @@ fn is_hosts(namespace: &Metadata) -> bool {
         .any(|other| fs::metadata(other).is_ok_and(|other| identity(&other) == identity(namespace)))
 }
 
-/// By what a namespace is told from others, whatever path leads to it.
+/// The identity of a namespace, independent of its path.
 pub(super) fn identity(namespace: &Metadata) -> (u64, u64) {
     (namespace.dev(), namespace.ino())
 }

@@ -23,7 +23,7 @@ pub struct NetlinkError {
 }
 
 impl NetlinkError {
-    /// An error of something beside requests.
+    /// An error outside of requests.
     pub fn other(step: &str, source: io::Error) -> Self {
         NetlinkError { step: step.to_owned(), source }
     }
@@ -34,18 +34,18 @@ impl NetlinkError {
     }
 }
 
-/// What is listened to: RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE of
+/// The multicast groups: RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE of
 /// linux/rtnetlink.h.
 const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 
-/// News of the network.
+/// Notifications of network changes.
 pub struct Changes(Socket);
 
 impl Changes {
-    /// Waits for a change, and then until there was none for the time `settle`.
+    /// Waits for a change, and then until there was no further change for the time `settle`.
     ///
     /// # Errors
-    /// What the kernel says; more changes than there is room for are one.
+    /// The kernel's error, for example if there were more changes than the socket buffer can hold.
     pub fn wait(&mut self, settle: Duration) -> io::Result<()> {
         let mut timeout = PollTimeout::NONE;
         loop {
@@ -63,7 +63,7 @@ impl Changes {
     }
 }
 
-/// Whether a datagram of news is of more than neighbours that the kernel finds and forgets by itself.
+/// Whether a notification concerns more than neighbours that the kernel discovers and drops by itself.
 fn matters(news: &[u8]) -> bool {
     const PASSING: [NeighbourState; 6] = [
         NeighbourState::Incomplete,
@@ -100,10 +100,10 @@ impl Netlink {
         Ok(Netlink { socket, sequence: 0 })
     }
 
-    /// A socket that is told of changes: interfaces, addresses and routes.
+    /// A socket that receives notifications of changes: interfaces, addresses and routes.
     ///
     /// # Errors
-    /// [`NetlinkError`] if the kernel does not tell.
+    /// [`NetlinkError`] from the kernel.
     pub fn changes() -> Result<Changes, NetlinkError> {
         let netlink = Netlink::open()?;
         for group in GROUPS {
@@ -125,7 +125,7 @@ impl Netlink {
         self.request(message, NLM_F_DUMP).map_err(|source| NetlinkError { step: step.to_owned(), source })
     }
 
-    /// Makes what the message describes and must not be there yet.
+    /// Creates what the message describes, which must not exist yet.
     ///
     /// # Errors
     /// [`NetlinkError`], with `step` for what could not be done.
@@ -135,7 +135,7 @@ impl Netlink {
             .map_err(|source| NetlinkError { step: step.to_owned(), source })
     }
 
-    /// Does what the message says to something that is there.
+    /// Applies the message to something that exists.
     ///
     /// # Errors
     /// [`NetlinkError`], with `step` for what could not be done.
@@ -206,7 +206,7 @@ mod tests {
             matters(&bytes)
         };
         assert!(!of(NeighbourState::Reachable) && !of(NeighbourState::Stale));
-        // The latter is told of one that was removed by hand.
+        // The latter is the error if it was removed by hand.
         assert!(of(NeighbourState::Permanent) && of(NeighbourState::Failed));
         assert!(matters(b"?"));
     }

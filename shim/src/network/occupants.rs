@@ -16,10 +16,9 @@ pub struct Occupant {
     pub name: String,
 }
 
-/// The first process that is found in the namespace with all of its threads and is none of pouch-vm's: neither this
-/// one nor one that stands for a container with a VM. Whether such a VM has the network is told by its tap devices,
-/// when there is something to be taken. An engine is there with a thread only, which made the namespace: Podman's
-/// first one may stay for good.
+/// The first process that has all of its threads in the namespace and does not belong to pouch-vm: neither this one
+/// nor one of a container with a VM. Tap devices show whether such a VM uses the network. An engine has only a
+/// single thread in the namespace, which created it; Podman's may stay there.
 ///
 /// # Errors
 /// If processes cannot be listed.
@@ -47,8 +46,7 @@ fn find_below(processes: &Path, namespace: &Metadata) -> io::Result<Option<Occup
     Ok(None)
 }
 
-/// Whether a process or thread, given by its folder in /proc, is in the namespace. One that has ended meanwhile is
-/// nowhere.
+/// Whether a process or thread, given by its directory in /proc, is in the namespace. False if it has ended.
 fn is_in(folder: &Path, namespace: &Metadata) -> bool {
     fs::metadata(folder.join("ns/net")).is_ok_and(|own| identity(&own) == identity(namespace))
 }

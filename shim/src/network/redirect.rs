@@ -11,22 +11,21 @@ use netlink_packet_route::tc::{
 use super::netlink::{Netlink, NetlinkError};
 use super::resolver::OWN_PORTS;
 
-/// The handle of the queueing discipline that filters hang on, be it `ingress` or `clsact`.
+/// The handle of the qdisc for filters, `ingress` or `clsact`.
 const QDISC: TcHandle = TcHandle { major: 0xffff, minor: 0 };
-/// What arrives, of either: TC_H_MIN_INGRESS of linux/pkt_sched.h.
+/// Ingress of either qdisc: TC_H_MIN_INGRESS of linux/pkt_sched.h.
 const ARRIVING: TcHandle = TcHandle { major: 0xffff, minor: 0xfff2 };
-/// The priorities of our filters: after those that somebody else has put on a `clsact`.
+/// The priorities of our filters: after existing filters of a `clsact`.
 const DNS_PRIORITY: u32 = 0xff01;
 const ALL_PRIORITY: u32 = 0xff10;
 /// How many filters share DNS with the guest.
 const DNS_FILTERS: usize = 6;
 
-/// Sends what arrives at `one` out through `other`, and the other way round. What an earlier
-/// container left on them is replaced; so is an `ingress` queueing discipline, but for a `clsact`, whose filters
-/// come first.
+/// Redirects frames that arrive at `one` to `other`, and vice versa. Filters of an earlier container are replaced. So is
+/// an `ingress` qdisc. A `clsact` qdisc is kept, and its filters run first.
 ///
 /// # Errors
-/// [`NetlinkError`] as the kernel says it.
+/// [`NetlinkError`] from the kernel.
 pub fn join(netlink: &mut Netlink, one: u32, other: u32) -> Result<(), NetlinkError> {
     for (from, to) in [(one, other), (other, one)] {
         let removed =
@@ -48,11 +47,11 @@ pub fn join(netlink: &mut Netlink, one: u32, other: u32) -> Result<(), NetlinkEr
     Ok(())
 }
 
-/// Lets what arrives at `interface` go to this host's stack again. Our filters go, and not the queueing discipline:
-/// taking that away stops the interface for a while, and without filters it does nothing.
+/// Stops the redirection from `interface`, so that frames go to this host's stack again. The filters are removed and the
+/// qdisc is kept: removing it stops the interface for a while, and without filters it has no effect.
 ///
 /// # Errors
-/// [`NetlinkError`] as the kernel says it.
+/// [`NetlinkError`] from the kernel.
 pub fn part(netlink: &mut Netlink, interface: u32) -> Result<(), NetlinkError> {
     for priority in (DNS_PRIORITY..).take(DNS_FILTERS).chain([ALL_PRIORITY]) {
         let mut message = message(interface);
@@ -67,11 +66,11 @@ pub fn part(netlink: &mut Netlink, interface: u32) -> Result<(), NetlinkError> {
     Ok(())
 }
 
-/// Has an interface take the frames of all multicast groups, or of those only that this host's stack joined. Which
-/// ones the guest joins nobody tells here, and macvlan and network cards drop what nobody asked for.
+/// Has an interface receive the frames of all multicast groups, or only of those that this host's stack has joined. The
+/// groups that the guest joins are unknown here, and macvlan and network cards drop frames of other groups.
 ///
 /// # Errors
-/// [`NetlinkError`] as the kernel says it.
+/// [`NetlinkError`] from the kernel.
 pub fn take_all_multicast(netlink: &mut Netlink, interface: u32, all: bool) -> Result<(), NetlinkError> {
     let mut message = LinkMessage::default();
     message.header.index = interface;
@@ -82,12 +81,12 @@ pub fn take_all_multicast(netlink: &mut Netlink, interface: u32, all: bool) -> R
     netlink.change("set an interface to receive all multicast", RouteNetlinkMessage::SetLink(message))
 }
 
-/// Lets a resolver in this namespace have the answers to its own queries: they go to the guest as
-/// all else does, and to this host's stack too. Those are the answers from port 53 to the ports that
-/// are kept for it ([`OWN_PORTS`] and above); and what tells it where its neighbours are.
+/// Lets a resolver in this namespace receive the answers to its own queries. Packets from port 53 to the ports
+/// reserved for it ([`OWN_PORTS`] and above), and ARP and neighbour discovery, are passed to this host's stack as well as
+/// to the guest.
 ///
 /// # Errors
-/// [`NetlinkError`] as the kernel says it.
+/// [`NetlinkError`] from the kernel.
 pub fn share_dns(netlink: &mut Netlink, interface: u32, tap: u32) -> Result<(), NetlinkError> {
     const UDP: u32 = 17;
     const TCP: u32 = 6;
@@ -96,7 +95,7 @@ pub fn share_dns(netlink: &mut Netlink, interface: u32, tap: u32) -> Result<(), 
     let arp_reply = (4, 2, 0xffff);
     let ipv4 = |protocol: u32| (8, protocol << 16, 0xff_0000);
     let ipv6 = |protocol: u32| (4, protocol << 8, 0xff00);
-    // Headers with options are not looked through; no server sends such.
+    // Headers with options are not supported; no server sends these.
     let ports = |offset| (offset, 53 << 16 | u32::from(OWN_PORTS), 0xffff_0000 | u32::from(OWN_PORTS));
     let advertisement = (40, 136 << 24, 0xff << 24);
     let (arp, v4, v6) = (libc::ETH_P_ARP as u16, libc::ETH_P_IP as u16, libc::ETH_P_IPV6 as u16);
@@ -170,7 +169,7 @@ fn mirred(kind: TcMirrorActionType, to: u32) -> TcAction {
     let mut parameters = TcMirror::default();
     parameters.generic.action = match kind {
         TcMirrorActionType::EgressRedir => TcActionType::Stolen,
-        // The frame itself goes on to this host's own stack.
+        // The frame itself continues to this host's stack.
         _ => TcActionType::Ok,
     };
     parameters.eaction = kind;

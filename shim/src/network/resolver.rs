@@ -18,20 +18,20 @@ use super::{Guest, GuestError, WireError};
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 /// The port of DNS.
 const DOMAIN: u16 = 53;
-/// From here on ports belong to the resolver's own queries: see [`super::redirect::share_dns`].
+/// Ports from here on are reserved for the resolver's own queries: see [`super::redirect::share_dns`].
 pub const OWN_PORTS: u16 = 0xfc00;
-/// How long the resolver may take; it asks others in turn.
+/// Timeout of the resolver, which queries other servers in turn.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Enough for a socket and a query.
+/// Stack size of a thread: enough for a socket and a query.
 const STACK: usize = 128 * 1024;
 
-/// Queries cannot be carried.
+/// Queries cannot be forwarded.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolverError {
     /// The agent refuses, or there is no stream to it.
     #[error("the agent cannot forward DNS queries for {ADDRESS}")]
     Guest(#[source] GuestError),
-    /// Something of the host.
+    /// An error on the host.
     #[error("{0}")]
     Host(&'static str, #[source] io::Error),
 }
@@ -43,7 +43,7 @@ pub fn is_there() -> bool {
     fs::read_to_string("/proc/thread-self/net/udp").is_ok_and(|sockets| sockets.contains(&address))
 }
 
-/// Keeps ports free for the resolver's own queries.
+/// Reserves ports for the resolver's own queries.
 ///
 /// # Errors
 /// [`WireError::Resolver`] if the kernel refuses.
@@ -52,10 +52,10 @@ pub fn reserve_ports() -> Result<(), WireError> {
         .map_err(|error| ResolverError::Host("ports could not be reserved for the resolver", error).into())
 }
 
-/// Carries the guest's queries to the resolver, until the VM ends.
+/// Forwards the guest's queries to the resolver, until the VM ends.
 ///
 /// # Errors
-/// [`ResolverError`] if it cannot begin.
+/// [`ResolverError`] if forwarding cannot be started.
 pub fn forward(guest: &dyn Guest) -> Result<(), ResolverError> {
     let stream = guest.forward_resolver(ADDRESS).map_err(ResolverError::Guest)?;
     let host = |error| ResolverError::Host("the stream for DNS queries could not be used", error);
@@ -87,7 +87,7 @@ fn carry(mut reader: UnixStream, writer: UnixStream) -> io::Result<()> {
         }
         let (own_writer, own_running) = (writer.clone(), running.clone());
         let spawned = thread::Builder::new().name("query".to_owned()).stack_size(STACK).spawn(move || {
-            // Whoever asked hears nothing, as of a resolver that does not answer.
+            // The client gets no answer, as from a resolver that does not respond.
             let found = ask(transport, &query).unwrap_or_default();
             // The stream may have ended.
             let _ = answer(&own_writer, number, &found);
@@ -127,7 +127,7 @@ fn ask(transport: u8, query: &[u8]) -> io::Result<Vec<u8>> {
             let mut stream = TcpStream::connect_timeout(&resolver.into(), PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             let length = u16::try_from(query.len()).map_err(io::Error::other)?;
-            // In one write: some resolvers want both in one segment.
+            // In one write, because some resolvers require both in one segment.
             stream.write_all(&[&length.to_be_bytes(), query].concat())?;
             let mut length = [0; 2];
             stream.read_exact(&mut length)?;

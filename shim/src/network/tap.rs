@@ -32,9 +32,9 @@ pub struct Tap {
 /// Makes a tap device in the calling thread's network namespace.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn create() -> io::Result<Tap> {
-    // The VMM gets the descriptor: it is not to make another device through it.
+    // The VMM gets the descriptor and must not be able to create another device with it.
     let file = restricted::open(Path::new("/dev/net/tun"), Access::Write)?;
     // SAFETY: an ifreq is plain data, for which zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -61,15 +61,15 @@ impl Tap {
     /// Brings the device up, for packets of up to `mtu` bytes.
     ///
     /// # Errors
-    /// [`NetlinkError`] as the kernel says it.
+    /// [`NetlinkError`] from the kernel.
     pub fn bring_up(&self, netlink: &mut Netlink, mtu: u32) -> Result<(), NetlinkError> {
-        // Or the host's own IPv6 would speak to the guest. Without IPv6 there is no such file.
+        // Otherwise the host's IPv6 stack would communicate with the guest. Without IPv6 the file does not exist.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.name), "1");
         let mut message = LinkMessage::default();
         message.header.index = self.index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        // What is redirected to it may be longer.
+        // Redirected frames may be longer.
         message.attributes.push(LinkAttribute::Mtu(mtu.min(MTU_MAX)));
         netlink.change("bring a tap device up", RouteNetlinkMessage::SetLink(message))
     }

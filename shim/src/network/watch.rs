@@ -7,13 +7,13 @@ use super::WireError;
 use super::netlink::{Changes, NetlinkError};
 use pouch_errors::chain;
 
-/// An engine makes several changes in a row; they are looked at together.
+/// An engine makes several changes in a row, which are handled together.
 const SETTLE: Duration = Duration::from_millis(50);
-/// Enough for lists of interfaces and routes, which are on the heap.
+/// Stack size of the thread: lists of interfaces and routes are on the heap.
 const STACK: usize = 256 * 1024;
 
-/// Calls `update` after each of the `changes`, in a thread of its own, until the process ends. What cannot be
-/// followed is told with `report`, once for as long as it lasts.
+/// Calls `update` after each of the `changes`, in a separate thread, until the process ends. Changes that cannot be
+/// applied are passed to `report`, once as long as they last.
 ///
 /// # Errors
 /// [`WireError`] if there is no thread for it.

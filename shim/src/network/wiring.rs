@@ -18,26 +18,26 @@ struct Wire {
     slot: u32,
 }
 
-/// What the guest has of the namespace's network.
+/// The interfaces of the namespace that are connected to the guest.
 #[derive(Debug, Default)]
 pub struct Wiring {
     /// By the interface's number on the host.
     wires: BTreeMap<u32, Wire>,
-    /// How many there were, with those that went away.
+    /// How many there were, including removed ones.
     used: usize,
     /// The engine's resolver is forwarded.
     resolver: bool,
-    /// The devices that went away, and the agent has not been told.
+    /// Removed devices that the agent does not know of yet.
     removed: Vec<u32>,
     /// The VM is gone.
     ended: bool,
-    /// What the agent was told last.
+    /// The last request to the agent.
     told: SetNetworkRequest,
 }
 
 impl Wiring {
-    /// Gives the interfaces back to the namespace, which may go on without the VM. The calling thread must be in
-    /// it. What has gone by now needs nothing.
+    /// Disconnects the interfaces, so that the namespace can be used without the VM. The calling thread must be in
+    /// it. Removed interfaces are ignored.
     pub fn undo(&mut self) {
         self.ended = true;
         let Ok(mut netlink) = Netlink::open() else { return };
@@ -47,8 +47,8 @@ impl Wiring {
         }
     }
 
-    /// Gives the guest the network of the namespace that the calling thread is in, as it is now. What cannot be had
-    /// does not keep the rest from it; returns why that is not had.
+    /// Gives the guest the current network of the calling thread's namespace. Unsupported parts are skipped; returns
+    /// the reasons.
     pub fn update(&mut self, guest: &dyn Guest) -> Vec<WireError> {
         let mut problems = Vec::new();
         if !self.ended
@@ -59,7 +59,7 @@ impl Wiring {
         problems
     }
 
-    /// Whatever one part cannot have goes to `problems`; an error is everything's.
+    /// Problems of single parts are added to `problems`; an error concerns the whole network.
     fn follow(&mut self, guest: &dyn Guest, problems: &mut Vec<WireError>) -> Result<(), WireError> {
         let mut netlink = Netlink::open()?;
         let mut found = inspect::inspect(&mut netlink)?;
@@ -112,7 +112,7 @@ impl Wiring {
         Ok(())
     }
 
-    /// Tells the agent what is not what it was told last.
+    /// Sends the agent what has changed since the last request.
     fn tell(&mut self, guest: &dyn Guest, mut request: SetNetworkRequest) -> Result<(), WireError> {
         request.removed.clone_from(&self.removed);
         if request != self.told {
@@ -150,7 +150,7 @@ impl Wiring {
         };
         let slot = plug();
         if slot.is_err() {
-            // The first error is the one to be told.
+            // The first error is reported.
             let _ = redirect::part(netlink, interface.index);
             let _ = redirect::take_all_multicast(netlink, interface.index, false);
         }
@@ -162,7 +162,7 @@ impl Wiring {
     }
 }
 
-/// What the guest is to have, where it has these interfaces and no others.
+/// The guest's configuration with exactly these interfaces.
 fn request(wired: Vec<Interface>, routes: Vec<Route>, neighbors: Vec<Neighbor>) -> SetNetworkRequest {
     let has = |name: &str| wired.iter().any(|interface| interface.name == name);
     let routes = routes.into_iter().filter(|route| has(&route.interface)).collect();

@@ -22,9 +22,9 @@ use super::protocol::Failure;
 
 /// How long an ordinary call may take. Generous: the host may be overloaded.
 const CALL: Duration = Duration::from_secs(120);
-/// How long a signal may take: whoever sends the last one waits for it.
+/// Timeout of a signal: the sender of the last one waits for it.
 const SIGNAL: Duration = Duration::from_secs(30);
-/// How long the agent may take for a shutdown: whoever asks looks whether it goes on.
+/// Timeout of a shutdown: the caller watches for progress.
 const SHUTDOWN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of entropy for a new guest.
 const ENTROPY: usize = 64;
@@ -41,7 +41,7 @@ pub enum AgentError {
         code: Code,
         /// Its text.
         message: String,
-        /// Why the command cannot be executed, if that is it.
+        /// Why the command cannot be executed, if that is the error.
         command: Option<Kind>,
     },
     /// It does not answer.
@@ -49,7 +49,7 @@ pub enum AgentError {
     Silent {
         /// The call.
         call: &'static str,
-        /// What the connection said.
+        /// The connection's error.
         text: String,
     },
 }
@@ -113,7 +113,7 @@ impl Agent {
         Ok(Agent(AgentClient::new(client)))
     }
 
-    /// What the agent is.
+    /// The agent's version and features.
     ///
     /// # Errors
     /// [`AgentError`] if it does not answer.
@@ -121,7 +121,7 @@ impl Agent {
         self.0.check(within(CALL), &CheckRequest::new()).map_err(error("Check"))
     }
 
-    /// Makes the guest an individual: clock, entropy, CPUs, storages, kernel settings.
+    /// Sets up the guest: clock, entropy, CPUs, storages, kernel settings.
     ///
     /// # Errors
     /// [`AgentError`] names what could not be set.
@@ -155,7 +155,7 @@ impl Agent {
     /// since 1970.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn adjust_time(&self, offset: i64) -> Result<i64, AgentError> {
         let mut request = AdjustTimeRequest::new();
         request.offset_nanoseconds = offset;
@@ -166,15 +166,15 @@ impl Agent {
     /// Gives the guest's interfaces their names, addresses and routes.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn set_network(&self, request: SetNetworkRequest) -> Result<(), AgentError> {
         self.0.set_network(within(CALL), &request).map(drop).map_err(error("SetNetwork"))
     }
 
-    /// Has the agent carry the guest's DNS queries to the host.
+    /// Has the agent forward the guest's DNS queries to the host.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn forward_resolver(&self, request: ForwardResolverRequest) -> Result<(), AgentError> {
         self.0.forward_resolver(within(CALL), &request).map(drop).map_err(error("ForwardResolver"))
     }
@@ -182,7 +182,7 @@ impl Agent {
     /// Creates a container.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn create(
         &self,
         id: &str,
@@ -201,7 +201,7 @@ impl Agent {
     /// Starts a container's process.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn start(&self, id: &str) -> Result<(), AgentError> {
         self.0.start_container(within(CALL), &container(id)).map(drop).map_err(error("StartContainer"))
     }
@@ -209,15 +209,15 @@ impl Agent {
     /// Freezes a container.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn pause(&self, id: &str) -> Result<(), AgentError> {
         self.0.pause_container(within(CALL), &container(id)).map(drop).map_err(error("PauseContainer"))
     }
 
-    /// Lets a container go on.
+    /// Resumes a container.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn resume(&self, id: &str) -> Result<(), AgentError> {
         self.0.resume_container(within(CALL), &container(id)).map(drop).map_err(error("ResumeContainer"))
     }
@@ -225,7 +225,7 @@ impl Agent {
     /// The processes of a container.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn processes(&self, id: &str) -> Result<ListProcessesResponse, AgentError> {
         self.0.list_processes(within(CALL), &container(id)).map_err(error("ListProcesses"))
     }
@@ -233,7 +233,7 @@ impl Agent {
     /// The counters of a container.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn stats(&self, id: &str) -> Result<ContainerStatsResponse, AgentError> {
         self.0.container_stats(within(CALL), &container(id)).map_err(error("ContainerStats"))
     }
@@ -241,7 +241,7 @@ impl Agent {
     /// New limits.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn update(&self, id: &str, resources: Vec<u8>) -> Result<(), AgentError> {
         let mut request = UpdateContainerRequest::new();
         request.container_id = id.to_owned();
@@ -252,7 +252,7 @@ impl Agent {
     /// Starts a further process, in the cgroup below the container's, if one is named.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn exec(
         &self,
         id: &str,
@@ -273,7 +273,7 @@ impl Agent {
     /// Sends a signal.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn signal(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
         let mut request = SignalProcessRequest::new();
         request.container_id = id.to_owned();
@@ -305,7 +305,7 @@ impl Agent {
     /// Tells the size of a terminal.
     ///
     /// # Errors
-    /// [`AgentError`] as the agent says it.
+    /// [`AgentError`] from the agent.
     pub fn resize(&self, id: &str, exec_id: &str, rows: u32, columns: u32) -> Result<(), AgentError> {
         let mut request = ResizeTerminalRequest::new();
         request.container_id = id.to_owned();

@@ -18,10 +18,10 @@ use crate::PROCESS_NAME;
 const MAX_REPORT: u64 = 64 * 1024;
 
 /// Starts pouch-vm's internal `command` with the standard streams of this process, in a session of its own, and
-/// waits for its report: `None` if it ended without one. `name` is for whoever looks at the list of processes.
+/// waits for its report: `None` if it ended without one. `name` is shown in lists of processes.
 ///
 /// # Errors
-/// What the kernel says; the process has been started in vain then, and ends by itself.
+/// The kernel's error. The started process then ends by itself.
 pub fn start(
     command: &str,
     name: Option<&str>,
@@ -43,14 +43,14 @@ pub fn start(
     // SAFETY: the calls may be made between fork and exec, and touch no memory.
     unsafe {
         process.pre_exec(move || {
-            // Nobody else's signals shall reach it. A child leads no group, so this cannot fail.
+            // So that it gets no signals of the parent's session. A child is not a group leader, so this cannot fail.
             libc::setsid();
             inherit_only(&inherited)
         });
     }
     let child = process.spawn()?;
     drop((task_reader, report_writer));
-    // One that is gone already shows itself by its report.
+    // If the process has ended already, it sends no report.
     let _ = task_writer.write_all(&serde_json::to_vec(task)?);
     drop(task_writer);
     let mut text = Vec::new();

@@ -13,7 +13,7 @@ use pouch_vmm_api::control::ControlSocket;
 
 use super::protocol::{Answer, Failure, Request};
 
-/// The host process cannot be asked, or refuses.
+/// The host process cannot be reached, or refuses the request.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// It cannot be reached.
@@ -21,10 +21,10 @@ pub enum ClientError {
     Connect {
         /// Its socket.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// It ended in the middle.
+    /// It ended during the request.
     #[error("the host process of the container ended before it responded")]
     Gone(#[source] Option<io::Error>),
     /// It is of another build.
@@ -70,7 +70,7 @@ impl HostClient {
     /// Asks and waits for the answer.
     ///
     /// # Errors
-    /// [`ClientError`] says why there is none.
+    /// [`ClientError`] if there is none.
     pub fn ask(&self, request: &Request) -> Result<(Answer, Vec<OwnedFd>), ClientError> {
         self.0.send(request, &[]).map_err(|error| ClientError::Gone(Some(error)))?;
         match self.0.receive::<Answer>() {
@@ -86,7 +86,7 @@ impl HostClient {
 /// A socket's address has room for 107 bytes only (unix(7)); through a descriptor of its
 /// directory any path fits.
 ///
-/// The file is to be held open while the address is used: the address leads through it.
+/// The file must stay open while the address is used, because the address refers to it.
 fn short(path: &Path) -> Result<(PathBuf, Option<fs::File>), ClientError> {
     if path.as_os_str().len() < 100 {
         return Ok((path.to_owned(), None));
@@ -123,7 +123,7 @@ impl HostListener {
     /// Waits for the next connection.
     ///
     /// # Errors
-    /// What `accept(2)` says.
+    /// The error of `accept(2)`.
     pub fn accept(&self) -> io::Result<ControlSocket> {
         use std::os::fd::FromRawFd;
         let fd = accept4(self.0.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;

@@ -16,20 +16,20 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use super::agent::{Agent, AgentError};
 use super::exec::Sandbox;
 
-/// Between two looks. A clock that is wrong by 500 ppm, the most that NTP corrects, is wrong by 30 ms then.
+/// Interval between two comparisons. A clock that is off by 500 ppm, the most that NTP corrects, is off by 30 ms then.
 const PERIOD: Duration = Duration::from_secs(60);
-/// Until the next look, where the guest answered too slowly for the last; the first look comes as soon.
+/// Delay of the first comparison, and of the next one if the guest answered too slowly for the last.
 const SOON: Duration = Duration::from_secs(5);
-/// Questions for one look; the quickest answer counts.
+/// Requests for each comparison; the fastest response is used.
 const TRIES: usize = 4;
-/// Half the time of a question and its answer: how wrong a comparison may be.
+/// Half the round-trip time: the maximum error of a comparison.
 const GOOD_ERROR: i64 = 2_000_000;
 const BEARABLE_ERROR: i64 = 40_000_000;
 
 /// Corrects the guest's clock until the process ends.
 ///
 /// # Errors
-/// What making a timer or a thread says.
+/// If a timer or a thread cannot be created.
 pub fn follow(sandbox: Arc<Sandbox>) -> io::Result<()> {
     let timer = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_CLOEXEC)?;
     let run = move || {
@@ -55,7 +55,7 @@ fn sleep(timer: &TimerFd, wait: Duration) -> Result<(), Errno> {
     let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + wait;
     let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
     match timer.set(Expiration::OneShot(TimeSpec::from(until)), flags) {
-        // It was set since the last wait.
+        // The clock was set since the last wait.
         Err(Errno::ECANCELED) => Ok(()),
         Err(error) => Err(error),
         Ok(()) => timer.wait(),
@@ -67,7 +67,7 @@ fn sleep(timer: &TimerFd, wait: Duration) -> Result<(), Errno> {
 struct Comparison {
     /// By how much the guest's is behind, in nanoseconds.
     behind: i64,
-    /// How wrong that may be: half the time in which the guest may have looked.
+    /// The maximum error: half the round-trip time.
     error: i64,
 }
 
@@ -78,13 +78,13 @@ impl Comparison {
         Comparison { behind: before.saturating_add(error).saturating_sub(guest), error }
     }
 
-    /// The offset that the guest's clock needs; none if it may be right.
+    /// The offset by which to correct the guest's clock; none if it is within the error.
     fn offset(self) -> Option<i64> {
         (self.behind.saturating_abs() > self.error.saturating_add(GOOD_ERROR)).then_some(self.behind)
     }
 }
 
-/// Compares the clocks and corrects the guest's; returns how wrong the comparison may be.
+/// Compares the clocks and corrects the guest's; returns the maximum error of the comparison.
 fn correct(agent: &Agent) -> Result<i64, AgentError> {
     let mut best = compare(agent)?;
     for _ in 1..TRIES {

@@ -36,7 +36,7 @@ pub struct Created {
     pub streams: Streams,
     /// The terminal of the host, if it has one.
     pub terminal: Option<File>,
-    /// Those of this process's streams that the container's process does not have from here.
+    /// Which of this process's streams are not relayed to the container's process.
     pub null: NullStreams,
 }
 
@@ -80,7 +80,7 @@ pub fn create(
             return Err(failure);
         }
     };
-    // With hooks it is `create` that says so, when they have done their work.
+    // If there are hooks, `create` sets this status after they have run.
     if !hooks::awaited(plan.state.hooks.as_ref()) {
         plan.state.status = Status::Created;
     }
@@ -89,7 +89,7 @@ pub fn create(
 }
 
 impl<'a> Plan<'a> {
-    /// Reads the bundle; nothing of the host is changed.
+    /// Reads the bundle, without changes to the host.
     fn make(launch: &'a Launch, log: &Log) -> Result<Self, Failure> {
         let bundle = Bundle::load(&launch.bundle).map_err(Failure::of)?;
         let mut guest = guest_spec::translate(&bundle).map_err(Failure::of)?;
@@ -104,7 +104,7 @@ impl<'a> Plan<'a> {
         let linux = bundle.spec.linux().as_ref();
         let specified = linux.and_then(|linux| linux.cgroups_path().as_deref());
         let cgroup = Cgroup::new(specified, id.as_str(), launch.systemd_cgroup).map_err(Failure::of)?;
-        // Before the state names it: whoever clears up after a failure removes what the state names.
+        // Before the state names it, because the clean-up after a failure removes what the state names.
         cgroup.check_unused().map_err(Failure::of)?;
         let limits = linux.and_then(|linux| linux.resources().as_ref());
         let limits = limits.map(|limits| resources::split(limits, size)).unwrap_or_default();
@@ -145,7 +145,7 @@ impl<'a> Plan<'a> {
         Ok(placement)
     }
 
-    /// Where what the VM is given is put together.
+    /// Where the share tree is assembled.
     fn tree(&self) -> PathBuf {
         self.dir.path().join("share")
     }
@@ -176,7 +176,7 @@ impl<'a> Plan<'a> {
         placement: &CgroupPlacement,
         null: NullStreams,
     ) -> Result<(Agent, (Streams, Option<File>)), Failure> {
-        // The VMM was born in the cgroup; this process joins it while the guest boots.
+        // The VMM was started in the cgroup; this process joins it while the guest boots.
         let joining = matches!(placement, CgroupPlacement::In(_)).then(|| {
             let cgroup = self.cgroup.clone();
             thread::spawn(move || cgroup.enter().map_err(Failure::of))
@@ -189,7 +189,7 @@ impl<'a> Plan<'a> {
             view::cover(&self.tree(), &self.dir.path().join("view"), guest, &pids).map_err(Failure::of)?;
             Ok((agent, io))
         });
-        // A boot is not the container's doing: its limits begin here.
+        // The limits do not apply to the boot.
         let limited = joined(joining).and_then(|()| self.cgroup.limit(&self.limits).map_err(Failure::of));
         created.and_then(|created| limited.map(|()| created))
     }
@@ -235,8 +235,8 @@ fn joined(joining: Option<JoinHandle<Result<(), Failure>>>) -> Result<(), Failur
     result.unwrap_or_else(|_| Err(Failure::new("the thread that joins the cgroup panicked".to_owned())))
 }
 
-/// Has the host's kernel choose this process and the VMM, which inherits it, as it would the
-/// container's.
+/// Sets oom_score_adj of this process, and of the VMM, which inherits it, to the container's
+/// value.
 fn set_oom_score(bundle: &Bundle) -> Result<(), Failure> {
     let Some(score) = bundle.process().oom_score_adj() else { return Ok(()) };
     std::fs::write("/proc/self/oom_score_adj", score.to_string())

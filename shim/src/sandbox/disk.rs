@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroup;
 
-/// How often it is looked.
+/// Poll interval.
 pub const LOOK: Duration = Duration::from_millis(500);
 /// How long a guest without a disk may take for its end, and one with a disk may write nothing when it is
 /// ended by force. The agent gives up what is not about disks within 12 s.
@@ -18,7 +18,7 @@ pub const DISK_STALL: Duration = Duration::from_secs(60);
 /// The most that an end by force takes, whatever the guest writes.
 pub const FORCED_MAX: Duration = Duration::from_secs(300);
 
-/// Looks whether a VM writes.
+/// Detects whether a VM writes to its disks.
 pub struct Patience {
     vmm: i32,
     cgroup: Option<Cgroup>,

@@ -33,18 +33,18 @@ pub struct Sandbox {
     pub vm: Vm,
     /// The agent in it.
     pub agent: Agent,
-    /// What it was made with.
+    /// The VM's description.
     pub size: VmSize,
     state: Mutex<State>,
-    /// Held while limits change: each sees those before it, whole.
+    /// Held while limits change, so that updates do not overlap.
     updating: Mutex<()>,
-    /// What the guest has of the network, for a start that is tried again.
+    /// The network of the guest, for a retried start.
     wiring: Mutex<Wiring>,
     execs: AtomicU64,
     exec_queue: ExecQueue,
-    /// Its process has ended, or nobody knows.
+    /// Its process has ended, or its state is unknown.
     over: AtomicBool,
-    /// The processes of the host that stand for those of `exec`, by the latter's names.
+    /// The host proxy processes of `exec`, by the name of the process.
     exec_hosts: Mutex<BTreeMap<String, i32>>,
 }
 
@@ -82,7 +82,7 @@ pub type Streams = Vec<UnixStream>;
 pub struct Tokens(Stdio);
 
 impl Tokens {
-    /// Names for a terminal of the given size, or for those of three streams that lead somewhere.
+    /// Names for a terminal of the given size, or for those of the three streams that are not /dev/null.
     ///
     /// # Errors
     /// [`StreamError::Random`] if the host has no random numbers.
@@ -116,7 +116,7 @@ impl Tokens {
         } else {
             &[self.0.stdin_token, self.0.stdout_token, self.0.stderr_token]
         };
-        // All are on their way at once; which is which the tokens say.
+        // All are requested at once; the tokens identify them.
         let tokens: Vec<u64> = tokens.iter().copied().filter(|token| *token != 0).collect();
         let asked: Vec<_> =
             tokens.iter().map(|_| vm.ask_for_connection(STREAM_PORT, STREAM_TIMEOUT)).collect();
@@ -129,7 +129,7 @@ impl Tokens {
     }
 }
 
-/// A number that is not 0, which stands for no stream.
+/// A random number other than 0; 0 means no stream.
 fn token() -> Result<u64, StreamError> {
     random_bytes().map(|bytes| u64::from_le_bytes(bytes).max(1)).ok_or(StreamError::Random)
 }
@@ -157,8 +157,8 @@ impl Sandbox {
         self.dir.id().as_str()
     }
 
-    /// Gives the guest the network of the namespace that the calling thread is in, as it is now, as far as it can be
-    /// had; returns why the rest cannot.
+    /// Gives the guest the current network of the calling thread's namespace. Unsupported parts are skipped; returns
+    /// the reasons.
     pub fn update_network(&self) -> Vec<WireError> {
         self.lock_wiring().update(self)
     }
@@ -192,7 +192,7 @@ impl Sandbox {
         self.lock_state().status
     }
 
-    /// Notes which process of the host stands for a process of `exec`; none when it has ended.
+    /// Records the host proxy process of a process of `exec`; none when it has ended.
     pub fn set_exec_host(&self, exec_id: &str, pid: Option<i32>) {
         let mut hosts = self.exec_hosts.lock().unwrap_or_else(PoisonError::into_inner);
         match pid {
@@ -201,7 +201,7 @@ impl Sandbox {
         }
     }
 
-    /// The processes of the host that stand for those of `exec`.
+    /// The host proxy processes of `exec`.
     pub fn exec_hosts(&self) -> Vec<i32> {
         let hosts = self.exec_hosts.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.values().copied().collect()
@@ -212,7 +212,7 @@ impl Sandbox {
         self.lock_state().cgroup.clone()
     }
 
-    /// Changes the state and writes it down.
+    /// Changes the state and writes the state file.
     ///
     /// # Errors
     /// [`StateError`] if it cannot be written.
@@ -222,7 +222,7 @@ impl Sandbox {
         self.dir.save(&state)
     }
 
-    /// Goes from one status to another by `action`; nobody else changes it meanwhile.
+    /// Changes the status from one to another by `action`, exclusively.
     ///
     /// # Errors
     /// The container is in another status, or the action fails.
@@ -242,11 +242,11 @@ impl Sandbox {
         self.dir.save(&state).map_err(|error| Failure::new(pouch_errors::chain(&error)))
     }
 
-    /// New limits, on the host and in the guest; what they leave out stays as it is. What either refuses changes
-    /// nothing with the other.
+    /// Updates limits on the host and in the guest. Limits that are not given are kept. If one of the two
+    /// refuses, nothing changes in the other.
     ///
     /// # Errors
-    /// A limit that the VM cannot have while it runs, or that is refused, by name.
+    /// Names a limit that a running VM cannot have, or that is refused.
     pub fn update(&self, resources: serde_json::Value) -> Result<(), Failure> {
         let failure = |error: &(dyn std::error::Error + 'static)| Failure::new(pouch_errors::chain(error));
         let resources: LinuxResources = serde_json::from_value(resources)
@@ -261,7 +261,7 @@ impl Sandbox {
         let cgroup = self.cgroup();
         let before = cgroup.as_ref().map(|cgroup| cgroup.settings(&split.host));
         let limited = cgroup.map_or(Ok(()), |cgroup| cgroup.limit(&split.host));
-        // The guest comes second: of the two it is the host's cgroup that can be put back.
+        // The guest is updated second, because the host's cgroup can be restored and the guest's cannot.
         let updated = match limited {
             Ok(()) => self.agent.update(self.id(), guest).map_err(Failure::from),
             Err(error) => Err(failure(&error)),
@@ -273,10 +273,10 @@ impl Sandbox {
         })
     }
 
-    /// Has the host's kernel count that memory ran out; the VM must have ended.
+    /// Has the host kernel count an out-of-memory kill; the VM must have ended.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn count_oom_kill(&self) -> io::Result<()> {
         let cgroup = self.cgroup();
         cgroup.map_or(Ok(()), |cgroup| cgroup.count_oom_kill())
@@ -301,7 +301,7 @@ impl Sandbox {
                 let cgroup = request.cgroup.as_deref().unwrap_or_default();
                 self.exec_queue
                     .take(|| self.agent.exec(self.id(), &exec_id, process, tokens.stdio(), cgroup))?;
-                // Nobody would know of a process without streams.
+                // A process without streams would be unknown to the caller.
                 tokens.connect(&self.vm).inspect_err(|_| {
                     let _ = self.agent.signal(self.id(), &exec_id, libc::SIGKILL as u32, false);
                 })

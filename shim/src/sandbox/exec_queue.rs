@@ -12,21 +12,21 @@ use super::agent::AgentError;
 #[derive(Default)]
 pub struct ExecQueue {
     turn: Mutex<()>,
-    /// How often the agent did not answer.
+    /// How often the agent did not respond.
     silences: AtomicU64,
 }
 
 impl ExecQueue {
-    /// Asks when those who came before have been answered. Of an agent that did not answer to one of them
-    /// nobody waits for his own silence.
+    /// Sends the request when the earlier ones have been answered. If the agent did not respond to one of them,
+    /// the waiting requests fail too, without waiting for a timeout each.
     ///
     /// # Errors
-    /// What `ask` says, or [`AgentError::Silent`] for who waited behind a silence.
+    /// The error of `ask`, or [`AgentError::Silent`] if an earlier request got no response.
     pub fn take<T>(&self, ask: impl FnOnce() -> Result<T, AgentError>) -> Result<T, AgentError> {
         self.take_behind(self.silences.load(Ordering::Relaxed), ask)
     }
 
-    /// As [`ExecQueue::take`], for who came when the agent had not answered `before` times.
+    /// As [`ExecQueue::take`], for a caller that came after `before` requests without a response.
     fn take_behind<T>(
         &self,
         before: u64,

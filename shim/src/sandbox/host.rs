@@ -29,7 +29,7 @@ use pouch_errors::chain;
 
 /// The status of a container whose VM ended under it: as if it had been killed.
 const KILLED: i32 = 137;
-/// How long after the connection to the agent broke the VM's end may be told.
+/// How long to wait for the reason of the VM's end after the connection to the agent has failed.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What happens to a sandbox.
@@ -40,7 +40,7 @@ pub enum Event {
     AgentLost(String),
     /// The VM ended.
     VmEnded(Option<ExitReason>),
-    /// Somebody sent the container's process a signal that nothing outlives.
+    /// The container's process was sent SIGKILL.
     Killed,
     /// `delete --force`.
     Destroy,
@@ -52,7 +52,7 @@ struct End {
     status: i32,
     /// Why the VM ended, if that was the reason.
     vm_end: Option<String>,
-    /// Whether the guest's kernel killed something in it for want of memory.
+    /// Whether the guest kernel's out-of-memory killer killed a process in it.
     oom_killed: bool,
     /// Whether it was `delete --force`.
     forced: bool,
@@ -89,7 +89,7 @@ impl Host {
         }
     }
 
-    /// Starts everything that runs beside the main thread, and tells the world.
+    /// Starts the other threads, and reports that the container is created.
     fn attach(
         sandbox: &Arc<Sandbox>,
         streams: Streams,
@@ -109,10 +109,10 @@ impl Host {
         Ok(outputs)
     }
 
-    /// Waits for the end, whatever it is, cleans up and returns the exit status.
+    /// Waits for the end, for whatever reason, cleans up and returns the exit status.
     pub fn run(self) -> i32 {
         let end = self.wait_for_end();
-        // What the container wrote may still be in the guest's memory only.
+        // The container's last writes may still be in guest memory only.
         if end.vm_end.is_none()
             && let Err(error) = self.shut_down(end.forced)
         {
@@ -147,13 +147,13 @@ impl Host {
         let lost = |vm_end| killed(Some(vm_end), false);
         let mut event = self.events.recv();
         while matches!(event, Ok(Event::Killed)) {
-            // The process ends of it.
+            // The process ends because of it.
             event = self.events.recv();
         }
         match event {
             Ok(Event::Exited(response)) => {
                 let forced = self.finish_output(&response);
-                // A status of the guest's making: keep it in range.
+                // The status comes from the guest: keep it in range.
                 let status = i32::try_from(response.exit_status.min(255)).unwrap_or(255);
                 End { status, vm_end: None, oom_killed: response.oom_killed, forced }
             }
@@ -169,9 +169,9 @@ impl Host {
         }
     }
 
-    /// Passes on what the ended process wrote. A process that ended by itself could not have done so without a
-    /// reader, had it written to the reader's pipe or terminal itself; one that was killed could. Returns whether
-    /// the container is to be deleted by force.
+    /// Passes on the rest of the ended process's output. If the process ended by itself, this waits for the reader
+    /// as long as it takes, as a write of the process to the same pipe or terminal would have. If it was killed,
+    /// it does not. Returns whether the container is to be deleted by force.
     fn finish_output(&self, response: &WaitProcessResponse) -> bool {
         let mut patience = (response.signal != 0).then_some(STALL);
         let mut forced = false;
@@ -226,7 +226,7 @@ fn describe_end(reason: Option<ExitReason>) -> String {
     }
 }
 
-/// Tells when the container's process ends.
+/// Reports the end of the container's process.
 fn watch_exit(sandbox: Arc<Sandbox>, sender: Sender<Event>) -> io::Result<()> {
     thread::Builder::new().name("exit".to_owned()).stack_size(256 * 1024).spawn(move || {
         let event = match sandbox.agent.wait(sandbox.id(), "") {

@@ -12,7 +12,7 @@ use super::protocol::{Failure, Launch, Report};
 use crate::container::{ContainerDir, State, StateError, Status};
 use pouch_errors::chain;
 
-/// The hidden command that a host process is started with.
+/// The internal command that starts a host process.
 pub const HOST_COMMAND: &str = "sandbox-host";
 
 /// Creates a container: on return its host process runs, and is a child of this process.
@@ -43,7 +43,7 @@ pub fn launch(launch: &Launch) -> Result<Child, Failure> {
 fn claim(dir: &ContainerDir) -> Result<(), StateError> {
     match dir.create() {
         Err(StateError::Exists(id)) => {
-            // Two that find the same directory left behind must not both take it over.
+            // Only one of two concurrent `create` may take over a directory.
             let opened = dir.open()?;
             if let Some(opened) = &opened {
                 dir.lock(opened)?;
@@ -65,7 +65,7 @@ fn claim(dir: &ContainerDir) -> Result<(), StateError> {
     }
 }
 
-/// A directory without a state, and old enough that nobody is about to write one.
+/// A directory without a state, old enough that no process is about to write one.
 fn abandoned_for_long(dir: &ContainerDir) -> bool {
     let age = std::fs::metadata(dir.path())
         .and_then(|metadata| metadata.modified())
@@ -108,7 +108,7 @@ pub fn host_main(inherited: &mut Inherited, launch_fd: RawFd, report_fd: RawFd) 
         Ok(host) => (Some(host), Report::Created),
         Err(failure) => (None, Report::Failed(failure)),
     };
-    // If nobody listens any more, the container is there all the same, and can be deleted.
+    // If the parent has ended, the container still exists and can be deleted.
     let _ = ready_pipe.give(&word);
     host.map_or(1, Host::run)
 }

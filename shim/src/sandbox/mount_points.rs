@@ -20,7 +20,7 @@ pub enum MountPointError {
     Root {
         /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: Error,
     },
     /// The kernel refuses.
@@ -28,7 +28,7 @@ pub enum MountPointError {
     Make {
         /// The path in the container.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: Error,
     },
 }

@@ -42,13 +42,13 @@ impl Launch {
     }
 }
 
-/// The first word of a new sandbox host process.
+/// The report of a new sandbox host process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
     /// The container is created.
     Created,
-    /// It could not be, and nothing is left.
+    /// It could not be created, and nothing is left behind.
     Failed(Failure),
 }
 
@@ -57,8 +57,8 @@ pub enum Report {
 pub struct Failure {
     /// A sentence.
     pub message: String,
-    /// The exit status that tells it: 127 for a command that is not found, 126 for one that
-    /// cannot be executed, 1 for all else.
+    /// The exit status: 127 for a command that is not found, 126 for one that cannot be executed,
+    /// 1 for other errors.
     pub status: u8,
 }
 
@@ -95,11 +95,11 @@ pub enum Request {
     },
     /// Freezes all processes.
     Pause,
-    /// Lets them go on.
+    /// Resumes them.
     Resume,
     /// The container's processes, in the guest.
     Processes,
-    /// The processes of the host that stand for the container's.
+    /// The container's processes on the host.
     HostProcesses,
     /// Its counters.
     Stats,
@@ -110,8 +110,8 @@ pub enum Request {
         /// The object.
         resources: serde_json::Value,
     },
-    /// Which streams of the process that this connection will start lead nowhere. An earlier build refuses this, and
-    /// gives every stream.
+    /// Which streams of the process that this connection will start are /dev/null. An earlier build refuses this
+    /// request and gives all streams.
     NullStreams(NullStreams),
     /// Starts a process; the answer comes with the descriptors of its streams. The process is
     /// killed if the connection closes before its end.
@@ -152,7 +152,7 @@ pub struct ExecRequest {
 pub struct Counters {
     /// What `events --stats` prints.
     pub stats: serde_json::Value,
-    /// How often the guest's out-of-memory killer hit the container.
+    /// How often the guest's out-of-memory killer killed a process of the container.
     pub oom_kills: u64,
 }
 
@@ -172,11 +172,11 @@ pub enum Answer {
     Stats(Counters),
     /// To [`Request::AwaitEnd`].
     Ended {
-        /// The guest's out-of-memory killer hit the container in its life.
+        /// Whether the guest's out-of-memory killer ever killed a process of the container.
         out_of_memory: bool,
     },
-    /// To [`Request::Exec`]: stdin, stdout and stderr, as far as they lead somewhere, or the terminal, come beside
-    /// it.
+    /// To [`Request::Exec`]. stdin, stdout and stderr, except those that are /dev/null, or the terminal, are sent
+    /// with it.
     Started {
         /// The process's name for further requests.
         exec_id: String,
@@ -216,8 +216,8 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    /// What a host process of an earlier build takes and gives: a newer command line must be able to ask it. A
-    /// message that changes breaks every container that runs during an upgrade; a new one does not.
+    /// The messages of earlier builds, which a newer command line must support. A changed message breaks every
+    /// container that runs during an upgrade; an added message does not.
     #[test]
     fn messages_are_those_of_earlier_builds() {
         let exec = json!({"exec": {

@@ -24,24 +24,24 @@ use crate::network::{WireError, watch};
 use crate::stdio::NullStreams;
 use pouch_errors::chain;
 
-/// The signal that nothing outlives.
+/// SIGKILL, which cannot be caught.
 const KILL: u32 = libc::SIGKILL as u32;
-/// Time until another attempt to accept a connection, where one failed.
+/// Delay before the next attempt to accept a connection after a failed one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Stack of a connection's thread.
 const STACK: usize = 256 * 1024;
-/// The most processes that are told of.
+/// The maximum number of processes that are listed.
 const MAX_PROCESSES: usize = 4096;
 
 /// Accepts connections until the process ends.
 ///
 /// # Errors
-/// What starting a thread says.
+/// If a thread cannot be started.
 pub fn serve(listener: HostListener, sandbox: Arc<Sandbox>, events: Sender<Event>) -> io::Result<()> {
     thread::Builder::new().name("listener".to_owned()).stack_size(STACK).spawn(move || {
         loop {
             let Ok(socket) = listener.accept() else {
-                // For want of descriptors or memory, which others may give back.
+                // There are no descriptors or memory left, which may change.
                 thread::sleep(ACCEPT_PAUSE);
                 continue;
             };
@@ -52,7 +52,7 @@ pub fn serve(listener: HostListener, sandbox: Arc<Sandbox>, events: Sender<Event
                 exec: None,
                 null: NullStreams::default(),
             };
-            // Without a thread the connection is dropped, and the asker told by that.
+            // Without a thread the connection is closed, which the client notices.
             let _ = thread::Builder::new()
                 .name("request".to_owned())
                 .stack_size(STACK)
@@ -73,7 +73,7 @@ struct Connection {
     sandbox: Arc<Sandbox>,
     events: Sender<Event>,
     exec: Option<Exec>,
-    /// The streams that its process needs not be given.
+    /// The streams that its process does not need.
     null: NullStreams,
 }
 
@@ -98,7 +98,7 @@ impl Connection {
                 break;
             }
         }
-        // Whoever started a process and goes away before its end takes it along.
+        // If the client disconnects before the process that it started has ended, the process is killed.
         if let Some(exec) = &self.exec
             && !exec.ended.load(Ordering::Acquire)
         {
@@ -154,7 +154,7 @@ impl Connection {
             Request::NullStreams(null) => self.null = null,
             Request::Exec(request) => return self.exec(&request),
             Request::Wait => return self.wait(),
-            // The main thread may be gone already: then this process ends anyway.
+            // The main thread may have ended already: then this process ends anyway.
             Request::Destroy => drop(self.events.send(Event::Destroy)),
         }
         Ok(Some(Answer::Done))
@@ -164,13 +164,13 @@ impl Connection {
     fn signal(&self, signal: u32, all: bool) -> Result<(), Failure> {
         let sandbox = &self.sandbox;
         if signal == KILL {
-            // It does not outlive a reader that takes nothing either.
+            // Nor must a reader that does not read keep it alive.
             drop(self.events.send(Event::Killed));
         }
         match sandbox.agent.signal(sandbox.id(), "", signal, all) {
             Err(AgentError::Refused { code: Code::NOT_FOUND, .. }) => Err(not_running(sandbox.id())),
             Err(_) if sandbox.is_over() => Err(not_running(sandbox.id())),
-            // Nor does a guest that does not answer.
+            // Nor must a guest that does not respond.
             Err(AgentError::Silent { .. }) if signal == KILL => {
                 drop(self.events.send(Event::Destroy));
                 Ok(())
@@ -179,9 +179,9 @@ impl Connection {
         }
     }
 
-    /// Gives the guest the network of the namespace, and follows what happens there.
+    /// Gives the guest the network of the namespace, and follows changes in it.
     fn wire_network(&self) -> Result<(), WireError> {
-        // Before it is looked at, so that no change is missed.
+        // Before the network is read, so that no change is missed.
         let changes = Netlink::changes()?;
         if let Some(error) = self.sandbox.update_network().into_iter().next() {
             return Err(error);
@@ -226,7 +226,7 @@ impl Connection {
         Ok(None)
     }
 
-    /// Answers when the process has ended; the connection goes on to be watched meanwhile.
+    /// Answers when the process has ended. Until then the connection is still watched.
     fn wait(&self) -> Result<Option<Answer>, Failure> {
         let exec =
             self.exec.as_ref().ok_or_else(|| Failure::new("this connection has started no process"))?;
@@ -254,7 +254,7 @@ impl Connection {
         })
     }
 
-    /// Sends an answer that takes its time from a thread of its own.
+    /// Sends a slow answer from a separate thread.
     fn answer_later(
         &self,
         name: &str,
@@ -265,7 +265,7 @@ impl Connection {
             .name(name.to_owned())
             .stack_size(STACK)
             .spawn(move || {
-                // The asker may be gone.
+                // The client may have disconnected.
                 let _ = socket.send(&answer(&sandbox), &[]);
             })
             .map_err(|error| Failure::new(format!("a thread could not be started: {error}")))?;
@@ -273,7 +273,7 @@ impl Connection {
     }
 }
 
-/// That the container's process has ended: runc's words, which engines look for.
+/// The container's process has ended. The message is runc's, which engines parse.
 pub fn not_running(id: &str) -> Failure {
     Failure::new(format!("container not running: {id}"))
 }

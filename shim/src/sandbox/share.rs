@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::idmap;
 use crate::container::guest_spec::SharedPath;
 
-/// The tree could not be put together.
+/// The tree could not be assembled.
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
     /// No mount namespace.
@@ -26,7 +26,7 @@ pub enum ShareError {
     Create {
         /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A mount was refused.
@@ -34,9 +34,9 @@ pub enum ShareError {
     Mount {
         /// The path.
         path: PathBuf,
-        /// What was to be done.
+        /// The operation.
         action: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -57,7 +57,7 @@ pub fn enter_namespace() -> Result<(), ShareError> {
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).map_err(ShareError::Namespace)
 }
 
-/// Puts the tree together at `path`, which must not exist.
+/// Assembles the tree at `path`, which must not exist.
 ///
 /// # Errors
 /// [`ShareError`] names the path.
@@ -69,7 +69,7 @@ pub fn build(path: &Path, shared: &[SharedPath]) -> Result<(), ShareError> {
     for entry in shared {
         bind(path, entry)?;
     }
-    // The tree itself holds mount points only: nothing for the guest to fill.
+    // The tree itself has only mount points, and the guest must not write to it.
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
     mount(None::<&str>, path, None::<&str>, read_only, None::<&str>)
         .map_err(mount_error(path, "made read-only"))
@@ -97,13 +97,12 @@ fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
             .map_err(mount_error(&entry.source, "bound into the share tree"))?;
     }
     if !entry.follows {
-        // A mount that the host makes below it later would not be read-only, and nobody asked for it.
+        // A later mount of the host below it would not be read-only, and was not requested.
         let flags = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
         mount(None::<&str>, &target, None::<&str>, flags, None::<&str>)
             .map_err(mount_error(&entry.source, "made private or slave"))?;
     }
-    // The VMM has no use for device nodes; to have them opened would be a way out for one that its guest has
-    // taken over.
+    // The VMM needs no device nodes. A VMM that its guest has taken over could use them to escape.
     let read_only = if entry.read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
     restrict(&target, libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | read_only).map_err(|source| {
         let action = "restricted in the share tree";

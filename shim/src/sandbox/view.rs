@@ -24,7 +24,7 @@ pub enum ViewError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A mount was refused.
@@ -32,14 +32,14 @@ pub enum ViewError {
     Mount {
         /// The path in the container.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
 /// Covers the root of this process's mount namespace, which must be its own, with the container's files.
-/// `tree` is the share tree; `place` a directory to be made, in which the view is put together; `pids` are
-/// the host's processes that stand for the container's. The guest must have made its mount points.
+/// `tree` is the share tree; `place` a directory to create, in which the view is assembled; `pids` are the
+/// container's processes on the host. The guest must have created its mount points.
 ///
 /// # Errors
 /// [`ViewError`] names the path.
@@ -50,15 +50,15 @@ pub fn cover(tree: &Path, place: &Path, guest: &GuestSpec, pids: &[i32]) -> Resu
     if guest.root == RootSource::Directory {
         bind(&tree.join(ROOTFS), place).map_err(mount_error("/"))?;
     } else {
-        // Its files are on a disk that the guest alone reads.
+        // Its files are on a disk that only the guest reads.
         nothing(place).map_err(mount_error("/"))?;
     }
     let root = Root::open(place).map_err(|error| directory(io::Error::other(error)))?;
     for entry in guest.spec.mounts().iter().flatten() {
         let destination = entry.destination();
-        // What is not there is below something that only the guest has.
+        // If it does not exist, it is below a mount of the guest.
         let Ok(found) = root.resolve(destination) else { continue };
-        // By its number: no link of the container's can lead elsewhere.
+        // By its descriptor, so that no link of the container can redirect it.
         let target = PathBuf::from(format!("/proc/self/fd/{}", found.as_fd().as_raw_fd()));
         let shared = entry.source().as_ref().and_then(|source| source.strip_prefix(SHARE_MOUNT_POINT).ok());
         let mounted = match shared {
@@ -72,12 +72,12 @@ pub fn cover(tree: &Path, place: &Path, guest: &GuestSpec, pids: &[i32]) -> Resu
     mount(Some(place), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(mount_error("/"))
 }
 
-/// What a reader of processes looks at. Not `root`, `cwd`, `exe` and `fd`: those lead to the host's files, and a
-/// link of the container's could lead to them.
+/// The files that ps reads. `root`, `cwd`, `exe` and `fd` are excluded: they lead to the host's files, and a link of
+/// the container could refer to them.
 const OF_A_PROCESS: [&str; 8] = ["stat", "status", "cmdline", "comm", "uid_map", "gid_map", "attr", "ns"];
 
-/// What `podman top` reads, which lists processes in the container's /proc: those of the VM, as `docker top`
-/// does. Returns where that is.
+/// A /proc for `podman top`, which lists the processes in the container's /proc: it has those of the VM, as
+/// `docker top` shows them. Returns its path.
 fn processes(place: &Path, pids: &[i32]) -> Result<PathBuf, ViewError> {
     let refused = mount_error("/proc");
     let made = |source| ViewError::Directory { path: place.to_owned(), source };
@@ -94,7 +94,7 @@ fn processes(place: &Path, pids: &[i32]) -> Result<PathBuf, ViewError> {
         fs::create_dir(place.join(pid.to_string())).map_err(made)?;
         OF_A_PROCESS.iter().try_for_each(|file| part(&format!("{pid}/{file}")))?;
     }
-    // By these, times since boot become times.
+    // ps needs these to convert times since boot.
     ["stat", "uptime"].into_iter().try_for_each(part)?;
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
     mount(None::<&str>, place, None::<&str>, read_only, None::<&str>).map_err(mount_error("/proc"))?;
@@ -110,7 +110,7 @@ fn bind(source: &Path, target: &Path) -> nix::Result<()> {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
 }
 
-/// Stands for what the guest has there, such as a tmpfs: empty, and nobody can lose a file in it.
+/// An empty read-only directory in place of a mount of the guest, such as a tmpfs, so that no file is lost in it.
 fn nothing(target: &Path) -> nix::Result<()> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("pouch-guest"), target, Some("tmpfs"), flags, Some("mode=755,size=4k"))

@@ -25,22 +25,22 @@ use super::agent::printable;
 use super::vm_files::{Files, FilesError, VmDescription};
 use super::vmm_log::VmmLog;
 
-/// How long a VMM may take for an answer. Generous, as the host may be overloaded: it is for one that is stopped
-/// or that its guest has taken over.
+/// Timeout of a VMM's response. It is long because the host may be overloaded; it is reached if the VMM is stopped or
+/// taken over by its guest.
 const ANSWER: Duration = Duration::from_secs(120);
 /// How long a VMM may take to end by itself before it is killed.
 const END_GRACE: Duration = Duration::from_secs(5);
-/// How long to wait for the last message of a VMM that is gone.
+/// How long to wait for the last message of a VMM that has ended.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest time to wait for the agent.
 const LEAST_TRY: Duration = Duration::from_millis(100);
 /// Where the host's kernel takes over the frames of an interface.
 const VHOST_NET: &str = "/dev/vhost-net";
 
-/// A VM could not be started, or does not answer.
+/// A VM could not be started, or does not respond.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
-    /// What it is started with cannot be had.
+    /// A file that it needs could not be opened.
     #[error(transparent)]
     Files(#[from] FilesError),
     /// The socket or the thread for its messages could not be created.
@@ -55,7 +55,7 @@ pub enum VmError {
     /// The VMM exited unexpectedly.
     #[error("the VMM exited unexpectedly; the last line of its log: {0}")]
     Gone(String),
-    /// The VMM is there, and does not answer.
+    /// The VMM runs, but does not respond.
     #[error("the VMM did not respond within {} s; check whether it is stopped or the host is overloaded", .0.as_secs())]
     Silent(Duration),
     /// The VMM refuses.
@@ -65,7 +65,7 @@ pub enum VmError {
 
 type Reply = Result<(Answer, Vec<OwnedFd>), VmError>;
 
-/// A connection on its way.
+/// A pending connection.
 pub struct Connecting {
     answer: Receiver<Reply>,
     /// How long the VMM may take for its answer.
@@ -82,8 +82,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long the thread of a process that had to wait most was ready to run and had no processor: the second
-/// field of `/proc/PID/task/TID/schedstat`, in nanoseconds. A kernel without such statistics has no such file.
+/// The longest time, of all threads of a process, that a thread was runnable but not running: the second field of
+/// `/proc/PID/task/TID/schedstat`, in nanoseconds. A kernel without such statistics does not have the file.
 fn waited_for_cpu(pid: i32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let waited = threads.filter_map(|thread| {
@@ -191,7 +191,7 @@ impl Vm {
         self.answer(&asked, ANSWER)
     }
 
-    /// Sends a command; its answer comes by itself.
+    /// Sends a command without waiting for its answer.
     fn send(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Result<Receiver<Reply>, VmError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = mpsc::channel();
@@ -213,7 +213,7 @@ impl Vm {
         }
     }
 
-    /// Why the VM is gone.
+    /// Why the VM has ended.
     fn end_error(&self) -> VmError {
         // The last message may still be on its way.
         for _ in 0..(EXIT_TIMEOUT.as_millis() / 10) {
@@ -224,7 +224,7 @@ impl Vm {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        // The log goes with the container's directory.
+        // The log is removed with the container's directory.
         self.log.wait(EXIT_TIMEOUT);
         VmError::Gone(self.log.tail().map_or("(none)".to_owned(), |line| printable(&line)))
     }
@@ -262,9 +262,8 @@ impl Vm {
         }
     }
 
-    /// Connects to the agent, which the guest starts when it has booted. The time in which the host's processors
-    /// had something else to do does not count against `limit`: a host on which many guests start at once is slow
-    /// and not broken.
+    /// Connects to the agent, which the guest starts when it has booted. Time in which the host's CPUs were busy with
+    /// other processes does not count against `limit`, because a host may start many guests at once.
     ///
     /// # Errors
     /// [`VmError`] if nothing listens there in time, or the VM ends.
@@ -287,7 +286,7 @@ impl Vm {
     /// Waits until the VMM has ended, at most for `timeout`.
     pub fn wait(&self, timeout: Duration) {
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);
-        // Whoever waits goes on to end the VMM if it is still there.
+        // The caller then ends the VMM if it still runs.
         let _ = poll(&mut [PollFd::new(self.child.pidfd.as_fd(), PollFlags::POLLIN)], timeout);
     }
 
@@ -301,15 +300,15 @@ impl Vm {
     }
 }
 
-/// Whether a descriptor that a VMM sent is what it says: another file could block who reads it for ever, or do
-/// something when it is written to.
+/// Whether a descriptor that a VMM sent is a stream socket. Another file could block a reader forever, or have side
+/// effects when written to.
 fn is_stream(fd: &OwnedFd) -> bool {
     // No other file than a socket has a type of socket.
     getsockopt(fd, sockopt::SockType) == Ok(SockType::Stream)
         && getsockname::<UnixAddr>(fd.as_raw_fd()).is_ok()
 }
 
-/// Hands answers to those who wait; returns the reason of the VM's end.
+/// Passes answers to the waiting callers; returns the reason of the VM's end.
 fn read_messages(socket: &ControlSocket, shared: &Shared) -> Option<ExitReason> {
     let reason = loop {
         match socket.receive::<Message>() {
@@ -320,19 +319,19 @@ fn read_messages(socket: &ControlSocket, shared: &Shared) -> Option<ExitReason> 
             Ok(Some((Message::Exited(reason), _))) => break Some(reason.map_text(printable)),
             Ok(None) => break None,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // What is no message is not from a VMM in its right mind.
+            // A VMM that sends malformed messages may have been taken over.
             Err(_) => break None,
         }
     };
     *lock(&shared.ended) = Some(reason.clone());
-    // Whoever waits finds its sender gone.
+    // Waiting callers find the channel closed.
     lock(&shared.pending).clear();
     reason
 }
 
 fn reply(shared: &Shared, id: u64, reply: Reply) {
     if let Some(sender) = lock(&shared.pending).remove(&id) {
-        // The asker may have given up.
+        // The caller may have timed out.
         let _ = sender.send(reply);
     }
 }

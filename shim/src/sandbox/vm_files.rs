@@ -26,7 +26,7 @@ pub struct Disk {
     pub read_only: bool,
 }
 
-/// What a VM is to be.
+/// The description of a VM.
 #[derive(Clone, Debug)]
 pub struct VmDescription<'a> {
     /// The configuration.
@@ -43,7 +43,7 @@ pub struct VmDescription<'a> {
     pub cgroup: Option<&'a File>,
 }
 
-/// Something that a VMM needs cannot be had.
+/// A file that a VMM needs could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
     /// A file cannot be opened.
@@ -55,7 +55,7 @@ pub enum FilesError {
         path: PathBuf,
         /// What the user can do.
         hint: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A disk has another user.
@@ -72,7 +72,7 @@ pub enum FilesError {
     Lock {
         /// The disk.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The configuration does not say where the files are.
@@ -83,7 +83,7 @@ pub enum FilesError {
     Descriptor(#[source] io::Error),
 }
 
-/// Looks whether what every VM needs can be opened, to find out early that one cannot be.
+/// Checks early whether the files that every VM needs can be opened.
 ///
 /// # Errors
 /// [`FilesError`] names the file.
@@ -114,7 +114,7 @@ impl Installed {
                 source,
             })
         };
-        // Executed by its name: this tells early that it is there.
+        // It is executed by its path; this checks early that it exists.
         drop(file("the VMM", &parts.vmm, Access::Read, REINSTALL)?);
         Ok(Installed {
             kvm: file("the KVM device", &config.kvm, Access::Write, MODULES)?,
@@ -189,8 +189,7 @@ impl Files {
     }
 }
 
-/// Opens a disk and locks it, for as long as the VMM has it: against all others for writing, against writers
-/// for reading.
+/// Opens a disk and locks it as long as the VMM has it: exclusively if it is writable, shared if it is read-only.
 fn open_disk(disk: &Disk) -> Result<File, FilesError> {
     let path = || disk.path.clone();
     let access = if disk.read_only { Access::Read } else { Access::Write };

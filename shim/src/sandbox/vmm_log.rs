@@ -31,7 +31,7 @@ pub fn log_tail(path: &Path) -> Option<String> {
 /// The log of a VMM that runs.
 pub struct VmmLog {
     path: PathBuf,
-    /// Disconnected when all that the VMM wrote is in the file.
+    /// Disconnected when the VMM's output is completely in the file.
     complete: Mutex<Receiver<()>>,
 }
 
@@ -40,7 +40,7 @@ impl VmmLog {
     /// until the VMM has ended.
     ///
     /// # Errors
-    /// What making a file or a thread says.
+    /// If a file or a thread cannot be created.
     pub fn start(directory: &Path, log: PipeReader, console: Option<PipeReader>) -> io::Result<Self> {
         let path = log_path(directory);
         let (sender, complete) = mpsc::channel();
@@ -82,8 +82,8 @@ fn start_copy(
     thread::Builder::new().name(name.to_owned()).stack_size(128 * 1024).spawn(copy).map(drop)
 }
 
-/// Copies at most `limit` bytes and a note that there was more; the rest is read and lost, so that its writer
-/// does not wait.
+/// Copies at most `limit` bytes and a note that there was more. The rest is read and discarded, so that the writer
+/// does not block.
 fn copy(mut from: impl Read, mut to: impl Write, limit: u64) {
     let mut left = limit;
     let mut buffer = [0; 4096];

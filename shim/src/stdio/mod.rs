@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use relay::{OutputRelay, STALL, start_relays};
 
-/// Which of a process's standard streams lead nowhere. The process in the guest gets its own `/dev/null` for these:
-/// programs look whether their input is a pipe.
+/// Which of a process's standard streams are `/dev/null`. The process in the guest gets the guest's `/dev/null` for
+/// these, because programs check whether their input is a pipe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NullStreams {
@@ -46,12 +46,11 @@ fn is_null(fd: BorrowedFd<'_>) -> bool {
     })
 }
 
-/// Lets go of this process's standard streams, which the relays hold now if they need them: whoever
-/// reads or writes their other ends must not wait for this process. What it has to say itself goes to
-/// the file `log`.
+/// Closes this process's standard streams; the relays have copies of those that they need. A reader or writer of the
+/// other ends must not wait for this process. Its own messages go to the file `log`.
 ///
 /// # Errors
-/// What opening the log or `/dev/null` says.
+/// If the log or `/dev/null` cannot be opened.
 pub fn let_go(log: &Path) -> io::Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;

@@ -20,13 +20,13 @@ use super::NullStreams;
 
 /// Bytes moved at a time.
 const CHUNK: usize = 32 * 1024;
-/// Bytes written to a terminal at a time, so that it can be seen whether a slow reader takes any.
+/// Bytes written to a terminal at a time, to detect whether a slow reader reads.
 const TERMINAL_CHUNK: usize = 512;
 /// The most that a pipe may hold without a privilege (pipe(7)).
 const PIPE_MAX: u64 = 1 << 20;
-/// How often it is looked whether a reader takes anything.
+/// How often to check whether a reader reads.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long the reader of a process that was killed may take nothing, until what is left is given up. Docker
+/// How long the reader of a killed process may read nothing before the remaining output is discarded. Docker
 /// waits for ten seconds.
 pub const STALL: Duration = Duration::from_secs(4);
 /// Stack of a relay's thread: the chunk is on the heap.
@@ -47,7 +47,7 @@ struct Progress {
 }
 
 impl Progress {
-    /// Bytes that were passed on and that the reader has not taken, where the kernel tells.
+    /// Bytes that were passed on but not yet read, if the kernel reports them.
     fn waiting(&self) -> u64 {
         let mut waiting = 0;
         let Some(target) = &self.target else { return 0 };
@@ -56,26 +56,26 @@ impl Progress {
         told.ok().and_then(|_| u64::try_from(waiting).ok()).unwrap_or(0)
     }
 
-    /// Gives the pipe room for what is left to come up to `bytes`: then nobody has to wait for its reader,
-    /// who takes it from the kernel when he likes.
+    /// Enlarges the pipe for the remaining output up to `bytes`, so that nothing waits for its reader, which can
+    /// read it later.
     fn make_room(&self, bytes: u64) {
         let Some(target) = &self.target else { return };
         // Not all pages of a pipe are full.
         let wanted = 2 * (self.waiting() + bytes.saturating_sub(self.bytes)).min(PIPE_MAX);
         let room = wanted.next_power_of_two().min(PIPE_MAX) as libc::c_int;
-        // What is no pipe refuses.
+        // Fails if it is not a pipe.
         if fcntl(target, FcntlArg::F_GETPIPE_SZ).is_ok_and(|now| now < room) {
             let _ = fcntl(target, FcntlArg::F_SETPIPE_SZ(room));
         }
     }
 }
 
-/// How far an output has come.
+/// The progress of an output.
 #[derive(Clone, Default)]
 pub struct OutputRelay(Arc<(Mutex<Progress>, Condvar)>);
 
 impl OutputRelay {
-    /// One that nothing comes through.
+    /// An output without data.
     fn ended() -> Self {
         let relay = OutputRelay::default();
         relay.advance(|progress| progress.ended = true);
@@ -99,9 +99,9 @@ impl OutputRelay {
         !result.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    /// Waits until `bytes` bytes were passed on, or no more can come, or the reader has taken nothing for as
-    /// long as `patience` says, which is asked now and then; without an answer of it for however long it takes.
-    /// How much there is to come is the guest's word.
+    /// Waits until `bytes` bytes were passed on, or no more can come, or the reader has read nothing for the time that
+    /// `patience` returns, which is called repeatedly. If it returns none, there is no limit. `bytes` comes from the
+    /// guest and is not trusted.
     pub fn finish(&self, bytes: u64, mut patience: impl FnMut() -> Option<Duration>) {
         let mut last = None;
         let mut since = Instant::now();
@@ -154,11 +154,11 @@ pub fn start_relays(
     Ok(vec![stdout, stderr])
 }
 
-/// Passes what the guest writes on to `target`. When `target` takes no more, as a pipe whose
-/// reader is gone, the guest's process learns of it.
+/// Passes output of the guest on to `target`. If `target` fails, such as a pipe without a reader, the process in the
+/// guest gets the error.
 ///
 /// # Errors
-/// What starting a thread says.
+/// If a thread cannot be started.
 fn relay_output(mut stream: UnixStream, target: File, name: &str) -> io::Result<OutputRelay> {
     let relay = OutputRelay::default();
     let piece = if nix::unistd::isatty(&target).unwrap_or(false) { TERMINAL_CHUNK } else { CHUNK };
@@ -192,10 +192,10 @@ fn relay_output(mut stream: UnixStream, target: File, name: &str) -> io::Result<
     Ok(relay)
 }
 
-/// Passes what comes from `source` on to the guest, up to its end, then ends the guest's stdin.
+/// Passes input from `source` on to the guest until its end, then closes the guest's stdin.
 ///
 /// # Errors
-/// What starting a thread says.
+/// If a thread cannot be started.
 fn relay_input(mut source: File, mut stream: UnixStream, name: &str) -> io::Result<()> {
     thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(move || {
         let mut chunk = vec![0; CHUNK];
@@ -235,7 +235,7 @@ fn write_all(mut target: &File, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 fn wait(file: &File, flags: PollFlags) {
-    // An error shows itself at the next read or write.
+    // The next read or write returns the error.
     let _ = poll(&mut [PollFd::new(file.as_fd(), flags)], PollTimeout::NONE);
 }
 

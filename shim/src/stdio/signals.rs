@@ -2,8 +2,8 @@
 
 use nix::sys::signal::{SigSet, Signal};
 
-/// The signals, less those of the kernel's own making such as SIGSEGV, which mean the process
-/// itself, and those that nobody can catch.
+/// The signals to forward: all except those that the kernel generates, such as SIGSEGV, which concern this process, and
+/// those that cannot be caught.
 const FORWARDED: [Signal; 8] = [
     Signal::SIGTERM,
     Signal::SIGINT,
@@ -19,7 +19,7 @@ fn forwarded() -> SigSet {
     FORWARDED.iter().copied().collect()
 }
 
-/// Keeps the signals from this thread and those that it starts: they wait for [`next`].
+/// Blocks the signals in this thread and in threads that it starts; [`next`] receives them.
 pub fn block() {
     // Fails only for a wrong argument.
     let _ = forwarded().thread_block();

@@ -26,7 +26,7 @@ pub enum TerminalError {
     Socket {
         /// The socket.
         path: std::path::PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// No pseudo-terminal.
@@ -50,9 +50,9 @@ pub fn size(terminal: BorrowedFd<'_>) -> Option<(u32, u32)> {
     (size.ws_row > 0).then_some((size.ws_row.into(), size.ws_col.into()))
 }
 
-/// Makes a pseudo-terminal, sends its master to the engine through the socket `path`, and makes
-/// its other side, which is returned, the controlling terminal of this process: so that the
-/// process hears of changes of its size. The process must lead a session.
+/// Creates a pseudo-terminal, sends its master to the engine through the socket `path`, and makes the slave, which is
+/// returned, the controlling terminal of this process, so that it is notified of size changes. The process must be a
+/// session leader.
 ///
 /// # Errors
 /// [`TerminalError`] names the step.
@@ -71,7 +71,7 @@ pub fn send_console(path: &Path) -> Result<File, TerminalError> {
     Ok(File::from(slave))
 }
 
-/// Passes every byte on as it is: echo, line editing and signals are the guest's terminal's.
+/// Passes every byte on unchanged: echo, line editing and signals are handled by the guest's terminal.
 fn raw_mode(terminal: BorrowedFd<'_>) -> Result<Termios, TerminalError> {
     let before = termios::tcgetattr(terminal).map_err(|e| TerminalError::Change("read", e))?;
     let mut raw = before.clone();

@@ -71,8 +71,8 @@ pub enum FileSource {
     Fd {
         /// Its number.
         number: RawFd,
-        /// What messages call it: the path that it was opened by. The descriptor does not tell, for its mount
-        /// is its own ([`restricted`]).
+        /// Its name in messages: the path with which it was opened. The descriptor does not show it, because it
+        /// has its own mount ([`restricted`]).
         name: String,
     },
     /// A path.
@@ -158,7 +158,7 @@ fn default_mtu() -> u16 {
     1500
 }
 
-/// A description that no VM can be built from.
+/// An invalid description.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The text is not a description.
@@ -169,21 +169,21 @@ pub enum ConfigError {
     OutOfRange {
         /// The field's name.
         field: &'static str,
-        /// What it holds.
+        /// The value.
         value: u64,
         /// The smallest value allowed.
         least: u64,
         /// The largest value allowed.
         most: u64,
     },
-    /// A text that must be unique, short, or ASCII is not.
+    /// A text is not unique, short, or ASCII, as required.
     #[error("{field} {value:?} {problem}")]
     Text {
         /// The field's name.
         field: &'static str,
-        /// What it holds.
+        /// The value.
         value: String,
-        /// What is wrong with it.
+        /// The problem.
         problem: &'static str,
     },
 }

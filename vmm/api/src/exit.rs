@@ -44,7 +44,7 @@ impl ExitReason {
         }
     }
 
-    /// The same reason, with `change` applied to its text: for who does not trust the VMM.
+    /// The same reason, with `change` applied to its text, for callers that do not trust the VMM.
     #[must_use]
     pub fn map_text(mut self, change: impl FnOnce(&str) -> String) -> Self {
         if let ExitReason::Panic { message }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 
-/// The descriptors above the standard streams that a process inherited and that nobody has claimed yet.
+/// The inherited descriptors above the standard streams that have not been claimed yet.
 #[derive(Debug, Default)]
 pub struct Inherited(BTreeMap<RawFd, OwnedFd>);
 
@@ -18,7 +18,7 @@ impl Inherited {
     /// Nothing in the process may own a descriptor from 3 on: call it once, first in `main`.
     ///
     /// # Errors
-    /// What reading `/proc/self/fd` says.
+    /// If `/proc/self/fd` cannot be read.
     pub unsafe fn take() -> io::Result<Self> {
         let mut numbers = Vec::new();
         for entry in fs::read_dir("/proc/self/fd")? {
@@ -46,7 +46,7 @@ impl Inherited {
         self.0.remove(&number).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
     }
 
-    /// Those that nobody has claimed.
+    /// The unclaimed descriptors.
     pub fn iter(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.0.values().map(AsFd::as_fd)
     }

@@ -29,7 +29,7 @@ pub enum Access {
 /// The process must be allowed to mount in its mount namespace.
 ///
 /// # Errors
-/// What open(2), open_tree(2) and mount_setattr(2) (Linux 5.12) say.
+/// The error of open(2), open_tree(2) or mount_setattr(2) (Linux 5.12).
 pub fn open(path: &Path, access: Access) -> io::Result<File> {
     let write = access == Access::Write;
     let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;

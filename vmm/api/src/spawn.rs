@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::restricted::{self, Access};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
-/// The namespaces that a VMM gets: in none of them is anything of the host's.
+/// The new namespaces of a VMM, which contain nothing of the host.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -29,7 +29,7 @@ pub struct Spawn<'a> {
     pub arguments: &'a [&'a str],
     /// Descriptors that it inherits under the numbers that they have here.
     pub files: &'a [BorrowedFd<'a>],
-    /// What becomes its standard error.
+    /// Its standard error.
     pub log: BorrowedFd<'a>,
     /// The directory of the cgroup (v2) in which it starts; without one, in the caller's. To be made
     /// there takes no time, unlike a move (Linux 5.7).
@@ -42,15 +42,15 @@ pub enum SpawnError {
     /// A path or argument cannot be passed on.
     #[error("the VMM's path or arguments contain a NUL byte")]
     Argument(#[from] NulError),
-    /// No process.
+    /// The process could not be created.
     #[error("the VMM's process in new namespaces could not be created")]
     Clone(#[source] io::Error),
-    /// The user namespace could not be filled.
+    /// The ID mappings of the user namespace could not be written.
     #[error("{file} of the VMM's user namespace could not be written")]
     Map {
         /// The file.
         file: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// There is nothing for its standard input and output.
@@ -64,7 +64,7 @@ pub enum SpawnError {
     Exec {
         /// The VMM's binary.
         program: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -78,8 +78,8 @@ pub struct JailedChild {
     pub pidfd: OwnedFd,
 }
 
-/// Everything that the new process touches before it executes the program: made ready before the
-/// clone, since a process that was cloned from one with threads may not even allocate memory.
+/// Everything that the new process uses before it executes the program. It is prepared before the clone, because a
+/// process that was cloned from one with threads must not allocate memory.
 struct Prepared {
     program: CString,
     arguments: Vec<*const libc::c_char>,
@@ -140,7 +140,7 @@ impl Spawn<'_> {
 }
 
 impl JailedChild {
-    /// Kills the process and reaps it. That it has been reaped is no error.
+    /// Kills the process and reaps it. It is no error if it has been reaped already.
     pub fn kill(&self) {
         // By its descriptor: once it is reaped, its number may be another process's.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
@@ -202,8 +202,8 @@ fn run_child(prepared: &Prepared) -> ! {
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         let mut good = libc::dup2(prepared.null, 0) >= 0 && libc::dup2(prepared.null, 1) >= 0;
         good &= libc::dup2(prepared.log, 2) >= 0;
-        // Whatever else the parent holds, or a library left open in it without close-on-exec (a connection to
-        // systemd would be one to root), is none of the VMM's business.
+        // The VMM must not inherit other descriptors of the parent, such as one that a library opened without
+        // close-on-exec. A connection to systemd, for example, would give it root's rights.
         good &= libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) == 0;
         for fd in &prepared.files {
             good &= libc::fcntl(*fd, libc::F_SETFD, 0) >= 0;

@@ -31,7 +31,7 @@ pub enum DeviceError {
     Wire {
         /// What was refused.
         kind: &'static str,
-        /// What KVM said.
+        /// KVM's error.
         source: kvm_ioctls::Error,
     },
     /// No descriptor.

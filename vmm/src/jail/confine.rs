@@ -36,7 +36,7 @@ pub enum ConfineError {
     System {
         /// What it was to do.
         step: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Capabilities could not be dropped.

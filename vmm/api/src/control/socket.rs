@@ -21,7 +21,7 @@ impl ControlSocket {
     /// A connected pair.
     ///
     /// # Errors
-    /// What `socketpair(2)` says.
+    /// The error of `socketpair(2)`.
     pub fn pair() -> io::Result<(Self, Self)> {
         let mut fds = [0; 2];
         let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
@@ -42,7 +42,7 @@ impl ControlSocket {
     /// Makes sending and receiving return at once.
     ///
     /// # Errors
-    /// What `fcntl(2)` says.
+    /// The error of `fcntl(2)`.
     pub fn set_nonblocking(&self) -> io::Result<()> {
         // SAFETY: these calls take and give numbers only.
         let result = unsafe {
@@ -55,7 +55,7 @@ impl ControlSocket {
     /// Sends one message with descriptors, at most [`MAX_DESCRIPTORS`].
     ///
     /// # Errors
-    /// What `sendmsg(2)` says, or that the message is too long.
+    /// The error of `sendmsg(2)`, or `InvalidInput` if the message is too long.
     pub fn send(&self, message: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = serde_json::to_vec(message)?;
         if bytes.len() > MAX_MESSAGE {
@@ -69,7 +69,7 @@ impl ControlSocket {
     /// Receives one message and the descriptors that came with it; nothing at the end.
     ///
     /// # Errors
-    /// What `recvmsg(2)` says, or that the bytes are no such message.
+    /// The error of `recvmsg(2)`, or `InvalidData` if the bytes are not such a message.
     pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         let mut bytes = vec![0u8; MAX_MESSAGE];
         let mut fds: [RawFd; MAX_DESCRIPTORS] = [-1; MAX_DESCRIPTORS];

@@ -8,7 +8,7 @@
 use super::cpuid_policy;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
-/// CPUID could not be put together.
+/// The CPUID table could not be built.
 #[derive(Debug, thiserror::Error)]
 #[error("the CPUID table has more entries than KVM supports")]
 pub struct TooManyEntriesError;

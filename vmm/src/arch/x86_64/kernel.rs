@@ -33,7 +33,7 @@ pub enum LoadError {
     Read {
         /// The file.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A part of it is not in the file.
@@ -48,7 +48,7 @@ pub enum LoadError {
         name: String,
         /// Where it is linked to be.
         address: u64,
-        /// What the host said.
+        /// The error.
         source: io::Error,
     },
     /// The kernel cannot be entered.

@@ -41,7 +41,7 @@ impl Interrupt {
     /// that, so from now on it always says so: a driver that looks in vain finds its rings unchanged.
     ///
     /// # Errors
-    /// What `dup(2)` says.
+    /// The error of `dup(2)`.
     pub fn raised_elsewhere(&self) -> io::Result<EventFd> {
         self.standing.store(USED_BUFFER, Ordering::SeqCst);
         self.line()
@@ -50,7 +50,7 @@ impl Interrupt {
     /// A second descriptor of the line, to register with KVM.
     ///
     /// # Errors
-    /// What `dup(2)` says.
+    /// The error of `dup(2)`.
     pub fn line(&self) -> io::Result<EventFd> {
         self.line.try_clone()
     }

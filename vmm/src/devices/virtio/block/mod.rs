@@ -42,7 +42,7 @@ pub enum BlockError {
     Size {
         /// The disk's serial.
         serial: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Its thread could not be started.
@@ -50,7 +50,7 @@ pub enum BlockError {
     Thread {
         /// The disk's serial.
         serial: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }

@@ -15,7 +15,7 @@ pub struct Status(Statx);
 /// The attributes of `file`, which may have been opened with `O_PATH`.
 ///
 /// # Errors
-/// What statx(2) says.
+/// The error of statx(2).
 pub fn status(file: impl AsFd) -> io::Result<Status> {
     query(file, AtFlags::empty())
 }
@@ -23,7 +23,7 @@ pub fn status(file: impl AsFd) -> io::Result<Status> {
 /// As [`status`], but without asking the server of a file system that has one: its answer could be long in coming.
 ///
 /// # Errors
-/// What statx(2) says.
+/// The error of statx(2).
 pub fn status_at_hand(file: impl AsFd) -> io::Result<Status> {
     query(file, AtFlags::STATX_DONT_SYNC)
 }

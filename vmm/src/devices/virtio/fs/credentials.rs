@@ -65,7 +65,7 @@ pub fn assume(caller: &Caller) -> io::Result<()> {
 /// Gives this thread its own identity: root, with all that it may have over files.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn assume_own() -> io::Result<()> {
     become_identity(Identity { uid: 0, gid: 0, groups: Vec::new(), capabilities: FILES })
 }

@@ -72,7 +72,7 @@ impl Fs {
     /// it.
     ///
     /// # Errors
-    /// What starting a thread says.
+    /// If a thread cannot be started.
     pub fn new(root: ShareRoot, tag: &str, enter: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let mut config = [0; TAG_LENGTH + 4];
         let length = tag.len().min(TAG_LENGTH);

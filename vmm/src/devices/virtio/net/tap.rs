@@ -57,7 +57,7 @@ impl Tap {
     /// Leaves checksums and segmentation to the guest as far as it took the `features`.
     ///
     /// # Errors
-    /// What the ioctl says.
+    /// The error of the ioctl.
     pub fn set_offloads(&self, features: u64) -> io::Result<()> {
         let has = |bit: u32| features & 1 << bit != 0;
         let mut offloads = 0;

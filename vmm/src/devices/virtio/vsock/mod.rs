@@ -46,7 +46,7 @@ impl Vsock {
     /// A device for a guest with the given context identifier.
     ///
     /// # Errors
-    /// What making an epoll or timer descriptor says.
+    /// If an epoll or timer descriptor cannot be created.
     pub fn new(guest_cid: u32) -> io::Result<Self> {
         Ok(Vsock { guest_cid: guest_cid.into(), queues: Vec::new(), muxer: Muxer::new()? })
     }

@@ -100,7 +100,7 @@ impl Muxer {
     /// No connections.
     ///
     /// # Errors
-    /// What making an epoll or timer descriptor says.
+    /// If an epoll or timer descriptor cannot be created.
     pub fn new() -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let timer = TimerFd::new().map_err(io::Error::from)?;
