@@ -49,7 +49,7 @@ pub fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> Inst
     Instruction { code, registers, offset, immediate }
 }
 
-/// Where the kernel asks a program on a cgroup.
+/// The hook of a program on a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
     /// `enum bpf_prog_type`.
@@ -137,7 +137,7 @@ pub fn load(program: &[Instruction], hook: Hook) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Attaches a program to a cgroup, beside others or in place of `previous`, until the cgroup goes.
+/// Attaches a program to a cgroup, in addition to others or replacing `previous`, until the cgroup is removed.
 ///
 /// # Errors
 /// The error of bpf(2).

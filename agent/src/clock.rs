@@ -9,15 +9,15 @@ use ttrpc::proto::Code;
 
 use crate::error::{Coded, RequestError};
 
-/// Up to here the clock is slewed, so that it does not jump for a program. The kernel slews by 500 ppm:
-/// 30 ms in each of the minutes in which the host looks.
+/// Offsets up to this are slewed, so that the clock does not jump for programs. The kernel slews by 500 ppm, which
+/// is 30 ms in each minute between two checks of the host.
 const SLEW_MAX: Duration = Duration::from_millis(60);
 const NANOSECONDS: i64 = 1_000_000_000;
 
-/// Why the clock stays as it is.
+/// Why the clock could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum ClockError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The kernel refused the time.
@@ -40,7 +40,7 @@ impl Coded for ClockError {
 /// Sets the wall clock.
 ///
 /// # Errors
-/// The time is none after 1970, or the kernel refuses it.
+/// The time is before 1970, or the kernel refuses it.
 pub fn set(nanoseconds: i64) -> Result<(), ClockError> {
     if nanoseconds <= 0 {
         return Err(RequestError::new("time.nanoseconds", "must be after 1970").into());
@@ -49,13 +49,13 @@ pub fn set(nanoseconds: i64) -> Result<(), ClockError> {
     clock_settime(ClockId::CLOCK_REALTIME, time).map_err(ClockError::Set)
 }
 
-/// Moves the wall clock by an offset, at once or, if it is small, little by little; returns its time.
+/// Adjusts the wall clock by an offset, at once or, if it is small, gradually; returns the time.
 ///
 /// # Errors
 /// The kernel refuses it.
 pub fn adjust(offset: i64) -> Result<i64, ClockError> {
     if offset != 0 {
-        // What is left of the slew before goes: the offset was measured with it.
+        // The rest of an earlier slew is dropped, because the offset was measured with it.
         let slew = if u128::from(offset.unsigned_abs()) <= SLEW_MAX.as_nanos() { offset } else { 0 };
         apply(slewing(slew)).map_err(ClockError::Adjust)?;
         if slew == 0 {

@@ -13,7 +13,7 @@ const DIRECTORY: &str = "/sys/devices/system/cpu";
 /// Why CPUs could not be brought up.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// A file of sysfs failed.

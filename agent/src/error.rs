@@ -29,7 +29,7 @@ pub fn status<E: Coded + 'static>(error: E) -> ttrpc::Error {
     })
 }
 
-/// A request that is wrong in itself.
+/// An invalid request.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// A field's value cannot be used.

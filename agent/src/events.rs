@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 
 use crate::process::{Exit, Process};
 
-/// Events that a slow watcher may be behind before it loses the oldest.
+/// How many events a slow subscriber may be behind before it loses the oldest.
 const BACKLOG: usize = 256;
 
 /// Where events go, and the watches on the containers' memory events.
@@ -31,13 +31,13 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Every event from now on.
+    /// Subscribes to all further events.
     pub fn subscribe(&self) -> broadcast::Receiver<agent::Event> {
         self.sender.subscribe()
     }
 
     fn send(&self, event: agent::Event) {
-        // No receiver is no fault.
+        // It is no error if there is no subscriber.
         let _ = self.sender.send(event);
     }
 
@@ -61,7 +61,7 @@ impl Events {
         });
     }
 
-    /// Watches a container's `memory.events`; the watch goes with the file.
+    /// Watches a container's `memory.events`; the watch is removed with the file.
     pub fn watch(&self, container_id: &str, memory_events: &Path) {
         let Some(inotify) = &self.watches else { return };
         match inotify.add_watch(memory_events, AddWatchFlags::IN_MODIFY) {
@@ -73,7 +73,7 @@ impl Events {
         }
     }
 
-    /// What becomes readable when memory events change, if they can be watched.
+    /// A descriptor that becomes readable when memory events change, if they can be watched.
     pub fn inotify(&self) -> Option<&Inotify> {
         self.watches.as_ref()
     }

@@ -13,7 +13,7 @@ pub const ENTROPY_MAX: usize = 4096;
 /// Why the identity of the VM could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The kernel refused the host name.

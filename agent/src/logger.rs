@@ -24,7 +24,7 @@ impl Log for KernelLog {
             return;
         }
         let message = format_message(record.level(), &record.args().to_string());
-        // Nobody is left to tell if the kernel log cannot be written.
+        // If the kernel log cannot be written, the message is lost.
         let _ = file.write_all(message.as_bytes());
     }
 

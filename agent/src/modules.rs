@@ -90,7 +90,7 @@ impl<'a> DeviceNode<'a> {
 }
 
 fn fail(message: &str) -> i32 {
-    // If the log cannot be written either, the status remains.
+    // If the log cannot be written, only the status reports the error.
     let _ = fs::write("/dev/kmsg", format!("<4>pouch-agent: {message}\n"));
     1
 }

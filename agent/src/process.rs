@@ -16,7 +16,7 @@ use crate::streams::stdio::ProcessStdio;
 /// How a process ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exit {
-    /// As a shell gives it.
+    /// The exit status as in a shell.
     pub status: u32,
     /// The signal that ended it, or 0.
     pub signal: u32,
@@ -137,7 +137,7 @@ pub fn check_signal(signal: u32) -> Result<(), SignalError> {
     if signal > 64 { Err(SignalError::Unknown(signal)) } else { Ok(()) }
 }
 
-/// Opens a handle that keeps meaning the process that has `pid` now.
+/// Opens a pidfd for the process with `pid`.
 pub fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
@@ -169,16 +169,16 @@ pub fn now_nanoseconds() -> i64 {
 struct Table {
     processes: HashMap<i32, Arc<Process>>,
     runners: HashMap<i32, oneshot::Sender<WaitStatus>>,
-    /// Ends of processes that nobody has claimed, kept while something is being started.
+    /// Exit statuses of unknown processes, kept while a process is being started.
     unclaimed: HashMap<i32, WaitStatus>,
     starting: usize,
 }
 
-/// Which of the guest's processes are somebody's.
+/// The known processes of the guest.
 #[derive(Clone, Default)]
 pub struct ProcessTable(Arc<Mutex<Table>>);
 
-/// While one of these lives, ends of unknown processes are kept: one of them may be the
+/// While one of these exists, exit statuses of unknown processes are kept, because one of them may be the
 /// process that is being started.
 pub struct Starting(ProcessTable);
 
@@ -230,14 +230,14 @@ impl ProcessTable {
         receiver
     }
 
-    /// Takes note of an end; returns the process if it is one of ours.
+    /// Records an exit status; returns the process if it is known.
     pub fn ended(&self, pid: i32, status: WaitStatus) -> Option<Arc<Process>> {
         let mut table = self.lock();
         if let Some(process) = table.processes.remove(&pid) {
             return Some(process);
         }
         if let Some(runner) = table.runners.remove(&pid) {
-            // Whoever started it may have given up waiting.
+            // The caller may have timed out.
             let _ = runner.send(status);
         } else if table.starting > 0 {
             table.unclaimed.insert(pid, status);

@@ -17,7 +17,7 @@ pub struct Stat {
     pub start: u64,
 }
 
-/// Parses `/proc/PID/stat`. The name stands in parentheses and may hold anything, those included.
+/// Parses `/proc/PID/stat`. The name is in parentheses and may contain any characters, including parentheses.
 pub fn parse_stat(text: &str) -> Option<Stat> {
     let open = text.find('(')?;
     let close = text.rfind(')')?;

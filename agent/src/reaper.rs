@@ -20,7 +20,7 @@ impl Reaper {
         Ok(Self { runtime, children: signal(SignalKind::child())? })
     }
 
-    /// Reaps for ever.
+    /// Reaps processes, forever.
     pub async fn run(mut self) {
         loop {
             self.reap_all();

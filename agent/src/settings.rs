@@ -12,11 +12,11 @@ use pouch_protocol::settings;
 use crate::error::RequestError;
 
 const ROOT: &str = "/proc/sys";
-/// More than this is a mistake.
+/// The limit for the length of lists.
 const LIST_MAX: usize = 1024;
 
-/// Sets what the host says. All of it is checked before anything is changed; what the kernel refuses,
-/// because its own limits are others than those of the host's kernel, is logged.
+/// Applies the host's settings. All are checked before the first is changed. A setting that the kernel refuses, because
+/// its limits differ from the host kernel's, is logged.
 pub fn inherit(list: &[Setting]) -> Result<(), RequestError> {
     if list.len() > LIST_MAX {
         return Err(RequestError::new("settings", format!("has more than {LIST_MAX} entries")));
@@ -51,7 +51,7 @@ struct Waiting {
     value: String,
 }
 
-/// Settings of interfaces that come when the container is started.
+/// Settings of interfaces that are attached when the container is started.
 #[derive(Debug, Default)]
 pub struct InterfaceSettings(Mutex<Vec<Waiting>>);
 
@@ -71,7 +71,7 @@ impl InterfaceSettings {
         true
     }
 
-    /// Sets what waited for this interface. The error comes with the setting's name.
+    /// Applies the settings that waited for this interface. An error has the setting's name.
     pub fn set(&self, interface: &str) -> Result<(), (String, io::Error)> {
         let mut all = self.lock();
         let (ready, waiting) = all.drain(..).partition(|waiting| waiting.interface == interface);

@@ -92,7 +92,7 @@ pub enum BootError {
     Thread(#[from] crate::vcpu::VcpuThreadError),
 }
 
-/// The files of a description, opened while the process still may.
+/// The files of a description, opened before the process is confined.
 pub struct Files {
     kvm: Named,
     kernel: Named,
@@ -102,7 +102,7 @@ pub struct Files {
     blocks: Vec<File>,
 }
 
-/// A file and its name, which messages need when the process can no longer find it out.
+/// A file and its name for messages, which cannot be determined after confinement.
 struct Named {
     file: File,
     name: String,
@@ -115,7 +115,7 @@ impl Files {
     /// [`BootError::Open`] names the field and the file.
     pub fn open(config: &VmConfig, inherited: &mut Inherited) -> Result<Self, BootError> {
         let mut named = |field, source: &FileSource, access| {
-            // While the descriptor is there: its name is found through it.
+            // While the descriptor is open: its name is read through it.
             let name = source.to_string();
             match source.open(inherited, access) {
                 Ok(file) => Ok(Named { file, name }),
@@ -137,7 +137,7 @@ impl Files {
     }
 }
 
-/// Attaches what went wrong in a call of KVM to the step that it was.
+/// Converts an error of a KVM call, with the step that failed.
 fn step(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> BootError {
     move |source| BootError::Kvm { step, source }
 }
@@ -185,7 +185,7 @@ pub fn boot(
     }
     let balloon = attach.balloon()?;
     attach.rng()?;
-    // After everything that has a device, whose numbers are lower, and the last one used first.
+    // After all other devices, whose numbers are lower; the last slot is used first.
     let mut free = (0..config.network_slots).map(|_| attach.slot()).collect::<Result<Vec<_>, _>>()?;
     free.reverse();
 
@@ -225,8 +225,8 @@ fn open_kvm(Named { file, name }: Named) -> Result<Kvm, BootError> {
     }
 }
 
-/// Takes the performance counters from the guest: those of AMD's first generation are not in CPUID, which
-/// could hide them. Before Linux 5.18 there is no such switch.
+/// Disables the guest's performance counters: CPUID cannot hide those of AMD's first generation. Linux before 5.18
+/// does not support this.
 fn disable_pmu(fd: &VmFd) -> Result<(), BootError> {
     if fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) <= 0 {
         return Ok(());

@@ -17,7 +17,7 @@ pub struct Bus {
     devices: BTreeMap<u64, (u64, Arc<Mutex<dyn BusDevice>>)>,
 }
 
-/// Two devices would answer at the same address.
+/// Two devices have overlapping addresses.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the registers at {base:#x}, {length} bytes, overlap another device's")]
 pub struct OverlapError {
@@ -29,7 +29,7 @@ impl Bus {
     /// Adds a device at `base`, `length` bytes long.
     ///
     /// # Errors
-    /// [`OverlapError`] if another device answers there.
+    /// [`OverlapError`] if another device has an address there.
     pub fn insert(
         &mut self,
         base: u64,
@@ -67,8 +67,8 @@ impl Bus {
     }
 }
 
-/// Locks, also after another thread panicked while it held the lock: a device may then be in any
-/// state, but the guest is the only one to suffer.
+/// Locks, also if another thread panicked while it held the lock. The device may then be in any
+/// state, which affects only the guest.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -59,7 +59,7 @@ impl ControlServer {
     }
 }
 
-/// Sends an answer. A host that asks without reading loses answers, not its VM.
+/// Sends an answer. If the host does not read, answers are lost, but the VM continues.
 fn answer(socket: &ControlSocket, message: &Message) {
     if let Err(error) = socket.send(message, &[]) {
         crate::log_line!("the response could not be sent to the host: {error}");
@@ -70,7 +70,7 @@ impl MutEventSubscriber for ControlServer {
     fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
         match self.socket.receive::<Request>() {
             Ok(Some((request, fds))) => self.handle(request, fds),
-            // The host's side is gone: without it the VM has no purpose.
+            // The host's side has ended, so the VM is ended too.
             Ok(None) => self.vm.exit().end(ExitReason::Stopped),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {

@@ -7,7 +7,7 @@ use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, Subscriber
 /// Something that reacts to descriptors becoming ready.
 pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
 
-/// The event loop: all that need not block runs here.
+/// The event loop, for everything that does not block.
 pub struct EventLoop {
     manager: EventManager<Subscriber>,
 }
@@ -27,7 +27,7 @@ impl Joiner {
     }
 }
 
-/// The event loop could not go on.
+/// The event loop failed.
 #[derive(Debug, thiserror::Error)]
 #[error("the event loop failed: {0}")]
 pub struct EventLoopError(#[from] event_manager::Error);
@@ -46,7 +46,7 @@ impl EventLoop {
         self.manager.add_subscriber(subscriber);
     }
 
-    /// What adds subscribers later, from any thread and from subscribers too.
+    /// A handle to add subscribers later, from any thread and from subscribers.
     pub fn joiner(&self) -> Joiner {
         Joiner(self.manager.remote_endpoint())
     }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use pouch_vmm_api::exit::ExitReason;
 use vmm_sys_util::eventfd::EventFd;
 
-/// The end of a VM, told once by whoever sees it first.
+/// The end of a VM, signalled once by the first thread that detects it.
 pub struct ExitSignal {
     reason: OnceLock<ExitReason>,
     event: EventFd,
@@ -23,7 +23,7 @@ impl ExitSignal {
         Ok(ExitSignal { reason: OnceLock::new(), event })
     }
 
-    /// Ends the VM; a reason that was given before stays.
+    /// Ends the VM; an earlier reason is kept.
     pub fn end(&self, reason: ExitReason) {
         if self.reason.set(reason).is_ok() {
             // The counter is at 0, so there is room.

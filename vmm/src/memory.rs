@@ -24,7 +24,7 @@ const MIB: u64 = 1 << 20;
 /// Bytes of a page that the second level of the page tables maps at once.
 pub const HUGE_PAGE: u64 = 2 * MIB;
 
-/// Guest memory could not be had.
+/// Guest memory could not be allocated.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The file could not be created.
@@ -157,9 +157,9 @@ pub fn copy_file(
     Ok(())
 }
 
-/// Backs what of `range` is whole huge pages with such pages, and returns how many bytes that are. For
-/// memory that the guest touches most of while it boots: one fault a huge page instead of 512. Where the
-/// host cannot (without free huge pages), memory stays as it was: that is slower, and no error.
+/// Backs the aligned part of `range` with huge pages, and returns its size in bytes. This is for memory that the
+/// guest mostly touches at boot: one fault for each huge page instead of 512. If the host has no free huge
+/// pages, memory is unchanged, which is slower, but no error.
 pub fn make_huge(memory: &Memory, range: Range<u64>) -> u64 {
     let mut made = 0;
     for region in memory.iter() {
@@ -173,10 +173,10 @@ pub fn make_huge(memory: &Memory, range: Range<u64>) -> u64 {
     made
 }
 
-/// Lets all pages that come from now on be small: a guest is to cost the host what it touches.
+/// Makes all further pages small, so that a guest uses only the host memory that it touches.
 ///
 /// # Errors
-/// What madvise(2) says. A kernel without huge pages does not know the advice, and needs none.
+/// The error of madvise(2). A kernel without huge pages does not support the advice and does not need it.
 pub fn only_small_pages(memory: &Memory) -> io::Result<()> {
     for region in memory.iter() {
         // SAFETY: the range is the region's own mapping, of which nothing but the size of later pages changes.
@@ -208,16 +208,16 @@ fn collapse(region: &GuestRegionMmap, offset: u64, length: u64) -> bool {
     unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), MADV_COLLAPSE) == 0 }
 }
 
-/// Writes to a page what is there already.
+/// Writes a page's own content to it, to allocate it.
 fn touch(region: &GuestRegionMmap, address: MemoryRegionAddress) -> bool {
     region.read_obj::<u8>(address).is_ok_and(|byte| region.write_obj(byte, address).is_ok())
 }
 
-/// Gives the pages of `length` bytes from `start` back to the host; they read as zeros until
-/// they are written again. Parts that are not whole pages, or not guest memory, stay.
+/// Releases the pages of `length` bytes from `start` to the host; they read as zeros until they are written
+/// again. Partial pages, and addresses that are not guest memory, are ignored.
 ///
 /// # Errors
-/// What `fallocate(2)` says.
+/// The error of `fallocate(2)`.
 pub fn discard(memory: &Memory, start: GuestAddress, length: u64) -> io::Result<u64> {
     const PAGE: u64 = 4096;
     let mut discarded = 0;
@@ -251,7 +251,7 @@ pub fn discard(memory: &Memory, start: GuestAddress, length: u64) -> io::Result<
 /// Bytes of guest memory that the host has pages for.
 ///
 /// # Errors
-/// What `fstat(2)` says.
+/// The error of `fstat(2)`.
 pub fn resident_bytes(memory: &Memory) -> io::Result<u64> {
     let Some(backing) = memory.iter().next().and_then(|region| region.file_offset()) else {
         return Ok(0);

@@ -25,7 +25,7 @@ use crate::jail::{self, ConfineError};
 use crate::vm::Vm;
 use pouch_errors::chain;
 
-/// Files in use are known beyond those that are kept, and each open file has a descriptor more.
+/// The inode table also has files in use, and each open file needs another descriptor.
 const DESCRIPTORS_FOR_EACH_FILE: u64 = 8;
 
 /// The VM could not be started.
@@ -67,7 +67,7 @@ pub struct Start {
     pub config: RawFd,
     /// The number of the control socket's.
     pub control: RawFd,
-    /// Whether threads may make the system calls of their kind only.
+    /// Whether to install seccomp filters.
     pub filter: bool,
 }
 
@@ -82,14 +82,14 @@ impl Start {
         let control = Arc::new(ControlSocket::from_fd(control.into()));
         let exit = Arc::new(ExitSignal::new().map_err(StartError::Prepare)?);
         end_on_panic(&exit);
-        // A panic of this thread has been noted by the hook; what it leaves half done is not looked at again.
+        // The hook has recorded a panic of this thread; the state that it leaves is not used again.
         let result = panic::catch_unwind(AssertUnwindSafe(|| self.serve(&control, &exit, built)));
         let reason = match &result {
             Ok(Ok(reason)) => reason.clone(),
             Ok(Err(error)) => ExitReason::InternalError { message: chain(error) },
             Err(payload) => exit.reason().unwrap_or_else(|| panicked(&**payload)),
         };
-        // A host that is gone learns nothing; one that is there learns of it from the exit status too.
+        // If the host's side has ended, the error does not matter; otherwise the exit status reports it too.
         let _ = control.send(&Message::Exited(reason.clone()), &[]);
         match result {
             Ok(Err(error)) => Err(error),
@@ -127,7 +127,7 @@ impl Start {
         }
     }
 
-    /// Takes what the description names, confines the process, and builds the VM.
+    /// Claims the descriptors of the description, confines the process, and builds the VM.
     fn boot(&mut self, exit: &Arc<ExitSignal>) -> Result<(Arc<Vm>, EventLoop), StartError> {
         let mut text = String::new();
         let mut file = self.claim(self.config, "the description")?;
@@ -135,7 +135,7 @@ impl Start {
         drop(file);
         let config = VmConfig::from_json(&text)?;
         let files = Files::open(&config, &mut self.inherited)?;
-        // What nobody asked for is not to be there.
+        // Close descriptors that the description does not name.
         self.inherited = Inherited::default();
         jail::replace_proc()?;
         let descriptors = DESCRIPTORS_FOR_EACH_FILE * files_kept(config.memory_mib) as u64;

@@ -12,11 +12,11 @@ use pouch_vmm_api::exit::ExitReason;
 use crate::bus::{Bus, lock};
 use crate::exit_signal::ExitSignal;
 
-/// How long a vCPU may take to notice a signal before it is sent again: it may have come between
-/// the look at the command and the entry into the guest.
+/// How long a vCPU may take to react to a signal before it is sent again. A signal may arrive between the
+/// check of the command and the entry into the guest.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
 
-/// What vCPUs shall do.
+/// The command to the vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Command {
     Run,
@@ -110,7 +110,7 @@ fn kick_signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 
-/// A handler that does nothing: the signal's use is that KVM_RUN returns.
+/// An empty handler: the signal only makes KVM_RUN return.
 fn register_kick_handler() {
     extern "C" fn handler(_signal: libc::c_int) {}
     // SAFETY: an all-zero sigaction is valid; the handler touches nothing, so it may run at any
@@ -128,8 +128,8 @@ fn wait_to_run(fd: &VcpuFd, shared: &Shared) {
     if state.0 == Command::Run {
         return;
     }
-    // Or the guest's watchdogs take the pause for a hang of their own. A guest that has not set up its clock
-    // yet (EINVAL) has none.
+    // Otherwise the guest's watchdogs take the pause for a hang. A guest that has not set up its clock yet
+    // (EINVAL) has no watchdogs.
     let _ = fd.kvmclock_ctrl();
     state.1 += 1;
     shared.changed.notify_all();

@@ -59,7 +59,7 @@ impl Vm {
     /// the number of its virtio device.
     ///
     /// # Errors
-    /// [`DeviceError`] if there is no place left, or the tap device is not usable.
+    /// [`DeviceError`] if no slot is left, or the tap device is not usable.
     pub fn plug_network(
         &self,
         tap: OwnedFd,

@@ -19,7 +19,7 @@ use crate::error::Coded;
 
 /// The option.
 const OPTION: &str = "tmpcopyup";
-/// More than this is not what the option is for.
+/// The limit of the copied data.
 const ENTRIES_MAX: usize = 100_000;
 const DEPTH_MAX: usize = 64;
 
@@ -28,7 +28,7 @@ const DEPTH_MAX: usize = 64;
 #[error("mounts[{index}].options of {}: tmpcopyup: cannot {action}", destination.display())]
 pub struct CopyUpError {
     index: usize,
-    // An engine's user knows this, not the index.
+    // Users of an engine know this, not the index.
     destination: PathBuf,
     action: String,
     #[source]
@@ -41,8 +41,8 @@ impl Coded for CopyUpError {
     }
 }
 
-/// The tmpfs mounts that were made, unmounted when this is dropped: by then the container
-/// has its own, or never will.
+/// The created tmpfs mounts, unmounted when this is dropped: by then the container has its own mounts, or
+/// has failed.
 #[derive(Default)]
 pub struct CopiedUp(Vec<PathBuf>);
 
@@ -108,7 +108,7 @@ fn mount_tmpfs(directory: &Path, options: &[String]) -> io::Result<()> {
     Ok(mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?)
 }
 
-/// Copies what the image has at `destination`; nothing if it has nothing there.
+/// Copies the image's files at `destination`, if there are any.
 fn fill(root: &Path, destination: &Path, into: &Path, own_mode: bool) -> io::Result<()> {
     let source = match open_in_root(root, destination) {
         Ok(source) => source,

@@ -29,7 +29,7 @@ use crate::streams::stdio::{self, PreparedStdio, ProcessEnds, StdioError};
 /// Why a container could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The id cannot be used.
@@ -38,7 +38,7 @@ pub enum CreateError {
     /// A storage cannot be mounted.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The standard streams cannot be had.
+    /// The standard streams cannot be set up.
     #[error(transparent)]
     Stdio(#[from] StdioError),
     /// The limits cannot be set.
@@ -85,8 +85,8 @@ impl Coded for CreateError {
     }
 }
 
-/// Makes a container; returns its first process, which waits to be started. What was made
-/// is undone if it fails.
+/// Creates a container; returns its first process, which waits to be started. If it fails, everything is
+/// undone.
 pub async fn create(runtime: &Arc<Runtime>, request: CreateContainerRequest) -> Result<i32, CreateError> {
     let id = request.container_id.as_str();
     check_id("container_id", id)?;
@@ -125,7 +125,7 @@ fn check_terminal(adapted: &Adapted, wanted: bool) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// Who may open the streams again: the process's user, as the guest knows it.
+/// The user who may reopen the streams: the user of the process, as a UID of the guest.
 fn stream_owner(process: &ProcessSpec, for_exec: &ForExec) -> u32 {
     for_exec.mapped(process.user().uid())
 }
@@ -204,7 +204,7 @@ async fn make(
     Ok(Arc::new(container))
 }
 
-/// Fills the tmpfs mounts that ask for it, and gives those their modes that name none, beside the event loop.
+/// Fills tmpfs mounts with `tmpcopyup`, and sets the modes of those without one, in a separate thread.
 async fn copy_up(mut spec: Spec, bundle: &Path) -> Result<(Spec, CopiedUp), CreateError> {
     if !copyup::wanted(&spec) && !tmpfs::wanted(&spec) {
         return Ok((spec, CopiedUp::default()));

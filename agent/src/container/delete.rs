@@ -17,7 +17,7 @@ use crate::storage::{self, StorageError};
 /// Why a container could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteError {
-    /// The id is wrong in itself.
+    /// The ID is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// Its processes or its cgroup remain.
@@ -45,7 +45,7 @@ impl Coded for DeleteError {
     }
 }
 
-/// Removes a container with all that it has. Fine if there is none.
+/// Removes a container and everything of it. It is no error if there is none.
 pub async fn delete(runtime: &Arc<Runtime>, id: &str) -> Result<(), DeleteError> {
     check_id("container_id", id)?;
     let container = match runtime.containers.get(id) {

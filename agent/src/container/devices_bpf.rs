@@ -29,8 +29,8 @@ const CHARACTER: i32 = 2;
 /// takes a million, but a list this long is a mistake.
 const RULES_MAX: usize = 1024;
 
-/// What every container may use, whatever its rules say: runc's list. (type, major, minor,
-/// access.) mknod of anything is harmless while opening it is not allowed.
+/// Devices that every container may use, regardless of its rules: runc's list (type, major, minor, access).
+/// mknod of any device is harmless if it cannot be opened.
 const ALWAYS: &[(i32, Option<i32>, Option<i32>, i32)] = &[
     (CHARACTER, None, None, MKNOD),
     (BLOCK, None, None, MKNOD),
@@ -47,7 +47,7 @@ const ALWAYS: &[(i32, Option<i32>, Option<i32>, i32)] = &[
 /// Why the rules could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceRulesError {
-    /// A rule is wrong in itself.
+    /// A rule is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The kernel refused.
@@ -140,7 +140,7 @@ const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 
-/// The program that decides by `rules`; without a fitting rule it refuses.
+/// The program for `rules`; without a matching rule it denies access.
 fn assemble(rules: &[Rule]) -> Vec<Instruction> {
     let load = |register: u8, offset: i16| instruction(LOAD_WORD, register | (CONTEXT << 4), offset, 0);
     let mut program = vec![
@@ -186,7 +186,7 @@ fn assemble_rule(rule: &Rule) -> Vec<Instruction> {
     code
 }
 
-/// A program that is attached to a cgroup, until it is replaced or the cgroup goes.
+/// A program that is attached to a cgroup, until it is replaced or the cgroup is removed.
 #[derive(Debug)]
 pub struct Attached(OwnedFd);
 

@@ -21,13 +21,13 @@ use crate::streams::stdio::{self, PreparedStdio, StdioError};
 /// Why a process could not be started in a container.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// There is no such container, its state is another, or the process exists.
     #[error(transparent)]
     Lookup(#[from] LookupError),
-    /// The standard streams cannot be had.
+    /// The standard streams cannot be set up.
     #[error(transparent)]
     Stdio(#[from] StdioError),
     /// The process cannot be started.
@@ -167,9 +167,9 @@ fn asked_cgroup(container: &Container, asked: &str) -> Result<Option<String>, Re
     Ok(Some(asked.to_owned()).filter(|asked| !asked.is_empty()))
 }
 
-/// An init like systemd moves itself to a cgroup below the container's and enables
-/// controllers; after that the kernel lets no process into the container's own. Further
-/// processes go where the init is.
+/// An init system like systemd moves to a cgroup below the container's and enables controllers. After that
+/// the kernel allows no processes in the container's own cgroup. So processes of exec go to the cgroup of the
+/// init process.
 fn sub_cgroup(container: &Container) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{}/cgroup", container.init.pid)).ok()?;
     let path = Path::new(unified_cgroup(&text)?);

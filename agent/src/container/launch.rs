@@ -26,7 +26,7 @@ use crate::streams::stdio::ProcessEnds;
 const RUNNER_TIME: Duration = Duration::from_secs(120);
 /// How long the terminal may take once the runner is done.
 const CONSOLE_TIME: Duration = Duration::from_secs(10);
-/// How many details of a failure are told.
+/// How many details of a failure are reported.
 const DETAILS_MAX: usize = 8;
 
 /// Why a process could not be started.
@@ -41,7 +41,7 @@ pub enum LaunchError {
     /// The container cannot be made as asked.
     #[error("cannot start the process: {0}")]
     Failed(String),
-    /// The runner said nothing that makes sense.
+    /// The runner's reports are incomplete.
     #[error("cannot start the process: the runner ended with status {0}")]
     Silent(u32),
     /// The runner took too long.
@@ -132,7 +132,7 @@ impl Report {
     }
 }
 
-/// How libcontainer says that something failed elsewhere.
+/// Messages of libcontainer that only say that something else failed.
 const ECHOES: &[&str] = &[
     "failed to wait for init ready",
     "failed to run container process",
@@ -144,8 +144,8 @@ const ECHOES: &[&str] = &[
     "error in executing process",
 ];
 
-/// The innermost cause comes first; what only repeats that there was one is left out, unless
-/// nothing else was said.
+/// The innermost cause comes first. Messages that only say that something failed are omitted, unless there are no
+/// others.
 fn failure(details: Vec<String>, last: Option<String>) -> LaunchError {
     let echo = |text: &String| ECHOES.iter().any(|echo| text.starts_with(echo));
     let all: Vec<String> = details.into_iter().chain(last).collect();
@@ -167,7 +167,7 @@ pub struct Launched {
     pub pid: i32,
     /// Its terminal's master.
     pub master: Option<OwnedFd>,
-    /// What its last steps say.
+    /// Reports of its last steps.
     pub report: Report,
 }
 
@@ -233,8 +233,8 @@ fn spawn(
     Ok((pid, table.add_runner(pid)))
 }
 
-/// Kills a process that is of no use any more. It is a child that has not been waited for,
-/// so the pid is still its own.
+/// Kills a process that is no longer needed. It is a child that has not been reaped, so the PID still belongs
+/// to it.
 pub fn abandon(pid: i32) {
     let killed = open_pidfd(pid).map(|handle| send_signal(&handle, libc::SIGKILL as u32));
     if !matches!(killed, Ok(Ok(()))) {

@@ -47,7 +47,7 @@ fn command(arguments: &[u8], name: &str) -> String {
     text.replace('\0', " ")
 }
 
-/// Signals every process of the container. It is no fault if one ends in between.
+/// Signals every process of the container. It is no error if one ends meanwhile.
 pub fn signal_all(container: &Container, signal: u32) -> Result<(), SignalError> {
     check_signal(signal)?;
     if signal == libc::SIGKILL as u32 {

@@ -30,16 +30,16 @@ pub use registry::{CONTAINERS_MAX, Containers, check_id};
 pub use runtime::{Runtime, watch_out_of_memory};
 use spec::ForExec;
 
-/// Ends of later processes that are remembered; an engine that probes a container every
-/// second must not fill the guest's memory.
+/// How many ended processes of exec are remembered: an engine that runs a health check every second must not
+/// fill the guest's memory.
 const ENDED_EXECS_MAX: usize = 128;
-/// Later processes that may run at once.
+/// Processes of exec that may run at once.
 const EXECS_MAX: usize = 4096;
 
 /// Why there is no such container or process, or none in the right state.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
-    /// The id is wrong in itself.
+    /// The ID is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// No container has the id.
@@ -54,10 +54,10 @@ pub enum LookupError {
     /// A process has the id already.
     #[error("exec_id: {0:?} exists already")]
     ProcessExists(String),
-    /// The guest is full.
+    /// The guest has too many containers.
     #[error("the guest already has {CONTAINERS_MAX} containers")]
     TooMany,
-    /// The container is full.
+    /// The container has too many processes.
     #[error("the container already has {EXECS_MAX} processes of exec")]
     TooManyProcesses,
     /// The container is in another state.
@@ -84,10 +84,10 @@ impl Coded for LookupError {
     }
 }
 
-/// Where a container is in its life.
+/// The state of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Made, its first process waits.
+    /// Created; its first process waits.
     Created,
     /// Its first process runs.
     Running,
@@ -118,13 +118,13 @@ pub struct Container {
     pub cgroup: Cgroup,
     /// Its first process.
     pub init: Arc<Process>,
-    /// What later processes take over.
+    /// What processes of exec inherit.
     pub for_exec: ForExec,
-    /// What is bound into it.
+    /// Its bind mounts.
     pub bound: Vec<PathBuf>,
-    /// Requests that change it take turns.
+    /// Serialises requests that change it.
     pub turn: tokio::sync::Mutex<()>,
-    /// The out-of-memory kills that have been told already.
+    /// The number of out-of-memory kills that have been reported.
     pub oom_kills: Mutex<u64>,
     changing: Mutex<Changing>,
 }
@@ -133,7 +133,7 @@ struct Changing {
     started: bool,
     paused: bool,
     execs: HashMap<String, Arc<Process>>,
-    /// The order in which later processes were added.
+    /// The order in which processes of exec were added.
     order: Vec<String>,
     devices: Option<Attached>,
     report: Option<Report>,
@@ -194,7 +194,7 @@ impl Container {
         Err(LookupError::State { id: self.id.clone(), state, wanted })
     }
 
-    /// Notes that it is frozen or not.
+    /// Records whether it is frozen.
     pub fn set_paused(&self, paused: bool) {
         self.lock().paused = paused;
     }
@@ -219,7 +219,7 @@ impl Container {
         Ok(())
     }
 
-    /// Adds a later process, and forgets the oldest that have ended.
+    /// Adds a process of exec, and removes the oldest ended ones.
     fn add_exec(&self, process: Arc<Process>) {
         let mut changing = self.lock();
         let id = process.exec_id.clone();

@@ -17,12 +17,12 @@ pub fn sources(spec: &Spec) -> Vec<PathBuf> {
     mounts.filter_map(|mount| mount.source().clone()).filter(|source| source.is_absolute()).collect()
 }
 
-/// Asks the host for the sizes and times of these files, whatever the guest knows of them.
+/// Revalidates the attributes of these files with the host, regardless of the guest's cache.
 pub fn refresh(files: &[PathBuf]) {
     for file in files {
         match ask(file) {
             Ok(()) => {}
-            // Who bound it may have removed its name since.
+            // The name may have been removed since.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => log::warn!("cannot ask the host for {}: {error}", file.display()),
         }

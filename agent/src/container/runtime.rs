@@ -29,7 +29,7 @@ pub struct Runtime {
     pub streams: StreamTable,
     /// What has been mounted for the host.
     pub storages: Storages,
-    /// Who hears of what happens.
+    /// The subscribers of events.
     pub events: Events,
     /// Settings of specifications that wait for their interface.
     pub interface_settings: InterfaceSettings,
@@ -50,8 +50,8 @@ impl Runtime {
         }
     }
 
-    /// Records how a process ended. What stands in its terminal is taken out and counted first, for the kernel
-    /// does not say how much that is.
+    /// Records the end of a process. The remaining output in its terminal is read and counted first, because the kernel
+    /// does not report its size.
     fn finish(self: &Arc<Self>, process: Arc<Process>, status: WaitStatus) {
         let at_nanoseconds = now_nanoseconds();
         process.stdio.process_ended();
@@ -74,8 +74,8 @@ impl Runtime {
         self.events.exited(process, exit);
     }
 
-    /// Looks whether the out-of-memory killer hit a container, tells those who watch, and
-    /// says whether it ever did.
+    /// Checks whether the out-of-memory killer killed a process of a container, sends events, and returns whether it
+    /// ever did.
     pub fn out_of_memory(&self, container_id: &str) -> bool {
         let Ok(container) = self.containers.get(container_id) else { return false };
         let kills = container.cgroup.oom_kills();
@@ -88,7 +88,7 @@ impl Runtime {
     }
 }
 
-/// Tells of out-of-memory kills for ever.
+/// Reports out-of-memory kills, forever.
 pub async fn watch_out_of_memory(runtime: Arc<Runtime>) {
     let Some(inotify) = runtime.events.inotify() else { return };
     let duplicate = || -> io::Result<OwnedFd> { inotify.as_fd().try_clone_to_owned() };

@@ -27,7 +27,7 @@ const EXECUTE_TIME: Duration = Duration::from_secs(30);
 /// Why a container's state could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// There is no such container, or its state is another.
@@ -97,9 +97,8 @@ pub async fn start(container: &Arc<Container>) -> Result<(), ChangeError> {
     }
 }
 
-/// Tells the process that waits on libcontainer's socket, and libcontainer's state file,
-/// that the container runs. It is `Container::start` without a change of the agent's
-/// working directory.
+/// Notifies the process that waits on libcontainer's socket, and updates libcontainer's state file. This is
+/// `Container::start` without a change of the agent's working directory.
 fn notify(state: &Path) -> io::Result<()> {
     let directory = File::open(state)?;
     let socket = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join("notify.sock");
@@ -111,7 +110,7 @@ fn notify(state: &Path) -> io::Result<()> {
     stream.write_all(b"start container")
 }
 
-/// Freezes a container or lets it go on.
+/// Freezes or thaws a container.
 pub async fn set_paused(container: Arc<Container>, paused: bool) -> Result<(), ChangeError> {
     let _turn = container.turn.lock().await;
     if paused {
@@ -142,7 +141,7 @@ pub async fn update(container: Arc<Container>, mut resources: LinuxResources) ->
     Ok(())
 }
 
-/// Runs what may take its time beside the event loop.
+/// Runs a slow operation in a separate thread.
 pub async fn blocking<T: Send + 'static>(
     task: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ChangeError> {

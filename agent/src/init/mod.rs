@@ -36,7 +36,7 @@ pub fn main() -> i32 {
     fail(&error)
 }
 
-/// Listens, sets up the rest, and serves until something breaks that cannot be mended.
+/// Listens, sets up the rest, and serves until a fatal error.
 async fn serve(begin: Duration) -> String {
     let agent = Agent::new();
     let reaper = match Reaper::new(agent.runtime.clone()) {

@@ -11,7 +11,7 @@ use crate::modules;
 
 const NOSUID_NOEXEC_NODEV: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
 
-/// What logging and listening need: /dev, /proc. The root itself is read-only.
+/// Mounts what logging and listening need: /dev, /proc. The root itself is read-only.
 pub fn first() {
     // devtmpfs holds the nodes of every device, and the kernel usually has mounted it; with no
     // /dev, nothing can be reported.
@@ -19,7 +19,7 @@ pub fn first() {
     let _ = mount_at("proc", "/proc", NOSUID_NOEXEC_NODEV, "");
 }
 
-/// Everything else. What fails is logged: a guest with one file system less can still say so.
+/// Mounts everything else. Errors are logged and not fatal.
 pub fn rest() {
     let flags = NOSUID_NOEXEC_NODEV;
     let nosuid_nodev = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;

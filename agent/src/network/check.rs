@@ -6,7 +6,7 @@ use pouch_protocol::agent::{Interface, Neighbor, Route, SetNetworkRequest};
 
 use crate::error::RequestError;
 
-/// More than this is a mistake.
+/// The limit for the length of lists.
 const LIST_MAX: usize = 4096;
 
 /// A MAC address.
@@ -18,7 +18,7 @@ pub struct Plan {
     pub interfaces: Vec<InterfacePlan>,
     pub routes: Vec<RoutePlan>,
     pub neighbors: Vec<NeighborPlan>,
-    /// Virtio devices to let go of.
+    /// Virtio devices to remove.
     pub removed: Vec<u32>,
 }
 
@@ -27,7 +27,7 @@ pub struct Plan {
 pub struct InterfacePlan {
     pub name: String,
     pub mac: Mac,
-    /// The virtio device to bring to life; none if the interface is found by its MAC.
+    /// The virtio device to start; none if the interface is found by its MAC.
     pub slot: Option<u32>,
     pub ipv6: bool,
     pub arp: bool,

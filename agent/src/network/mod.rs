@@ -17,7 +17,7 @@ use crate::settings::InterfaceSettings;
 /// Why the network could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// No interface has the MAC.
@@ -28,7 +28,7 @@ pub enum NetworkError {
         /// The MAC.
         mac: String,
     },
-    /// The virtio device that was added does not come to life.
+    /// The added virtio device could not be started.
     #[error("network.interfaces[{index}].slot: virtio device {slot} could not be started: {error}")]
     Slot {
         /// Which entry.
@@ -38,7 +38,7 @@ pub enum NetworkError {
         /// The kernel's error.
         error: std::io::Error,
     },
-    /// A virtio device cannot be let go of.
+    /// A virtio device could not be removed.
     #[error("network.removed: virtio device {slot} could not be removed: {error}")]
     Removed {
         /// The device.
@@ -81,14 +81,13 @@ impl Coded for NetworkError {
 /// The network that the host wants.
 #[derive(Default)]
 pub struct Network {
-    /// What it wanted last: what is not in there is the container's own.
+    /// The last request; other configuration belongs to the container.
     wanted: Mutex<check::Plan>,
 }
 
 impl Network {
-    /// Takes away what the host wanted before and does not any more; then sets interfaces, then routes, then
-    /// neighbours. Asking for what is there already is fine. `settings` are those of specifications that wait for an
-    /// interface.
+    /// Removes what the host no longer wants; then sets interfaces, then routes, then neighbours. Entries that exist already
+    /// are no error. `settings` are those of specifications that wait for an interface.
     ///
     /// # Errors
     /// [`NetworkError`] names the entry; what stands before it is set.

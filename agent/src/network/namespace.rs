@@ -18,7 +18,7 @@ use rtnetlink::LinkUnspec;
 
 const OWN: &str = "/proc/thread-self/ns/net";
 
-/// Settings that a new namespace does not take over from the first one, beside those that a container inherits.
+/// Settings that a new namespace does not copy from the initial one, in addition to those that a container inherits.
 const CARRIED: &[&str] = &[
     "ipv6/conf/all/accept_dad",
     "ipv6/conf/all/accept_ra",
@@ -26,7 +26,7 @@ const CARRIED: &[&str] = &[
     "ipv6/conf/default/accept_ra",
 ];
 
-/// Where the agent came from.
+/// The agent's previous namespace.
 struct Away {
     /// The container that it followed.
     container: String,
@@ -65,7 +65,7 @@ pub fn enter(container: &str, pid: i32, made: &HashSet<PathBuf>) -> io::Result<(
     Ok(())
 }
 
-/// Goes back, if it was this container that the agent followed.
+/// Returns to the initial namespace, if the agent is in that of this container.
 pub fn leave(container: &str) -> io::Result<()> {
     let mut away = away();
     match &*away {

@@ -14,7 +14,7 @@ use crate::settings::InterfaceSettings;
 const CLASS: &str = "/sys/class/net";
 const IPV6: &str = "/proc/sys/net/ipv6/conf";
 
-/// Applies a plan after another. What is there already in the same form is no fault.
+/// Applies a plan. Entries that exist already are no error.
 pub async fn apply(before: &Plan, plan: &Plan, settings: &InterfaceSettings) -> Result<(), NetworkError> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let task = tokio::spawn(connection);
@@ -115,12 +115,12 @@ async fn set_interface(
     let link = index_of(&current).ok_or_else(missing)?;
     if current != plan.name {
         if let Some(other) = index_of(&plan.name) {
-            // The name belongs to one that will get its own, or that nobody has asked for.
+            // The name belongs to an interface that will be renamed, or that is not in the plan.
             rename(handle, other, &format!("pouch{other}")).await.map_err(refused("name"))?;
         }
         rename(handle, link, &plan.name).await.map_err(refused("name"))?;
     }
-    // Nobody else is on the link to have the same address; the detection takes a second.
+    // Skip duplicate address detection, which takes a second: no other host is on the link.
     let _ = fs::write(format!("{IPV6}/{}/accept_dad", plan.name), "0");
     // An address may have come since the last time.
     let off = if plan.ipv6 { "0" } else { "1" };

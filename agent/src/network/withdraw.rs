@@ -7,7 +7,7 @@ use super::NetworkError;
 use super::check::{AddressPlan, NeighborPlan, Plan, RoutePlan};
 use super::netlink::{index_of, route_message, with_peer};
 
-/// What is in `before` and not in `plan`, of interfaces that stay.
+/// The entries of `before` that are not in `plan`, for interfaces that stay.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Withdrawn<'a> {
     neighbors: Vec<&'a NeighborPlan>,
@@ -38,7 +38,7 @@ impl<'a> Withdrawn<'a> {
     }
 }
 
-/// Takes away what `plan` does not have of `before`. What the container itself has taken away is no fault.
+/// Removes entries of `before` that are not in `plan`. It is no error if the container has removed an entry itself.
 pub async fn withdraw(handle: &Handle, before: &Plan, plan: &Plan) -> Result<(), NetworkError> {
     let withdrawn = Withdrawn::of(before, plan);
     for neighbor in withdrawn.neighbors {

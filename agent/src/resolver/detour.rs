@@ -32,7 +32,7 @@ const PORT: i16 = 24;
 /// The third word of a mapped address (RFC 4291, section 2.5.5.2); those before it are 0.
 const MAPPED: u32 = 0xffff;
 
-/// Makes `port` stand in for port 53 of `address`.
+/// Redirects port 53 of `address` to `port`.
 pub fn lay(address: Ipv4Addr, port: u16) -> Result<(), ResolverError> {
     let error = |step| move |error| ResolverError::Detour(step, error);
     let cookie = namespace_cookie().map_err(error("read the network namespace's cookie for"))?;

@@ -24,7 +24,7 @@ const PORT_TRIES: usize = 16;
 /// Why queries cannot be forwarded.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolverError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The stream's token cannot be used.
@@ -33,7 +33,7 @@ pub enum ResolverError {
     /// The address cannot be listened on.
     #[error("resolver.address: cannot listen on {0}")]
     Listen(Ipv4Addr, #[source] io::Error),
-    /// The way to it cannot be changed.
+    /// Port 53 cannot be redirected.
     #[error("resolver: cannot {0} the BPF program that redirects port 53")]
     Detour(&'static str, #[source] io::Error),
 }

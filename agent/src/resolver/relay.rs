@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::streams::Connection;
 
-/// Who waits for an answer.
+/// Waiting clients.
 enum Asker {
     Udp(SocketAddr),
     Tcp(oneshot::Sender<Vec<u8>>),
@@ -39,7 +39,7 @@ impl Upstream {
         self.queries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a query on. One too many is lost, as a datagram may be.
+    /// Forwards a query. Queries beyond the limit are dropped, as datagrams may be.
     async fn ask(&self, transport: u8, query: &[u8], asker: Asker) -> io::Result<()> {
         let Ok(length) = u16::try_from(query.len()) else { return Ok(()) };
         let number = {
@@ -57,7 +57,7 @@ impl Upstream {
         message.push(transport);
         message.extend(length.to_le_bytes());
         message.extend(query);
-        // Whole messages only, whoever writes.
+        // Whole messages only, as there are several writers.
         self.writer.lock().await.write_all(&message).await
     }
 }
@@ -106,12 +106,12 @@ async fn take_datagrams(udp: Arc<UdpSocket>, upstream: Arc<Upstream>) {
 
 async fn take_connections(tcp: TcpListener, upstream: Arc<Upstream>) {
     let room = Arc::new(Semaphore::new(RESOLVER_QUERIES_MAX));
-    // Nobody closes the semaphore.
+    // The semaphore is never closed.
     while let Ok(permit) = room.clone().acquire_owned().await {
         let Ok((stream, _)) = tcp.accept().await else { continue };
         let upstream = upstream.clone();
         tokio::spawn(async move {
-            // The asker may be gone at any time.
+            // The client may disconnect at any time.
             let _ = serve(stream, &upstream).await;
             drop(permit);
         });

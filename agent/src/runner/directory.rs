@@ -10,15 +10,15 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
 use super::report::{Message, reason};
 
-/// Makes what is missing of the first process's working directory, and enters it. It belongs to root, whoever
-/// the process runs as.
+/// Creates the first process's working directory if it is missing, and enters it. It is owned by root, regardless of the
+/// process's user.
 pub fn make_and_enter(path: &Path) -> Result<(), Message> {
     make(path).map_err(|error| failed(path, "created", &error))?;
     enter(path)
 }
 
-/// Enters the working directory. The process still has every capability, but a file system of the network may
-/// refuse root what it lets the user do, and this is called as the user.
+/// Enters the working directory. The process still has all capabilities, but a network file system may refuse root what
+/// it allows the user, so this is called as the user.
 pub fn enter(path: &Path) -> Result<(), Message> {
     std::env::set_current_dir(path).map_err(|error| failed(path, "entered", &error))?;
     // A descriptor of the guest's own, or a mount point that the container moved, could lead out of its root.

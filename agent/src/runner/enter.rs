@@ -23,18 +23,18 @@ use super::report::{Message, Reporter, reason};
 use super::{RunnerError, capabilities, directory, limits, scheduling, terminal};
 use crate::process::open_pidfd;
 
-/// Where a further process goes.
+/// The container that a process of exec enters.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Target {
     /// The container's first process, in whose namespaces it will be.
     pub init: i32,
     /// The directory of its cgroup.
     pub cgroup: PathBuf,
-    /// What the container's processes take the kernel for.
+    /// The execution domain of the container's processes (personality(2)).
     pub personality: Option<LinuxPersonalityDomain>,
 }
 
-/// Starts `program` there; returns its pid when it has been executed, or has told why it could not be.
+/// Starts `program` there; returns its PID when it has been executed, or the error that it has reported.
 pub(super) fn run(
     target: &Target,
     program: Program,
@@ -44,7 +44,7 @@ pub(super) fn run(
     let step = |what| move |error| RunnerError::Enter(what, error);
     let console =
         console.as_deref().map(terminal::connect).transpose().map_err(step("the terminal's socket"))?;
-    // Nothing of the container may look into this process or its child while they hold what is the guest's.
+    // Processes of the container must not access this process or its child while these hold resources of the guest.
     nix::sys::prctl::set_dumpable(false).map_err(|error| RunnerError::Enter("this process", error.into()))?;
     let init = open_pidfd(target.init).map_err(step("the container's first process"))?;
     let affinity = program.process.exec_cpu_affinity().clone().unwrap_or_default();
@@ -81,12 +81,12 @@ pub(super) fn run(
     };
     drop(child);
     let mut byte = [0];
-    // Without the byte, the child has told what went wrong.
+    // Without the byte, the child has reported an error.
     if ours.read_exact(&mut byte).is_ok() {
         limits::set(pid, &limits).map_err(|(kind, error)| RunnerError::Limit(kind, error))?;
         // A child that has ended in between says no more than its status.
         let _ = ours.write_all(&byte);
-        // The child's end closes when its program is executed, or when it has told why it could not be.
+        // The child's end is closed when its program is executed, or when it has reported an error.
         let _ = ours.read(&mut byte);
     }
     Ok(pid)
@@ -163,7 +163,7 @@ impl Child {
         }
         setns(&self.init, self.namespaces & !CloneFlags::CLONE_NEWPID)
             .map_err(failed("the container's namespaces"))?;
-        // In a user namespace this process is nobody until it says who; without a root there, it stays so.
+        // In a new user namespace this process has the overflow UID until it changes it; without a mapped root it keeps it.
         if self.namespaces.contains(CloneFlags::CLONE_NEWUSER) {
             let _ = become_user(0, 0);
         }
@@ -185,8 +185,8 @@ impl Child {
         self.await_limits().map_err(io_failed("the process's limits"))
     }
 
-    /// Enters the working directory as root if root may, else as the user, whom a network's file system may trust
-    /// more.
+    /// Enters the working directory as root if possible, otherwise as the user, because a network file system may allow
+    /// it only to the user.
     fn take_user(&self, process: &Process) -> Result<(), Message> {
         let entered = directory::enter(process.cwd());
         let user = process.user();
@@ -233,7 +233,7 @@ fn set_personality(domain: LinuxPersonalityDomain) -> io::Result<()> {
     if unsafe { libc::personality(domain) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The program gets the standard streams and nothing else.
+/// Closes all descriptors except the standard streams.
 fn close_on_exec() -> io::Result<()> {
     // SAFETY: close_range takes three numbers; with this flag it closes nothing now.
     let result =

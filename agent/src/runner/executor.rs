@@ -22,7 +22,7 @@ pub struct GuestExecutor {
 }
 
 impl Executor for GuestExecutor {
-    /// Does what libcontainer does otherwise than runc, and looks whether there is such a program.
+    /// Does what libcontainer does differently from runc, and checks that the program exists.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
         mounts::protect(&self.readonly_paths)
             .and_then(|()| directory::make_and_enter(self.program.process.cwd()))

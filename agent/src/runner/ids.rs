@@ -13,7 +13,7 @@ use std::path::Path;
 /// What libcontainer looks for, and the file that is to be written.
 const PROGRAMS: [(&str, &str); 2] = [("newuidmap", "uid_map"), ("newgidmap", "gid_map")];
 
-/// Has libcontainer find the programs in `directory`.
+/// Makes libcontainer find the programs in `directory`.
 pub fn provide(directory: &Path) -> io::Result<()> {
     let program = fs::read_link("/proc/self/exe")?;
     for (name, _) in PROGRAMS {

@@ -8,7 +8,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::report::{Message, reason};
 
-/// Takes the right to write from these paths, and nothing else: what is executable there stays so.
+/// Makes these paths read-only, without other changes: executables stay executable.
 pub fn protect(paths: &[String]) -> Result<(), Message> {
     for path in paths {
         protect_one(Path::new(path)).map_err(|error| {

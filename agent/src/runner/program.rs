@@ -127,7 +127,7 @@ fn home(uid: u32) -> String {
     if let Ok(file) = file
         && file.metadata().is_ok_and(|metadata| metadata.is_file())
     {
-        // What could not be read names nobody.
+        // If the file cannot be read, there is no entry.
         let _ = file.take(PASSWD_MAX).read_to_end(&mut text);
     }
     home_in(&String::from_utf8_lossy(&text), uid).unwrap_or("/").to_owned()

@@ -72,7 +72,7 @@ fn shorten(message: &Message) -> Message {
     }
 }
 
-/// What went wrong in the small letters by which engines tell a missing file from other failures.
+/// The error in lower case, as engines parse it to detect a missing file.
 pub fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(number) => Errno::from_raw(number).desc().to_lowercase(),

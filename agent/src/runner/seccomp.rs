@@ -25,7 +25,7 @@ pub enum FilterError {
     /// libseccomp refuses.
     #[error("{0} is refused")]
     Refused(String, #[source] SeccompError),
-    /// libseccomp does not give its program out.
+    /// libseccomp does not return its program.
     #[error("libseccomp could not create the filter")]
     Export(#[source] io::Error),
     /// The kernel refuses.
@@ -68,7 +68,7 @@ const JUMP_GREATER: u16 = 0x25;
 const JUMP_BITS_SET: u16 = 0x45;
 const RETURN: u16 = 0x06;
 
-/// Puts the calling process under the filter for good.
+/// Installs the filter in the calling process.
 pub fn load(seccomp: &LinuxSeccomp) -> Result<(), FilterError> {
     let mut program = prefix(seccomp)?;
     program.extend(main_part(seccomp)?);
@@ -108,7 +108,7 @@ fn main_part(seccomp: &LinuxSeccomp) -> Result<Vec<libc::sock_filter>, FilterErr
     }
     for rule in seccomp.syscalls().iter().flatten() {
         let action = action(rule.action(), rule.errno_ret())?;
-        // libseccomp refuses a rule that says what holds anyway.
+        // libseccomp refuses a rule with the default action.
         if action == default {
             continue;
         }
@@ -203,7 +203,7 @@ fn verdict(action: ScmpAction) -> u32 {
         ScmpAction::Trace(number) => libc::SECCOMP_RET_TRACE | u32::from(number),
         ScmpAction::Allow => libc::SECCOMP_RET_ALLOW,
         ScmpAction::Log => libc::SECCOMP_RET_LOG,
-        // What is not known is not allowed.
+        // Unknown actions are errors.
         _ => libc::SECCOMP_RET_KILL_PROCESS,
     }
 }
@@ -265,7 +265,7 @@ impl Abi {
     /// The number of a system call, if it has one.
     fn number(self, name: &str) -> Option<u32> {
         match ScmpSyscall::from_name_by_arch(name, self.arch) {
-            // Those below 0 stand for system calls that other architectures have.
+            // Negative numbers are pseudo numbers for system calls of other architectures.
             Ok(call) => u32::try_from(call.as_raw_syscall()).ok(),
             Err(_) => newer(name).map(|number| number | self.bit),
         }
@@ -281,7 +281,7 @@ fn newer(name: &str) -> Option<u32> {
     u32::try_from(*number).ok()
 }
 
-/// The program in front.
+/// The program that runs before libseccomp's.
 fn prefix(seccomp: &LinuxSeccomp) -> Result<Vec<libc::sock_filter>, FilterError> {
     let listed = seccomp.architectures().as_deref().unwrap_or(&[]);
     let mut abis: Vec<Abi> = Vec::new();
@@ -303,8 +303,8 @@ fn prefix(seccomp: &LinuxSeccomp) -> Result<Vec<libc::sock_filter>, FilterError>
     Ok(program)
 }
 
-/// Whether unknown system calls are to look unknown: not where everything is allowed in the end, nor where the
-/// profile has that answer itself.
+/// Whether unknown system calls should return ENOSYS: not if the default is to allow, nor if the profile returns it
+/// itself.
 fn answers_unknown(seccomp: &LinuxSeccomp) -> bool {
     use LinuxSeccompAction as Action;
     !matches!(seccomp.default_action(), Action::ScmpActAllow | Action::ScmpActLog | Action::ScmpActTrace)
@@ -317,8 +317,8 @@ fn highest(seccomp: &LinuxSeccomp, abi: Abi) -> Option<u32> {
     names.filter_map(|name| abi.number(name)).max()
 }
 
-/// What the rules say of system calls that libseccomp does not know. A rule with conditions is left out, and
-/// with it what it allows.
+/// The rules for system calls that libseccomp does not know. Rules with conditions are ignored, and what they allow is
+/// not allowed.
 fn exceptions(seccomp: &LinuxSeccomp, abi: Abi) -> Result<Vec<(u32, u32)>, FilterError> {
     let mut list = Vec::new();
     for rule in seccomp.syscalls().iter().flatten() {
@@ -332,7 +332,7 @@ fn exceptions(seccomp: &LinuxSeccomp, abi: Abi) -> Result<Vec<(u32, u32)>, Filte
     Ok(list)
 }
 
-/// The part of the program that is for one architecture; it falls through to what follows where it says nothing.
+/// The part of the program for one architecture; it falls through if it has no verdict.
 fn section(abi: Abi, exceptions: &[(u32, u32)], highest: Option<u32>) -> Vec<libc::sock_filter> {
     let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
     let answer = |k| step(RETURN, k, 0, 0);

@@ -58,8 +58,8 @@ impl Visit for Text {
     }
 }
 
-/// libcontainer shows an error number by its name. Engines look for the words, in small letters, by which they tell a
-/// missing file from other failures.
+/// libcontainer shows the name of an error number. Engines parse the error's text in lower case to detect a missing
+/// file.
 fn described(value: String) -> String {
     if !value.starts_with('E') {
         return value;

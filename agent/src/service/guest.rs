@@ -25,7 +25,7 @@ const NOBODY: &str = "";
 /// Why the sandbox could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// Name or generator.
@@ -79,7 +79,7 @@ pub fn check(started_nanoseconds: u64, ready_nanoseconds: u64) -> CheckResponse 
     }
 }
 
-/// Fresh random numbers come first: what follows may use them.
+/// Entropy is added first, because the other steps may use it.
 pub async fn setup(
     agent: Arc<Agent>,
     request: SetupSandboxRequest,
@@ -120,7 +120,7 @@ pub async fn set_network(agent: Arc<Agent>, request: SetNetworkRequest) -> Resul
     Ok(Empty::new())
 }
 
-/// Bringing a CPU up takes milliseconds, so it happens beside the event loop.
+/// Bringing a CPU online takes milliseconds, so it is done in a separate thread.
 pub async fn online_cpus(request: OnlineCpusRequest) -> Result<OnlineCpusResponse, CpuError> {
     let task = tokio::task::spawn_blocking(move || cpus::set_online(request.count)).await;
     let online = task.map_err(|error| CpuError::System("online".to_owned(), io::Error::other(error)))??;
@@ -141,8 +141,8 @@ pub fn stats() -> Result<GuestStatsResponse, SetupError> {
     })
 }
 
-/// Ends everything that the host would miss if the VM ended now, which is then the host's to do;
-/// if it does not, the guest powers itself off.
+/// Ends all processes and writes data to disks, so that the host can end the VM. If the host does not, the guest powers
+/// itself off.
 pub async fn shutdown(agent: &Arc<Agent>) -> ttrpc::Result<Empty> {
     const TIME_MAX: Duration = Duration::from_secs(12);
     const HOST_TIME: Duration = Duration::from_secs(5);
@@ -156,7 +156,7 @@ pub async fn shutdown(agent: &Arc<Agent>) -> ttrpc::Result<Empty> {
         // Waits for the disks.
         let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
     };
-    // What is not on its disk yet is lost with the VM. The host looks whether anything is written.
+    // Unwritten data is lost with the VM. The host watches whether anything is written.
     if agent.runtime.storages.have_writable_disk() {
         end.await;
     } else if tokio::time::timeout(TIME_MAX, end).await.is_err() {

@@ -22,7 +22,7 @@ use crate::error::{Coded, status};
 use crate::network::Network;
 use crate::resolver;
 
-/// Everything that the agent knows.
+/// The state of the agent.
 #[derive(Default)]
 pub struct Agent {
     /// The containers and what they share.
@@ -35,12 +35,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent with nothing in it, started now.
+    /// An empty agent, started now.
     pub fn new() -> Arc<Self> {
         Arc::new(Agent { started_nanoseconds: guest::boot_nanoseconds(), ..Agent::default() })
     }
 
-    /// Notes that requests can be served from now on.
+    /// Records that the agent is ready for requests.
     pub fn mark_ready(&self) {
         self.ready_nanoseconds.store(guest::boot_nanoseconds(), Ordering::Relaxed);
     }
@@ -53,11 +53,11 @@ pub fn server(agent: Arc<Agent>, listener: Listener) -> Server {
     Server::new().add_listener(listener).register_service(services)
 }
 
-/// Where the guest kernel keeps the I/O port by which it tells the VMM why the guest ends.
+/// The guest kernel's setting of the I/O port that reports the reason of the guest's end.
 const EXIT_PORT: &str = "/sys/module/pouch_exit/parameters/port";
 
-/// Ends the VM after a Shutdown request: by power-off where the kernel can tell the VMM of
-/// one, else by a reset, which the VMM takes for the same after that request.
+/// Ends the VM after a Shutdown request: by power-off if the kernel can report it to the VMM, otherwise by a
+/// reset, which the VMM treats the same after this request.
 pub fn power_off() -> ! {
     let port = std::fs::read_to_string(EXIT_PORT).unwrap_or_default();
     if port.trim().parse::<u16>().is_ok_and(|port| port != 0) {
@@ -66,7 +66,7 @@ pub fn power_off() -> ! {
     reset()
 }
 
-/// Resets the VM, which tells the host that the agent could not go on.
+/// Resets the VM, which reports to the host that the agent has failed.
 pub fn reset() -> ! {
     end(RebootMode::RB_AUTOBOOT)
 }
@@ -79,8 +79,8 @@ fn end(how: RebootMode) -> ! {
     }
 }
 
-/// Runs a request to its end even if its client goes, so that nothing stays half done; a
-/// panic in it is an error of that request only.
+/// Runs a request to its end even if its client disconnects, so that no operation is left incomplete. A panic
+/// is an error of this request only.
 async fn complete<T, E, F>(work: F) -> ttrpc::Result<T>
 where
     T: Send + 'static,

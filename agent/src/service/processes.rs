@@ -22,7 +22,7 @@ const WATCHERS_MAX: usize = 16;
 /// Why a request about a process failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// There is no such process.
@@ -101,11 +101,11 @@ pub async fn close_stdin(agent: Arc<Agent>, request: ProcessRequest) -> Result<E
     Ok(Empty::new())
 }
 
-/// Those who watch, the oldest first. One whose client has gone is only noticed at the next
-/// event, so when there are too many, the oldest has to make room.
+/// The subscribers, the oldest first. A disconnected client is noticed only at the next event, so if there are too
+/// many, the oldest is dropped.
 pub type Watchers = Mutex<VecDeque<Arc<Notify>>>;
 
-/// Sends events until the client goes.
+/// Sends events until the client disconnects.
 pub async fn watch(
     agent: &Agent,
     watchers: &Watchers,

@@ -25,13 +25,13 @@ const DISK_TIME: Duration = Duration::from_secs(5);
 /// Why a storage could not be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// Something is mounted there already.
     #[error("storage.mount_point: {0:?} is in use already")]
     InUse(String),
-    /// Nothing of ours is mounted there.
+    /// Nothing is mounted there.
     #[error("mount_point: nothing is mounted at {0:?}")]
     NotMounted(String),
     /// Too many.
@@ -74,13 +74,13 @@ impl Coded for StorageError {
     }
 }
 
-/// What is mounted, in the order in which it was.
+/// The mounts, in mount order.
 #[derive(Default)]
 pub struct Storages(Mutex<Mounted>);
 
 #[derive(Default)]
 struct Mounted {
-    /// Mount points with their owners: a container's id, or nobody.
+    /// Mount points with their owners: a container's ID, or none.
     owners: HashMap<String, String>,
     order: Vec<String>,
     /// Those of disks that can be written to.
@@ -197,14 +197,14 @@ pub async fn unmount_every(storages: &Storages) {
     }
 }
 
-/// A busy file system is detached: it goes when its last user does.
+/// A busy file system is detached: it is unmounted with its last user.
 fn detach(target: &str) -> Result<(), StorageError> {
     let mut result = umount2(target, MntFlags::UMOUNT_NOFOLLOW);
     if result == Err(Errno::EBUSY) {
         result = umount2(target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH);
     }
     match result {
-        // Not mounted any more is what was asked for.
+        // It is no error if it is not mounted any more.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(error) => return Err(StorageError::Unmount(target.to_owned(), error)),
     }

@@ -60,7 +60,7 @@ pub(super) fn plan(storage: &Storage) -> Result<Plan, RequestError> {
     Ok(Plan { kind, source, target: storage.mount_point.clone(), flags, options })
 }
 
-/// Only below the directory that is the host's to fill, and not through `..`.
+/// Only below the directory for the host's mounts, and not through `..`.
 fn check_target(target: &str) -> Result<(), RequestError> {
     let path = Path::new(target);
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));

@@ -29,14 +29,14 @@ pub fn stream_listener() -> io::Result<VsockListener> {
     VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, STREAM_PORT))
 }
 
-/// Tells the host that the ports are open. The call is refused, as the host takes none, and has the VMM ask at
-/// once for the connections that it waits for.
+/// Signals to the host that the ports are open. The connection is refused, but makes the VMM retry its pending
+/// connections at once.
 pub async fn knock() {
-    // Without it the VMM asks again a few milliseconds later.
+    // Without it the VMM retries a few milliseconds later.
     let _ = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, AGENT_PORT)).await;
 }
 
-/// Takes stream connections for ever.
+/// Accepts stream connections, forever.
 pub async fn accept_streams(listener: VsockListener, table: StreamTable) {
     loop {
         let connection = accept_host(&listener).await;

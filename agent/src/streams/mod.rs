@@ -84,8 +84,7 @@ impl StreamTable {
         self.tokens.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Announces that a connection with `token` will come for `field`. Dropping the
-    /// result takes the announcement back.
+    /// Announces a connection with `token` for `field`. Dropping the result withdraws the announcement.
     pub fn claim(&self, field: &'static str, token: u64) -> Result<Claim, TokenError> {
         let (sender, receiver) = oneshot::channel();
         let mut tokens = self.lock();
@@ -103,12 +102,12 @@ impl StreamTable {
         Ok(Claim { table: self.clone(), token, receiver })
     }
 
-    /// Hands a connection to whoever expects `token`, now or within a short time.
+    /// Passes a connection to the request that expects `token`, now or within a short time.
     async fn arrive(&self, token: u64, connection: Connection) {
         {
             let mut tokens = self.lock();
             if let Some(sender) = tokens.expected.remove(&token) {
-                // Fails only if the process is gone; then the connection closes here.
+                // Fails only if the process has ended; then the connection is closed.
                 let _ = sender.send(connection);
                 return;
             }
@@ -152,7 +151,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Waits for the connection; `None` if it can no longer come.
+    /// Waits for the connection; `None` if it can no longer arrive.
     pub async fn connection(&mut self) -> Option<Connection> {
         (&mut self.receiver).await.ok()
     }

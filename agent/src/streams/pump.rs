@@ -65,13 +65,13 @@ impl OutputCount {
         self.settled.notified().await;
     }
 
-    /// True when the pump has read to the end.
+    /// True when the pump has read everything.
     #[cfg(test)]
     fn finished(&self) -> bool {
         self.source.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).is_none()
     }
 
-    /// The bytes taken so far and those that stand in the pipe.
+    /// The bytes read so far and those still in the pipe.
     pub fn total(&self) -> u64 {
         let source = self.source.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut waiting: libc::c_int = 0;
@@ -96,7 +96,7 @@ impl Drop for Finish {
     }
 }
 
-/// Carries what the process writes to the host, until the end of either.
+/// Copies output of the process to the host, until one of them ends.
 pub async fn output(source: pipe::Receiver, count: Arc<OutputCount>, mut claim: Claim) {
     let mut source = source;
     let finish = Finish(count.clone());
@@ -111,8 +111,8 @@ pub async fn output(source: pipe::Receiver, count: Arc<OutputCount>, mut claim: 
     }
 }
 
-/// Carries what the host sends to the process's stdin, until the end of either or until
-/// `close` says that it is over; then what is under way still arrives.
+/// Copies data of the host to the process's stdin, until one of them ends or `close` is set; data already
+/// sent still arrives.
 pub async fn input(mut sink: pipe::Sender, close: Arc<Notify>, mut claim: Claim) {
     let (connection, mut closing) = tokio::select! {
         biased;
@@ -166,7 +166,7 @@ where
     }
 }
 
-/// Ends our direction and gives the host time to read to the end before the connection goes.
+/// Shuts down this direction and gives the host time to read everything before the connection is closed.
 async fn linger(mut connection: Connection) {
     if connection.shutdown().await.is_ok() {
         let mut rest = [0; 64];
@@ -177,8 +177,8 @@ async fn linger(mut connection: Connection) {
     }
 }
 
-/// Carries both directions of a terminal. Ends when the terminal hangs up, or when the
-/// host's connection breaks; then dropping the master hangs the terminal up.
+/// Copies both directions of a terminal. Ends when the terminal hangs up, or when the host's connection fails;
+/// dropping the master then hangs up the terminal.
 pub async fn terminal(terminal: Arc<Terminal>, count: Arc<OutputCount>, ended: Arc<Ended>, mut claim: Claim) {
     let _finish = Finish(count.clone());
     let Some(connection) = claim.connection().await else { return };
@@ -227,8 +227,8 @@ async fn terminal_output(
         let rest = {
             let write = to_host.write_all(&buffer[..read]);
             tokio::pin!(write);
-            // A host that takes nothing does not keep what is left from being counted, and so the end from
-            // being told.
+            // If the host does not read, the remaining output is still counted, so that the end of the process can be
+            // reported.
             tokio::select! {
                 written = &mut write => { written?; None }
                 () = ended.wait(), if lives => {
@@ -245,7 +245,7 @@ async fn terminal_output(
     }
 }
 
-/// Takes what stands in the terminal when its process has ended. Another process may go on writing.
+/// Reads the remaining output of the terminal when its process has ended. Other processes may continue to write.
 fn take_rest(terminal: &Terminal, count: &OutputCount) -> Vec<u8> {
     let mut rest = vec![0; REST_MAX];
     let mut length = 0;
@@ -270,7 +270,7 @@ async fn terminal_input(terminal: &Terminal, mut from_host: ReadHalf<Connection>
     }
 }
 
-/// Reads a terminal that nobody watches, so that its processes are not held up.
+/// Reads a terminal without a client, so that its processes do not block.
 pub async fn discard_terminal(terminal: Arc<Terminal>, count: Arc<OutputCount>, ended: Arc<Ended>) {
     let _finish = Finish(count.clone());
     let mut buffer = vec![0; 4096];

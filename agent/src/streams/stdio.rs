@@ -17,10 +17,10 @@ use super::terminal::{Ended, Terminal};
 use super::{Claim, StreamTable, TokenError};
 use crate::error::{Coded, RequestError};
 
-/// Why a process cannot have its standard streams.
+/// Why standard streams could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// A token cannot be used.
@@ -246,7 +246,7 @@ fn start_terminal(
 }
 
 impl ProcessStdio {
-    /// Streams that go nowhere.
+    /// Streams to /dev/null.
     pub fn none() -> Self {
         Self {
             stdin_close: Arc::new(Notify::new()),
@@ -258,7 +258,7 @@ impl ProcessStdio {
         }
     }
 
-    /// Ends the process's stdin once what is on its way has arrived.
+    /// Closes the process's stdin after pending data has arrived.
     pub fn close_stdin(&self) {
         self.stdin_close.notify_one();
     }
@@ -274,7 +274,7 @@ impl ProcessStdio {
         }
     }
 
-    /// Says that the process has ended: its terminal ends once nobody has it open.
+    /// Records that the process has ended: its terminal ends when no process has it open.
     pub fn process_ended(&self) {
         self.ended.set();
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, Notify};
 
-/// The longest pause between two looks at a terminal that nobody has open.
+/// The longest poll interval for a terminal that no process has open.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// Whether the process that a terminal was made for has ended.
@@ -99,7 +99,7 @@ impl Terminal {
                     // What was written just before the end is still to be read.
                     last = ended.within(pause).await;
                     pause = (pause * 2).min(PAUSE_MAX);
-                    // The event loop takes a hang-up for final; a new registration forgets it.
+                    // The event loop treats a hang-up as final; a new registration clears it.
                     *reader = register(self.master.try_clone()?)?;
                 }
                 result => return result,
@@ -107,8 +107,8 @@ impl Terminal {
         }
     }
 
-    /// Reads what stands in the terminal now. Once a process has ended, that is all that it wrote: the kernel
-    /// passes everything on before it says that there is nothing.
+    /// Reads the data that is in the terminal now. If a process has ended, this is all of its output, because the kernel
+    /// passes on everything before it reports that there is no data.
     pub fn read_now(&self, buffer: &mut [u8]) -> usize {
         loop {
             match nix::unistd::read(&self.master, buffer) {
@@ -127,7 +127,7 @@ impl Terminal {
                 Ok(Ok(written)) => bytes = &bytes[written..],
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Err(error),
-                // After a hang-up the event loop no longer says when there is room.
+                // After a hang-up the event loop no longer reports when there is room.
                 Err(_would_block) if hung_up => tokio::time::sleep(PAUSE_MAX).await,
                 Err(_would_block) => {}
             }

@@ -64,7 +64,7 @@ pub enum CgroupError {
         path: PathBuf,
         /// The operation.
         action: &'static str,
-        /// What it said.
+        /// Its error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }

@@ -183,7 +183,7 @@ pub enum Answer {
     },
     /// To [`Request::Wait`].
     Exited {
-        /// As a shell gives it.
+        /// The exit status as in a shell.
         status: u32,
         /// Bytes that it wrote to stdout, or the terminal, in all.
         stdout_bytes: u64,

@@ -23,7 +23,7 @@ pub enum DeviceError {
         layout::MAX_VIRTIO_DEVICES
     )]
     TooMany,
-    /// No place for one that comes later.
+    /// No slot is left.
     #[error("the VM has no slot left for another network interface")]
     NoSlot,
     /// KVM refused its interrupt or its notifications.
@@ -66,7 +66,7 @@ pub fn interrupt_line(fd: &VmFd, irq: u32) -> Result<EventFd, DeviceError> {
     Ok(line)
 }
 
-/// Has KVM take the driver's notifications and acknowledgements without leaving to this process;
+/// Has KVM handle the driver's notifications and acknowledgements without an exit to this process;
 /// returns the descriptors of the notifications.
 pub fn wire(fd: &VmFd, base: u64, transport: &MmioTransport) -> Result<Vec<EventFd>, DeviceError> {
     let mut kicks = Vec::with_capacity(transport.kicks().len());
@@ -76,7 +76,7 @@ pub fn wire(fd: &VmFd, base: u64, transport: &MmioTransport) -> Result<Vec<Event
             .map_err(|source| DeviceError::Wire { kind: "notifications", source })?;
         kicks.push(kick.try_clone().map_err(DeviceError::Descriptor)?);
     }
-    // KVM keeps what it needs of this descriptor; nobody reads it.
+    // KVM keeps a reference to the eventfd; nothing reads it.
     let ignored = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(DeviceError::Descriptor)?;
     fd.register_ioevent(&ignored, &IoEventAddress::Mmio(base + ACK_OFFSET), NoDatamatch)
         .map_err(|source| DeviceError::Wire { kind: "acknowledgement", source })?;

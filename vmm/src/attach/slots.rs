@@ -20,33 +20,33 @@ use crate::event_loop::Joiner;
 use crate::memory::Memory;
 use pouch_errors::chain;
 
-/// A place without a device: its number among the virtio devices, and its registers.
+/// An empty slot: its number among the virtio devices, and its registers.
 pub type FreeSlot = (usize, Arc<Mutex<Slot>>);
 
-/// Who moves the frames of an interface that was plugged in.
+/// How the frames of a plugged-in interface are moved.
 pub enum Plugged {
-    /// This process, which counts them.
+    /// By this process, which counts them.
     EventLoop(Arc<Mutex<Net>>),
     /// The host's kernel.
     Kernel,
 }
 
-/// The places of a VM for devices that come later.
+/// The slots of a VM for devices that are attached later.
 pub struct Slots {
     pub(crate) fd: Arc<VmFd>,
     pub(crate) memory: Arc<Memory>,
-    /// The next one is the last.
+    /// The last one is used first.
     pub(crate) free: Vec<FreeSlot>,
     pub(crate) joiner: Joiner,
 }
 
 impl Slots {
-    /// Puts a network interface over `tap` into a place; returns the place's number. The guest's driver finds
-    /// it there when it looks again. With an open `/dev/vhost-net` the host's kernel moves the frames, unless
-    /// it refuses; without, the event loop does.
+    /// Attaches a network interface over `tap` to a slot; returns the slot's number. The guest's driver finds it when it
+    /// probes the slot again. With an open `/dev/vhost-net` the host kernel moves the frames, unless it refuses;
+    /// otherwise the event loop does.
     ///
     /// # Errors
-    /// [`DeviceError`] if there is no place left, or the tap device is not usable.
+    /// [`DeviceError`] if no slot is left, or the tap device is not usable.
     pub fn plug_net(
         &mut self,
         tap: OwnedFd,
@@ -75,7 +75,7 @@ impl Slots {
         Ok((Plugged::EventLoop(net), number))
     }
 
-    /// Puts a device into the last place; `attend` is given the driver's notifications.
+    /// Attaches a device to the last slot; `attend` gets the driver's notifications.
     fn fill(
         &mut self,
         device: Arc<Mutex<dyn VirtioDevice>>,

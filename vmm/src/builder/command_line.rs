@@ -4,9 +4,9 @@ use pouch_vmm_api::config::VmConfig;
 
 use crate::arch::layout;
 
-/// What every guest gets, with the reason of each word.
+/// The parameters for every guest, with a reason for each.
 const COMMON: &[&str] = &[
-    // A panic ends the VM at once; there is nobody to read a screen.
+    // A panic ends the VM at once, as there is no screen.
     "panic=-1",
     // Reset through the keyboard controller, the one way that is emulated.
     "reboot=k",
@@ -28,12 +28,12 @@ const COMMON: &[&str] = &[
     "noreplace-smp",
     // Containers find cgroup v2 only.
     "cgroup_no_v1=all",
-    // No interfaces that nobody asked for: the container has the guest's network namespace.
+    // Modules must not create interfaces by themselves, because the container uses the guest's network namespace.
     "fb_tunnels=none dummy.numdummies=0 ifb.numifbs=0 bonding.max_bonds=0",
     // Areas of processors in pages, not in 2 MiB: the kernel's bookkeeping of each further chunk, of which the first
     // comes before a container does, would take 4 MiB.
     "percpu_alloc=page",
-    // Grace periods as short as can be: mounts and namespaces come and go all the time.
+    // Short grace periods, because mounts and namespaces are created and removed often.
     "rcupdate.rcu_expedited=1",
 ];
 
@@ -58,7 +58,7 @@ impl CommandLine {
         if console {
             words.push("console=ttyS0 earlyprintk=ttyS0".to_owned());
         } else {
-            // Nobody reads them, and each costs time.
+            // They are not read, and each costs time.
             words.push("quiet 8250.nr_uarts=0".to_owned());
         }
         CommandLine { words, extra: config.kernel_arguments.clone() }

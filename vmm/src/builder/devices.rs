@@ -68,7 +68,7 @@ impl Attach<'_> {
         self.virtio(Arc::new(Mutex::new(block)), interrupt).map(drop)
     }
 
-    /// A place for a device that comes later.
+    /// A slot for a device that is attached later.
     pub fn slot(&mut self) -> Result<FreeSlot, DeviceError> {
         self.check_room()?;
         let slot = Arc::new(Mutex::new(Slot::default()));

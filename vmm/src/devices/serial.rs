@@ -19,10 +19,10 @@ impl Trigger for SerialInterrupt {
     }
 }
 
-/// Bytes of output that are kept: a guest must not fill the host's disk.
+/// Bytes of output that are kept, so that a guest cannot fill the host's disk.
 const KEPT: u64 = 16 << 20;
 
-/// An output that takes so many more bytes, and then an error for each.
+/// An output with a limit, beyond which writes fail.
 struct Limited<W> {
     output: W,
     left: u64,
@@ -59,7 +59,7 @@ impl<W: Write + Send> BusDevice for SerialPort<W> {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let (&[byte], Ok(offset)) = (data, u8::try_from(offset)) {
-            // A full or closed output loses the guest's debugging text, and nothing else.
+            // If the output is full or closed, only the guest's debugging text is lost.
             let _ = self.0.write(offset, byte);
         }
     }

@@ -10,13 +10,13 @@ use landlock::{
 
 use super::confine::SHARE;
 
-/// The links to the process's open files. What they lead to is another matter.
+/// The links to the process's open files, not the files themselves.
 const DESCRIPTORS: &str = "/proc/self/fd";
 
 /// A thread could not be restricted.
 #[derive(Debug, thiserror::Error)]
 pub enum RestrictError {
-    /// A directory is not where it should be.
+    /// A directory does not exist.
     #[error("{SHARE} or {DESCRIPTORS} could not be opened")]
     Path(#[from] landlock::PathFdError),
     /// The kernel refused.
@@ -24,14 +24,14 @@ pub enum RestrictError {
     Ruleset(#[from] RulesetError),
 }
 
-/// What the file server does below the share: all but executing.
+/// The access that the file server needs in the share: all but executing.
 fn served() -> landlock::BitFlags<AccessFs> {
     AccessFs::from_all(ABI::V5) & !AccessFs::Execute
 }
 
-/// Lets the calling thread, and those that it starts, open and change files below the share only. The links
-/// of `/proc/self/fd` stay in use for such files. A kernel without Landlock, or with its first version (before
-/// Linux 5.19), which allows no renaming from one directory to another, restricts nothing.
+/// Restricts the calling thread, and threads that it starts, to opening and changing files in the share, also through
+/// the links in `/proc/self/fd`. There is no restriction on a kernel without Landlock, or with its first version
+/// (before Linux 5.19), which does not allow renaming between directories.
 ///
 /// # Errors
 /// [`RestrictError`] if a kernel that has it refuses.

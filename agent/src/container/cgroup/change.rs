@@ -23,7 +23,7 @@ pub struct Size {
 }
 
 impl Size {
-    /// That of this VM. What cannot be found out limits nothing.
+    /// The size of this VM. An unknown size is no limit.
     pub fn of_guest() -> Self {
         let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let memory = procfs::field(&text, "MemTotal").and_then(procfs::number);
@@ -34,8 +34,8 @@ impl Size {
     }
 }
 
-/// Adds what a setting of cgroup v2 needs besides, as it is now: `cpu.max` has quota and period,
-/// and the specification's swap includes the memory's limit.
+/// Adds current values that a setting of cgroup v2 also needs: `cpu.max` has quota and period, and the
+/// specification's swap includes the memory limit.
 pub fn complete(resources: &mut LinuxResources, read: impl Fn(&str) -> Option<String>) {
     if let Some(cpu) = resources.cpu_mut()
         && cpu.period().is_some_and(|period| period != 0)

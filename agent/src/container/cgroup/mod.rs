@@ -29,7 +29,7 @@ const SETTLE_TIME: Duration = Duration::from_secs(10);
 /// Why a cgroup could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// The request is wrong in itself.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// A setting was refused by the kernel.
@@ -113,13 +113,13 @@ impl Cgroup {
             .map_err(|error| CgroupError::File("make", self.directory.clone(), error))?;
         let applied = self.apply(resources);
         if applied.is_err() {
-            // The error of the limits is the one to tell.
+            // Return the error of the limits.
             let _ = fs::remove_dir(&self.directory);
         }
         applied
     }
 
-    /// Applies limits; what `resources` leaves out stays.
+    /// Applies limits; those that `resources` omits are unchanged.
     pub fn apply(&self, resources: Option<&LinuxResources>) -> Result<(), CgroupError> {
         let Some(resources) = resources else { return Ok(()) };
         limits::check_usage(resources, || self.number("memory.current"))?;
@@ -149,7 +149,7 @@ impl Cgroup {
         crate::procfs::limit(&self.read(file)?)
     }
 
-    /// How often the out-of-memory killer hit it or a cgroup below.
+    /// How often the out-of-memory killer killed a process in it or in a cgroup below.
     pub fn oom_kills(&self) -> u64 {
         let events = self.read("memory.events").unwrap_or_default();
         flat_keyed(&events).get("oom_kill").copied().unwrap_or(0)
@@ -170,7 +170,7 @@ impl Cgroup {
         let wanted = u64::from(frozen);
         let settled = self.wait_for_event("frozen", wanted);
         if !settled && frozen {
-            // Half-frozen is neither; the container goes on.
+            // Do not leave it partly frozen; thaw it.
             let _ = fs::write(self.directory.join("cgroup.freeze"), "0");
         }
         if settled { Ok(()) } else { Err(CgroupError::Timeout(if frozen { "frozen" } else { "thawed" })) }
@@ -183,7 +183,7 @@ impl Cgroup {
         loop {
             let events = match fs::read_to_string(self.directory.join("cgroup.events")) {
                 Ok(text) => flat_keyed(&text),
-                // It is gone, and with it every process.
+                // It was removed, so no process is left.
                 Err(_) => return true,
             };
             if events.get(name).copied().unwrap_or(0) == wanted {
@@ -210,8 +210,8 @@ impl Cgroup {
         self.remove(&self.directory, 0)
     }
 
-    /// Removes a cgroup with those below it. A process that is dying keeps it busy for a
-    /// moment after `populated` has gone to 0.
+    /// Removes a cgroup and those below it. A dying process keeps it busy for a moment after `populated` has
+    /// become 0.
     fn remove(&self, directory: &Path, depth: usize) -> Result<(), CgroupError> {
         for child in subdirectories(directory) {
             if depth < DEPTH_MAX {

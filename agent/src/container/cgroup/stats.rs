@@ -7,7 +7,7 @@ use pouch_protocol::agent::{BlockStats, ContainerStatsResponse, InterfaceStats};
 use super::Cgroup;
 use crate::procfs::{self, flat_keyed, limit};
 
-/// Everything that the protocol tells of a container. `network` is its `/proc/PID/net/dev`.
+/// The counters of a container for the protocol. `network` is its `/proc/PID/net/dev`.
 pub fn collect(cgroup: &Cgroup, network: &str) -> ContainerStatsResponse {
     let keyed = |file: &str| flat_keyed(&cgroup.read(file).unwrap_or_default());
     let number = |file: &str| cgroup.read(file).and_then(|text| limit(&text)).unwrap_or(0);

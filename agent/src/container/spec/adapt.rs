@@ -25,7 +25,7 @@ pub struct Adapted {
     pub spec: Spec,
     /// The first process as the host wants it.
     pub process: Process,
-    /// What later processes need to know.
+    /// What processes of exec need.
     pub for_exec: ForExec,
     /// Limits for the cgroup.
     pub resources: Option<LinuxResources>,
@@ -33,7 +33,7 @@ pub struct Adapted {
     pub sysctls: HashMap<String, String>,
     /// The container has a network namespace of its own, whose loopback is down.
     pub own_network: bool,
-    /// That network namespace takes the place of the guest's.
+    /// This network namespace replaces the guest's.
     pub takes_network: bool,
     /// The container's root as the guest knows it.
     pub owner: Option<u32>,
@@ -41,7 +41,7 @@ pub struct Adapted {
     pub readonly_paths: Vec<String>,
 }
 
-/// Takes a checked specification apart. `alone` says that no other container uses the guest's network.
+/// Splits a checked specification into its parts. `alone` means that no other container uses the guest's network.
 pub fn adapt(mut spec: Spec, cgroup: &Cgroup, alone: bool) -> Result<Adapted, RequestError> {
     if rich::is_rich(&spec) {
         rich::adapt(&mut spec);
@@ -59,7 +59,8 @@ pub fn adapt(mut spec: Spec, cgroup: &Cgroup, alone: bool) -> Result<Adapted, Re
         namespaces.push(new_namespace(LinuxNamespaceType::Cgroup)?);
     }
     let own_user = namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::User && one.path().is_none());
-    // Only who owns a network namespace can set up what is in it, and the guest's belongs to the guest's root.
+    // Only the owner of a network namespace can configure it, and the guest's is owned by the guest's initial user
+    // namespace.
     let takes_network = own_user && alone && !has(namespaces, LinuxNamespaceType::Network);
     if takes_network {
         namespaces.push(new_namespace(LinuxNamespaceType::Network)?);
@@ -112,7 +113,7 @@ fn new_namespace(kind: LinuxNamespaceType) -> Result<LinuxNamespace, RequestErro
     namespace.map_err(|error| RequestError::new("linux.namespaces", error.to_string()))
 }
 
-/// An empty filter would cost every system call a little and refuse none.
+/// An empty filter would slow down every system call without an effect.
 fn useful(seccomp: &LinuxSeccomp) -> bool {
     use oci_spec::runtime::LinuxSeccompAction::ScmpActAllow;
     seccomp.default_action() != ScmpActAllow
@@ -138,7 +139,7 @@ fn adapt_process(process: &Process) -> Process {
     process
 }
 
-/// `false` means to libcontainer something other than absence, to the specification not.
+/// libcontainer treats `false` differently from a missing value; the specification does not.
 fn normalise(process: &mut Process) {
     if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);

@@ -13,7 +13,7 @@ fn refuse(field: impl Into<String>, reason: impl Into<String>) -> Result {
     Err(RequestError::new(field, reason))
 }
 
-/// More of anything than this is a mistake or an attack.
+/// The limit for the length of lists, against mistakes and attacks.
 const LIST_MAX: usize = 4096;
 
 /// Checks a whole specification.
@@ -217,7 +217,7 @@ fn check_mount(field: &str, mount: &Mount) -> Result {
         return refuse(format!("{field}.source"), "is missing");
     }
     for option in options {
-        // An engine's user knows the destination, not the index.
+        // Users of an engine know the destination, not the index.
         let place = mount.destination().display();
         let refused =
             |reason: &str| refuse(format!("{field}.options"), format!("{option} of {place}: {reason}"));

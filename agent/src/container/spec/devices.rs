@@ -15,8 +15,8 @@ const BLOCK_DEVICES: &str = "/sys/dev/block";
 /// until they are set up.
 const LOOP: i64 = 7;
 
-/// Refuses what the guest has not. A container that may use every device is given all of the host's by its
-/// engine, unasked; of these it gets those that there are.
+/// Refuses devices that the guest does not have. If a container may use every device, its engine adds all devices of the
+/// host; of these the container gets those that exist in the guest.
 pub fn settle(spec: &mut Spec) -> Result<(), RequestError> {
     settle_with(spec, |block, major, minor| {
         let list = if block { BLOCK_DEVICES } else { CHARACTER_DEVICES };

@@ -44,14 +44,14 @@ pub struct ForExec {
     pub seccomp: Option<LinuxSeccomp>,
     /// The first process's, for processes that name none.
     pub oom_score_adj: Option<i32>,
-    /// What the container's processes take the kernel for.
+    /// The execution domain of the container's processes (personality(2)).
     pub personality: Option<LinuxPersonalityDomain>,
     /// Which users of the guest its users are; the same ones without a user namespace.
     pub users: Option<Vec<LinuxIdMapping>>,
 }
 
 impl ForExec {
-    /// The user of the guest who is `uid` in the container. One who is nobody there is told apart from root.
+    /// The UID in the guest of `uid` in the container. An unmapped one becomes the overflow UID and not root.
     pub fn mapped(&self, uid: u32) -> u32 {
         /// The kernel's overflow uid.
         const NOBODY: u32 = 65534;

@@ -27,7 +27,7 @@ pub fn is_rich(spec: &Spec) -> bool {
     INIT_COMMANDS.contains(program) || Path::new(program).file_name().is_some_and(|name| name == SYSTEMD)
 }
 
-/// Gives an init what it needs.
+/// Adds what an init system needs.
 pub fn adapt(spec: &mut Spec) {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     // systemd manages its services in cgroups of its own, so it must be able to write where

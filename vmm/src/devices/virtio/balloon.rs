@@ -13,7 +13,7 @@ use super::queue_events::LoopDevice;
 use super::{VirtQueue, VirtioDevice, id};
 use crate::memory::{self, Memory};
 
-/// The guest reports pages that it has no use for (section 5.5.3).
+/// The guest reports unused pages (section 5.5.3).
 const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
 
 /// The queues: inflate, deflate, and free page reporting. (The statistics queue, which would
@@ -21,9 +21,9 @@ const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
 const QUEUE_SIZES: [u16; 3] = [128, 128, 128];
 const REPORTING: usize = 2;
 
-/// Bytes of one range that are given back at once: the largest that Linux reports (`MAX_PAGE_ORDER`).
+/// Bytes of one range that are released at once: the largest range that Linux reports (`MAX_PAGE_ORDER`).
 const MAX_RANGE: u64 = 4 << 20;
-/// Ranges that are given back in one turn of the event loop: a full report of Linux's
+/// Ranges that are released in one turn of the event loop: a full report of Linux
 /// (`PAGE_REPORTING_CAPACITY`). A range costs the host a system call and up to a millisecond.
 const RANGES_IN_A_TURN: usize = 32;
 
@@ -77,8 +77,8 @@ impl LoopDevice for Balloon {
     }
 }
 
-/// Gives the ranges back that the chain's buffers are. To report is the guest's offer: what is beyond the
-/// budget stays where it is, as if it had not been reported.
+/// Releases the ranges of the chain's buffers. Releasing is optional: ranges beyond the budget are kept, as if they had
+/// not been reported.
 fn report(memory: &Memory, chain: Chain, budget: &mut usize) -> u64 {
     let mut discarded = 0;
     for buffer in chain.writable().take(*budget) {

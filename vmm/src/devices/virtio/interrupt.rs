@@ -12,7 +12,7 @@ pub const USED_BUFFER: u32 = 1;
 pub struct Interrupt {
     line: EventFd,
     status: AtomicU32,
-    /// Reasons that are always given.
+    /// Reasons that are always reported.
     standing: AtomicU32,
 }
 
@@ -37,8 +37,8 @@ impl Interrupt {
         self.status.swap(0, Ordering::SeqCst) | self.standing.load(Ordering::SeqCst)
     }
 
-    /// The line, for the host's kernel to raise when it has used a buffer. The status register cannot know of
-    /// that, so from now on it always says so: a driver that looks in vain finds its rings unchanged.
+    /// The line, for the host kernel to raise when it has used a buffer. The status register cannot track this, so from
+    /// now on it always reports a used buffer; a driver that checks in vain finds its rings unchanged.
     ///
     /// # Errors
     /// The error of `dup(2)`.

@@ -46,8 +46,8 @@ mod register {
 
 /// Where a driver writes the number of the queue that it notifies, for the ioeventfd.
 pub const NOTIFY_OFFSET: u64 = register::QUEUE_NOTIFY;
-/// Where a driver acknowledges an interrupt. Nothing need be done then, so that KVM can take the
-/// write without leaving to this process: an interrupt costs one such exit instead of two.
+/// Where a driver acknowledges an interrupt. This has no effect, so KVM can handle the write without an exit to
+/// this process: an interrupt causes one exit instead of two.
 pub const ACK_OFFSET: u64 = register::INTERRUPT_ACK;
 
 /// "virt"
@@ -68,7 +68,7 @@ const STATUS_FEATURES: u32 = STATUS_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
 /// Status of a running device.
 const STATUS_RUNNING: u32 = STATUS_FEATURES | VIRTIO_CONFIG_S_DRIVER_OK;
 
-/// What a place without a device shows: a placeholder, which has the ID 0 and no function.
+/// The device ID of an empty slot: a placeholder with the ID 0 and no function.
 pub fn placeholder_register(offset: u64) -> u32 {
     match offset {
         register::MAGIC => MAGIC,
@@ -95,7 +95,7 @@ pub struct MmioTransport {
 /// A transport could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
-    /// The device asks for a queue that cannot be.
+    /// The device's queue size is invalid.
     #[error("a device has a queue of {0} entries, which is not valid")]
     QueueSize(u16),
     /// No descriptor for notifications.
@@ -145,8 +145,8 @@ impl MmioTransport {
     }
 
     fn selected_queue(&mut self) -> Option<&mut Queue> {
-        // Queues are set up between FEATURES_OK and DRIVER_OK (section 3.1.1); later changes
-        // would pull memory away under the device.
+        // Queues are set up between FEATURES_OK and DRIVER_OK (section 3.1.1). Later changes would affect
+        // memory that the device uses.
         let settable = self.status == STATUS_FEATURES;
         self.queues.get_mut(self.queue_select as usize).filter(|_| settable)
     }
@@ -172,7 +172,7 @@ impl MmioTransport {
             register::STATUS => self.status,
             // No shared memory regions: a length of all ones (section 4.2.2).
             register::SHM_LENGTH_LOW..=register::SHM_BASE_HIGH => u32::MAX,
-            // Configurations here change in single fields only, so no read can be torn.
+            // Configurations change in single fields only, so reads are consistent.
             register::CONFIG_GENERATION => 0,
             _ => 0,
         }
@@ -207,7 +207,7 @@ impl MmioTransport {
     fn write_queue_register(&mut self, offset: u64, value: u32) {
         let Some(queue) = self.selected_queue() else { return };
         match offset {
-            // A size that is not possible leaves the queue invalid, which activation finds.
+            // An invalid size makes the queue invalid, which activation checks.
             register::QUEUE_SIZE => queue.set_size(u16::try_from(value).unwrap_or(0)),
             register::QUEUE_READY => queue.set_ready(value == 1),
             register::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
@@ -275,8 +275,8 @@ impl MmioTransport {
         }
     }
 
-    /// Back to the start. A running device that cannot be reset answers with FAILED, and the
-    /// driver gives it up. The guests this is for never do that but to end.
+    /// Resets the device. A running device that cannot be reset sets FAILED, and the driver gives it
+    /// up. Supported guests reset such devices only at shutdown.
     fn reset(&mut self) {
         if self.activated && !lock(&self.device).reset() {
             self.status |= VIRTIO_CONFIG_S_FAILED;

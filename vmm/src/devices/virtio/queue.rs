@@ -46,7 +46,7 @@ impl VirtQueue {
         &self.kick
     }
 
-    /// The way to the driver.
+    /// The interrupt.
     pub fn interrupt(&self) -> &Arc<Interrupt> {
         &self.interrupt
     }
@@ -59,7 +59,7 @@ impl VirtQueue {
     /// Takes a notification, waiting for it if the descriptor blocks.
     ///
     /// # Errors
-    /// What `read(2)` says.
+    /// The error of `read(2)`.
     pub fn take_kick(&self) -> io::Result<()> {
         self.kick.read().map(drop)
     }
@@ -69,9 +69,8 @@ impl VirtQueue {
         self.queue.pop_descriptor_chain(self.memory.clone())
     }
 
-    /// The next chain; without one the driver is asked to notify of the next. A malformed
-    /// ring gives none either: to look again for as long as it claims to hold something would
-    /// let the guest keep the device busy for ever.
+    /// The next chain. If there is none, the driver is asked to notify of the next. A malformed ring has
+    /// none either; otherwise the guest could keep the device busy for ever.
     pub fn pop_or_wait(&mut self) -> Option<Chain> {
         self.pop().or_else(|| if self.enable_kicks() { self.pop() } else { None })
     }
@@ -106,16 +105,16 @@ impl VirtQueue {
         self.queue.enable_notification(self.memory.as_ref()).unwrap_or(false)
     }
 
-    /// Sees to it that the device is called again, as if the driver had notified it: what it does when it has
-    /// done its part for this time, and there may be more.
+    /// Has the device called again, as if the driver had notified it. A device does this at the end of its turn if there
+    /// may be more work.
     pub fn kick_self(&self) {
-        // A counter that is full wakes just as well.
+        // A full counter wakes the device as well.
         let _ = self.kick.write(1);
     }
 
-    /// Works through the chains: `handle` returns the bytes that it wrote into each. The interrupt is
-    /// raised at the end if the driver wants it. A driver that adds chains as fast as they are worked
-    /// through does not keep the caller: it gets its next turn after whatever else waits.
+    /// Processes the chains: `handle` returns the bytes that it wrote into each. The interrupt is raised at
+    /// the end if the driver wants it. The number of chains is limited; if there are more, the device is called
+    /// again after the others.
     pub fn for_each(&mut self, mut handle: impl FnMut(&Memory, Chain) -> u32) {
         let mut left = TURN;
         loop {

@@ -6,12 +6,12 @@
 use super::mmio::{MmioTransport, placeholder_register};
 use crate::bus::BusDevice;
 
-/// The registers of a place that may be empty.
+/// The registers of a slot that may be empty.
 #[derive(Default)]
 pub struct Slot(Option<MmioTransport>);
 
 impl Slot {
-    /// Puts a device in.
+    /// Attaches a device.
     pub fn fill(&mut self, transport: MmioTransport) {
         self.0 = Some(transport);
     }

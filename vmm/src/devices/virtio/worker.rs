@@ -7,7 +7,7 @@ use super::VirtQueue;
 /// Waits until the driver notifies one of `queues`, and takes the notifications.
 ///
 /// # Errors
-/// What `poll(2)` says.
+/// The error of `poll(2)`.
 pub fn wait_for_kick(queues: &[&VirtQueue]) -> io::Result<()> {
     let mut polled: Vec<libc::pollfd> = queues
         .iter()

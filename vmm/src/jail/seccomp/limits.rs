@@ -20,7 +20,7 @@ pub(super) const ALL: &[ThreadKind] =
 
 const EXEC: u64 = libc::PROT_EXEC as u64;
 
-/// What else a call that a list has must be like, with the reason. A call that is not here is allowed with all
+/// Limits of the arguments of allowed calls, with the reasons. A call that is not listed here is allowed with all
 /// arguments.
 pub(super) const LIMITS: &[(&[ThreadKind], libc::c_long, Only, &str)] = &[
     (ALL, libc::SYS_mmap, Only::Without(2, EXEC), "no code that was not there at the start"),
@@ -55,7 +55,7 @@ pub(super) const LIMITS: &[(&[ThreadKind], libc::c_long, Only, &str)] = &[
     ),
 ];
 
-/// Calls that are refused with an error number, where a library then takes another way.
+/// Calls that fail with an error number, after which libraries use an alternative.
 pub(super) const REFUSED: &[(&[ThreadKind], libc::c_long, u16, &str)] = &[(
     &[ThreadKind::Fs],
     libc::SYS_clone3,

@@ -66,9 +66,9 @@ impl ThreadKind {
         Ok(tree::program(&verdicts, judge))
     }
 
-    /// Confines the calling thread to the system calls of its kind, and one that serves files to the
-    /// share, for good, unless the process was told not to filter ([`disable`]). A thread that cannot be
-    /// confined ends the process.
+    /// Confines the calling thread to the system calls of its kind, and a thread that serves files also to the
+    /// share, permanently, unless filtering is disabled ([`disable`]). If a thread cannot be confined, the
+    /// process ends.
     pub fn enter(self) {
         if DISABLED.get().is_some() {
             return;

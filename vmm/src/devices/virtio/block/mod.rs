@@ -20,7 +20,7 @@ use request::Disk;
 const QUEUE_SIZES: [u16; 1] = [256];
 /// Buffers in one request: all of a queue but header and status.
 const SEG_MAX: u32 = 254;
-/// What all of virtio-blk counts in, bytes.
+/// The sector size of virtio-blk, in bytes.
 const SECTOR: u64 = 512;
 /// Sectors in one discard request.
 const MAX_DISCARD_SECTORS: u32 = 1 << 22;
@@ -37,7 +37,7 @@ pub struct Block {
 /// A disk could not be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
-    /// Its size could not be found out.
+    /// Its size could not be determined.
     #[error("the size of disk {serial:?} could not be determined")]
     Size {
         /// The disk's serial.

@@ -20,7 +20,7 @@ use crate::memory::Memory;
 const HEADER_LENGTH: usize = 16;
 /// Bytes of a discard's segment: sector, count, flags.
 const SEGMENT_LENGTH: u32 = 16;
-/// Flag of a write of zeros: give the space back.
+/// Flag of a write of zeros: release the space.
 const UNMAP: u32 = 1;
 
 /// A disk's file and what is known of it.
@@ -199,8 +199,8 @@ impl Iovecs {
         Ok(Iovecs { vectors, length })
     }
 
-    /// Calls `io` until all bytes have gone over. It gets the vectors, their count, and the bytes
-    /// already done, and returns what preadv and its kin return.
+    /// Calls `io` until all bytes are transferred. It gets the vectors, their count, and the number of
+    /// bytes already transferred, and returns the result of preadv or pwritev.
     fn transfer(
         &mut self,
         io: impl Fn(*const libc::iovec, libc::c_int, u64) -> isize,

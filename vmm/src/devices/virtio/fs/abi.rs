@@ -165,7 +165,7 @@ pub mod op {
     pub const STATX: u32 = 52;
 }
 
-/// What the two sides agree on in `FUSE_INIT`.
+/// Flags that are negotiated in `FUSE_INIT`.
 pub mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
     pub const POSIX_LOCKS: u64 = 1 << 1;
@@ -184,11 +184,11 @@ pub mod init {
     pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
-    /// `FUSE_FALLOCATE` can collapse and insert ranges: of our guest kernel's patches.
+    /// `FUSE_FALLOCATE` can collapse and insert ranges: from our guest kernel's patches.
     pub const SHIFT_RANGE: u64 = 1 << 60;
-    /// Each request tells the caller's groups and capabilities: of our guest kernel's patches.
+    /// Requests have the caller's groups and capabilities: from our guest kernel's patches.
     pub const CALLER_CREDENTIALS: u64 = 1 << 61;
-    /// The guest's kernel asks again for a lock that is taken, and notes what it gets: of our guest kernel's
+    /// The guest kernel retries locks and records granted ones: from our guest kernel's
     /// patches.
     pub const LOCK_RETRY: u64 = 1 << 62;
 }

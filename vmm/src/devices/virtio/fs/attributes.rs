@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, statx};
 use super::abi::{self, ATTR_SUBMOUNT, Attr, AttrOut, EntryOut, StatxOut, StatxTime};
 use super::inodes::{Identity, Inode};
 
-/// What the host says of a file.
+/// The host's attributes of a file.
 pub struct Status(Statx);
 
 /// The attributes of `file`, which may have been opened with `O_PATH`.
@@ -20,7 +20,7 @@ pub fn status(file: impl AsFd) -> io::Result<Status> {
     query(file, AtFlags::empty())
 }
 
-/// As [`status`], but without asking the server of a file system that has one: its answer could be long in coming.
+/// As [`status`], but without a request to the server of a network file system, which could take long.
 ///
 /// # Errors
 /// The error of statx(2).
@@ -40,7 +40,7 @@ pub fn is_submount(directory: &Identity, file: &Identity) -> bool {
 }
 
 impl Status {
-    /// What makes the file itself.
+    /// The identity of the file.
     pub fn identity(&self) -> Identity {
         let Statx { stx_mnt_id, stx_dev_major, stx_dev_minor, stx_ino, .. } = self.0;
         Identity { mount: stx_mnt_id, device: (stx_dev_major, stx_dev_minor), number: stx_ino }
@@ -61,7 +61,7 @@ impl Status {
         self.0.stx_size
     }
 
-    /// As the guest is told.
+    /// The attributes for the guest.
     pub fn attr(&self, inode: &Inode) -> Attr {
         let stat = &self.0;
         Attr {

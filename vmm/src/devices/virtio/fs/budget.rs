@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Descriptors that are kept for the VMM itself: connections, disks, network interfaces, requests in progress.
+/// Descriptors that are reserved for the VMM itself: connections, disks, network interfaces, requests in progress.
 const RESERVED: u64 = 1024;
 
 /// The descriptors that are left for the guest's files.
@@ -23,8 +23,8 @@ impl Budget {
         Budget { left: AtomicU64::new(descriptors) }
     }
 
-    /// What this process's limit of open files leaves for the guest: all but [`RESERVED`], or three quarters if
-    /// the limit is low.
+    /// The part of this process's limit of open files that the guest may use: all but [`RESERVED`], or three quarters
+    /// if the limit is low.
     pub fn of_this_process() -> u64 {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
         limit.saturating_sub(RESERVED).max(limit / 4 * 3)

@@ -20,7 +20,7 @@ const FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::SETFCAP);
-/// What changing the identity takes, in effect always.
+/// The capabilities needed to change the identity, always effective.
 const IDENTITY: CapabilitySet = CapabilitySet::SETUID.union(CapabilitySet::SETGID);
 /// `CAP_SYS_ADMIN` as a bit.
 const SYS_ADMIN: u64 = CapabilitySet::SYS_ADMIN.bits();
@@ -49,7 +49,7 @@ thread_local! {
 /// Gives this thread the identity of a request's caller, until the next call.
 ///
 /// # Errors
-/// `EINVAL` for a user or group that is none; what the kernel says.
+/// `EINVAL` for an invalid user or group; the kernel's error.
 pub fn assume(caller: &Caller) -> io::Result<()> {
     let (groups, capabilities) = match &caller.known {
         // Without the capabilities, the guest's kernel alone decides: its groups are not known either.
@@ -62,7 +62,7 @@ pub fn assume(caller: &Caller) -> io::Result<()> {
     become_identity(Identity { uid: caller.uid, gid: caller.gid, groups, capabilities })
 }
 
-/// Gives this thread its own identity: root, with all that it may have over files.
+/// Gives this thread its own identity: root, with all of the VMM's capabilities.
 ///
 /// # Errors
 /// The kernel's error.
@@ -82,9 +82,9 @@ fn become_identity(wanted: Identity) -> io::Result<()> {
     })
 }
 
-/// Of `wanted`, sets what is not so already. rustix calls the kernel directly, which changes this thread alone.
+/// Sets what differs from `wanted`. rustix calls the kernel directly, which changes only this thread.
 fn change(before: Option<&Identity>, wanted: &Identity) -> io::Result<()> {
-    // The value that means "leave it as it is", and that the guest sends for "nobody".
+    // The value that means "unchanged" for the kernel, and that the guest sends for "nobody".
     if wanted.uid == u32::MAX || wanted.gid == u32::MAX {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }

@@ -17,11 +17,11 @@ use crate::bus::lock;
 /// Bytes that are read of a directory at once.
 const CHUNK: usize = 32 << 10;
 
-/// Every name that the host lists in an open directory from `offset` on, as many as `room` bytes hold. With `inodes` the
-/// guest is told of each file, as if it had looked it up.
+/// The names in an open directory from `offset` on, as many as `room` bytes hold. With `inodes` each file is added to the
+/// inode table, as by a lookup.
 ///
 /// # Errors
-/// What getdents64(2) says. That a file cannot be looked up is none: its name is there all the same.
+/// The error of getdents64(2). A failed lookup of a file is no error; its name is listed.
 pub fn list(handle: &Handle, offset: u64, room: usize, inodes: Option<&Inodes>) -> io::Result<Vec<u8>> {
     let _alone = lock(&handle.position);
     seek(handle, SeekFrom::Start(offset))?;
@@ -31,7 +31,7 @@ pub fn list(handle: &Handle, offset: u64, room: usize, inodes: Option<&Inodes>) 
     while let Some(entry) = entries.next() {
         let entry = match entry {
             Ok(entry) => entry,
-            // What was listed so far is told first.
+            // Return what was listed so far first.
             Err(_) if !listing.is_empty() => break,
             Err(error) => return Err(error.into()),
         };
@@ -64,8 +64,8 @@ pub fn list(handle: &Handle, offset: u64, room: usize, inodes: Option<&Inodes>) 
     Ok(listing)
 }
 
-/// Tells the guest of the file with this name. `None` if that must wait until the guest asks for it: it cannot be
-/// looked up, or its file system is another, whose server could keep the listing waiting.
+/// Looks up the file with this name for the guest. `None` if the guest must look it up itself: the lookup failed, or the
+/// file is on another file system, whose server could block the listing.
 fn told(handle: &Handle, name: &CStr, inodes: &Inodes) -> Option<EntryOut> {
     if matches!(name.to_bytes(), b"." | b"..") || inodes.is_full() {
         return None;
@@ -81,7 +81,7 @@ fn told(handle: &Handle, name: &CStr, inodes: &Inodes) -> Option<EntryOut> {
     Some(status.entry_out(directory, &inode, timeout, ATTRIBUTE_TIMEOUT))
 }
 
-/// An entry that tells the guest of no file (`fuse_direntplus_link` of fs/fuse/readdir.c).
+/// An entry without a file (`fuse_direntplus_link` of fs/fuse/readdir.c).
 fn unknown(ino: u64, kind: FileType) -> EntryOut {
     let attr = Attr { ino, mode: kind.as_raw_mode(), ..Attr::default() };
     EntryOut { attr, ..EntryOut::default() }

@@ -18,8 +18,8 @@ use super::names::is_writable;
 use super::server::{Body, Server, invalid, number};
 use super::{directory, set_id};
 
-/// Of the flags of open(2) that a guest sends, those that the host is to have. The guest's kernel does the rest
-/// itself: it caches or not (`O_DIRECT`), and says of each write whether it appends (`O_APPEND`).
+/// Filters the flags of open(2) for the host. The guest kernel handles the others itself: it caches or not
+/// (`O_DIRECT`), and marks each appending write (`O_APPEND`).
 ///
 /// # Errors
 /// `EINVAL` for `O_PATH` and `O_TMPFILE`, which mean something else on the host and which Linux never sends.
@@ -29,12 +29,12 @@ pub fn host_flags(flags: u32) -> io::Result<OFlags> {
         return Err(invalid());
     }
     let taken = libc::O_ACCMODE | libc::O_TRUNC | libc::O_DSYNC | libc::O_SYNC | libc::O_NOATIME;
-    // A file that another process of the host has leased must not hold the thread up.
+    // A lease of another process on the host must not block the thread.
     Ok(OFlags::from_bits_retain((flags & taken) as u32) | OFlags::NONBLOCK | OFlags::CLOEXEC)
 }
 
-/// Whether reading must go to the host each time: a file that says that it is empty, on a file system that has no
-/// blocks, is made while it is read, as those of proc(5) are.
+/// Whether each read must go to the host. A file of size 0 on a file system without blocks is generated when it is read,
+/// as those of proc(5).
 fn is_made_when_read(file: impl AsFd) -> bool {
     status(&file).is_ok_and(|status| status.kind() == FileType::RegularFile && status.size() == 0)
         && fstatfs(&file)
@@ -51,15 +51,15 @@ impl Server {
         let open = || -> io::Result<_> {
             let goes = !host.contains(OFlags::TRUNC) || open_flags & OPEN_KILL_SET_ID != 0;
             let file = set_id::keep(&inode.file, goes, || inode.open(host))?;
-            // A page that a server does not send would keep whoever else opens the file waiting, in the guest's cache,
-            // where no signal reaches; a request can be given up.
+            // If a server does not send a page, other processes that open the file would wait for it in the guest's page
+            // cache, and could not be killed. A request can be interrupted.
             if is_made_when_read(&file) || !is_local(&file) {
                 answer.open_flags |= fopen::DIRECT_IO;
             }
             Ok(file)
         };
         answer.handle = self.handles.add(inode.clone(), writable, open)?;
-        // What was only read has nothing to flush.
+        // A file opened for reading has nothing to flush.
         if !writable {
             answer.open_flags |= fopen::NOFLUSH;
         }
@@ -102,7 +102,7 @@ impl Server {
         if handle.is_local {
             return flight.claim().then(|| request.reply.read_from(handle.as_fd(), size, read.offset));
         }
-        // The guest's buffers are not touched until it is sure that they still wait for this.
+        // The guest's buffers are not written until the right to answer is taken.
         let mut bytes = vec![0; size];
         let result = read_all(&handle, &mut bytes, read.offset);
         flight.claim().then(|| match result {
@@ -155,7 +155,7 @@ impl Server {
     pub(super) fn flush(&self, node: u64, mut body: Body<'_>) -> io::Result<()> {
         let FlushIn { handle, .. } = body.take()?;
         let handle = self.handles.get(node, handle)?;
-        // Closing one of two descriptors tells what closing the file would, as on NFS, where that writes.
+        // Closing a duplicate returns the errors of closing the file; on NFS, close writes.
         let second = rustix::io::dup(&*handle)?.into_raw_fd();
         // SAFETY: the descriptor was just made, and nothing else owns it.
         let result = unsafe { libc::close(second) };
@@ -191,7 +191,7 @@ impl Server {
         let copy: CopyFileRangeIn = body.take()?;
         let from = self.handles.get(node, copy.handle)?;
         let to = self.handles.get(copy.to_node, copy.to_handle)?;
-        // The answer has room for 32 bits; a caller goes on where it ended.
+        // The answer has 32 bits; the caller continues where it ended.
         let length = usize::try_from(copy.length).unwrap_or(usize::MAX).min(1 << 30);
         let (mut offset, mut to_offset) = (copy.offset, copy.to_offset);
         let count =

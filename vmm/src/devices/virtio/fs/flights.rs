@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use crate::bus::lock;
 use crate::devices::virtio::queue::Chain;
 
-/// Buffers that go back to the driver.
+/// Buffers to return to the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
     /// The index of their queue.
@@ -22,7 +22,7 @@ pub struct Used {
     pub written: u32,
 }
 
-/// One request that is being served.
+/// A request in progress.
 pub struct Flight {
     /// The index of its queue.
     pub queue: usize,
@@ -37,8 +37,8 @@ impl Flight {
         Arc::new(Flight { queue, chain, claimed: AtomicBool::new(false) })
     }
 
-    /// Takes the right to answer, which there is once. Without it guest memory must not be touched: the guest may
-    /// use it for something else by now.
+    /// Takes the right to answer, which exists once. Without it guest memory must not be written, because the guest may
+    /// have reused it.
     pub fn claim(&self) -> bool {
         !self.claimed.swap(true, Ordering::SeqCst)
     }
@@ -49,22 +49,22 @@ impl Flight {
     }
 }
 
-/// All requests that are being served, by the guest's number of each.
+/// All requests in progress, by the guest's number.
 #[derive(Default)]
 pub struct Flights(Mutex<HashMap<u64, Arc<Flight>>>);
 
 impl Flights {
-    /// Notes that a request is being served.
+    /// Adds a request in progress.
     pub fn begin(&self, unique: u64, flight: &Arc<Flight>) {
         lock(&self.0).insert(unique, flight.clone());
     }
 
-    /// Notes that it is so no more.
+    /// Removes a request.
     pub fn end(&self, unique: u64) {
         lock(&self.0).remove(&unique);
     }
 
-    /// The request of this number, if it is being served.
+    /// The request of this number, if it is in progress.
     pub fn get(&self, unique: u64) -> Option<Arc<Flight>> {
         lock(&self.0).get(&unique).cloned()
     }

@@ -13,9 +13,9 @@ use crate::bus::lock;
 pub struct Handle {
     /// What is open.
     pub inode: Arc<Inode>,
-    /// Whether its file system is the host's own, so that no server of it can keep a request waiting.
+    /// Whether its file system is local to the host, so that no server can block a request.
     pub is_local: bool,
-    /// A directory's position belongs to one request at a time.
+    /// A directory's position is used by one request at a time.
     pub position: Mutex<()>,
     file: OwnedFd,
     writable: bool,
@@ -35,7 +35,7 @@ struct Table {
     last: u64,
 }
 
-/// All that the guest has open.
+/// All open files of the guest.
 pub struct Handles {
     table: Mutex<Table>,
     budget: Arc<Budget>,
@@ -47,7 +47,7 @@ impl Handles {
         Handles { table: Mutex::default(), budget }
     }
 
-    /// Opens a file by `open`, which is called if there is a descriptor left; returns the handle's number.
+    /// Opens a file by `open`, which is called if a descriptor is left; returns the handle's number.
     ///
     /// # Errors
     /// `ENFILE` if no descriptor is left; those of `open`.
@@ -96,7 +96,7 @@ impl Handles {
     }
 }
 
-/// File systems of the host's own kernel (statfs(2)), by their numbers in linux/magic.h.
+/// File systems without a server (statfs(2)), by their numbers in linux/magic.h.
 const LOCAL: [i64; 13] = [
     libc::EXT4_SUPER_MAGIC,
     libc::XFS_SUPER_MAGIC,
@@ -114,7 +114,7 @@ const LOCAL: [i64; 13] = [
     0x2fc1_2fc1,
 ];
 
-/// Whether no server takes part in reading and writing a file.
+/// Whether a file can be read and written without a server.
 pub fn is_local(file: impl AsFd) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|fs| LOCAL.contains(&fs.f_type))
 }

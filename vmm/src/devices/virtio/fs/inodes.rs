@@ -19,7 +19,7 @@ use super::attributes::{Status, is_submount};
 use super::budget::{Budget, Permit};
 use crate::bus::lock;
 
-/// What makes a file itself on the host.
+/// The identity of a file on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// The mount that it was found on: the same file may be read-only on one and not on the other.
@@ -34,7 +34,7 @@ pub struct Identity {
 pub struct Inode {
     /// The guest's number for it, never used again.
     pub node: u64,
-    /// The file, for its place in the tree only (`O_PATH`).
+    /// The file, opened with `O_PATH`.
     pub file: OwnedFd,
     /// What it is on the host.
     pub identity: Identity,
@@ -54,8 +54,8 @@ impl Inode {
     /// Opens the file again with these flags.
     ///
     /// # Errors
-    /// `ENXIO` for what is neither a regular file nor a directory: opening it would do something on the host. What
-    /// the kernel says.
+    /// `ENXIO` for files that are neither regular files nor directories, because opening these can have side effects on
+    /// the host; or the kernel's error.
     pub fn open(&self, flags: rustix::fs::OFlags) -> io::Result<OwnedFd> {
         use rustix::fs::{CWD, Mode, OFlags, openat};
         if !matches!(self.kind, FileType::RegularFile | FileType::Directory) {
@@ -67,7 +67,7 @@ impl Inode {
 
 struct Known {
     inode: Arc<Inode>,
-    /// How often the guest was told of it, less what it forgot.
+    /// The lookup count.
     lookups: u64,
 }
 
@@ -87,12 +87,12 @@ pub struct Inodes {
 }
 
 impl Inodes {
-    /// An empty table. Beyond `bound` files the guest keeps only those that it uses.
+    /// An empty table. Beyond `bound` files, the guest keeps only files in use.
     pub fn new(budget: Arc<Budget>, bound: usize) -> Self {
         Inodes { table: Mutex::default(), budget, bound }
     }
 
-    /// Makes `file` the root; whatever there was is forgotten.
+    /// Makes `file` the root and drops all other entries.
     ///
     /// # Errors
     /// `ENFILE` if no descriptor is left.
@@ -117,14 +117,14 @@ impl Inodes {
     /// The file of this number.
     ///
     /// # Errors
-    /// `ESTALE` if the guest was not told of one.
+    /// `ESTALE` if there is none.
     pub fn get(&self, node: u64) -> io::Result<Arc<Inode>> {
         let found = lock(&self.table).by_node.get(&node).map(|known| known.inode.clone());
         found.ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))
     }
 
-    /// Notes that the guest is told of a file in the directory `parent`; returns it, and how long the guest may
-    /// believe that it has this name.
+    /// Adds a file in the directory `parent`, or increments its lookup count; returns it and the timeout of its
+    /// name.
     ///
     /// # Errors
     /// `ENFILE` if no descriptor is left.
@@ -152,7 +152,7 @@ impl Inodes {
         Ok((inode, timeout))
     }
 
-    /// Takes back that the guest was told of a file `count` times; true if it does not know the file any more.
+    /// Reduces the lookup count of a file by `count`; true if the file was removed from the table.
     pub fn forget(&self, node: u64, count: u64) -> bool {
         let mut table = lock(&self.table);
         let Some(known) = table.by_node.get_mut(&node).filter(|_| node != ROOT) else { return false };
@@ -164,27 +164,27 @@ impl Inodes {
         let gone = table.by_node.remove(&node);
         table.by_identity.remove(&identity);
         drop(table);
-        // Its descriptor is closed with the table unlocked: that may wait for a server of the host's.
+        // Its descriptor is closed with the table unlocked, because closing may wait for a server of the host.
         drop(gone);
         true
     }
 
-    /// Whether there is no more room for files that the guest does not ask for one by one.
+    /// Whether the table has no room for files that are not looked up one by one.
     pub fn is_full(&self) -> bool {
         lock(&self.table).by_node.len() >= self.bound
     }
 
-    /// Forgets all.
+    /// Removes all entries.
     pub fn clear(&self) {
         let all = std::mem::take(&mut *lock(&self.table));
         drop(all);
     }
 }
 
-/// Where numbers of files begin that are bound one by one.
+/// The first inode number for single bind-mounted files.
 const FOREIGN: u64 = 1 << 62;
 
-/// A number for a file on another mount than its directory, among numbers of that directory's file system.
+/// An inode number for a file on another mount than its directory, for the file system of that directory.
 fn foreign_number(identity: &Identity) -> u64 {
     let device = (u64::from(identity.device.0) << 20) ^ u64::from(identity.device.1);
     // Inode numbers seldom have more than 40 bits; what is beyond them is mixed in.

@@ -24,14 +24,14 @@ const MAX_LOCKS: usize = 65_536;
 /// The last byte that a lock can have: all the rest of the file.
 const LAST: u64 = i64::MAX as u64;
 
-/// Who has a lock, in the order of files.
+/// A lock owner, ordered by file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
     /// The file.
     inode: u64,
-    /// By flock(2).
+    /// Whether it is a flock(2) lock.
     flock: bool,
-    /// The owner, as the guest's kernel calls it.
+    /// The owner's number in the guest kernel.
     number: u64,
 }
 
@@ -42,7 +42,7 @@ impl Owner {
     }
 }
 
-/// How a file is to be opened.
+/// How to open a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// For reading.
@@ -51,7 +51,7 @@ pub enum Access {
     Write,
 }
 
-/// What one owner has in one file.
+/// The locks of one owner on one file.
 struct Held {
     file: OwnedFd,
     access: Access,
@@ -67,10 +67,10 @@ impl Drop for Held {
     }
 }
 
-/// What the guest's processes have.
+/// The locks of the guest.
 ///
-/// Opening a file and locking it can wait for a server of the host's, so both are done without the table's lock:
-/// other files and owners go on.
+/// Opening and locking a file can wait for a server of the host, so both are done without holding the table's lock:
+/// requests for other files and owners continue.
 #[derive(Default)]
 pub struct Locks {
     held: Mutex<BTreeMap<Owner, Arc<Mutex<Held>>>>,
@@ -78,7 +78,7 @@ pub struct Locks {
 }
 
 impl Locks {
-    /// Takes, changes or gives back a lock. `open` opens the file; with `written` the guest has it open for writing.
+    /// Takes, changes or releases a lock. `open` opens the file; with `written` the guest has it open for writing.
     ///
     /// # Errors
     /// `EAGAIN` if another has it; `ENOLCK` if there are too many, or a file was locked for reading before it was opened for writing;
@@ -98,7 +98,7 @@ impl Locks {
             Some(held) => held,
             None if kind == libc::F_UNLCK => return Ok(()),
             None => {
-                // Opened for writing, a file of an image's lower layer would be copied up: only what is written is.
+                // Opening a file of an image's lower layer for writing copies it up, so this is done only if needed.
                 let write = !owner.flock && (written || kind == libc::F_WRLCK);
                 self.add(owner, if write { Access::Write } else { Access::Read }, open)?
             }
@@ -108,11 +108,11 @@ impl Locks {
         result
     }
 
-    /// A lock that stands in the way of `wanted`, or `wanted` with the type `F_UNLCK`. Its process is not told: it is
-    /// another machine's.
+    /// A lock that conflicts with `wanted`, or `wanted` with the type `F_UNLCK`. The PID of its process is not returned,
+    /// because it is on another machine.
     ///
     /// # Errors
-    /// What opening the file says, or the kernel.
+    /// The error of opening the file, or the kernel's error.
     pub fn test(
         &self,
         owner: Owner,
@@ -134,7 +134,7 @@ impl Locks {
         Ok(FileLock { start, end, lock_type: record.l_type as u32, pid: 0 })
     }
 
-    /// Gives all locks of a file back, which the guest does not know any more.
+    /// Releases all locks of a file that the guest has forgotten.
     pub fn forget(&self, inode: u64) {
         let owner = |flock, number| Owner { inode, flock, number };
         let mut held = lock(&self.held);
@@ -146,7 +146,7 @@ impl Locks {
         drop(forgotten);
     }
 
-    /// Gives all locks back.
+    /// Releases all locks.
     pub fn clear(&self) {
         let held = std::mem::take(&mut *lock(&self.held));
         drop(held);
@@ -173,11 +173,11 @@ impl Locks {
         if held.len() >= MAX_OWNERS {
             return Err(no_lock());
         }
-        // Another request of the owner may have been faster.
+        // A concurrent request of the owner may have opened it already.
         Ok(held.entry(owner).or_insert(new).clone())
     }
 
-    /// Forgets an owner without locks, unless another request is about to give it one.
+    /// Removes an owner without locks, unless another request is about to take one for it.
     fn remove_if_empty(&self, owner: &Owner, held: Arc<Mutex<Held>>) {
         let mut all = lock(&self.held);
         // The table has one reference, the caller another. The table's lock keeps others from taking one.
@@ -196,7 +196,7 @@ impl Held {
     fn set(&mut self, by_flock: bool, wanted: &FileLock, kind: i32, bytes: (i64, i64)) -> io::Result<()> {
         let result = match (by_flock, kind, self.access) {
             (true, ..) => flock(&self.file, kind),
-            // What is held through the file that is open would stand in the way of another.
+            // Locks of the open file would conflict with those of another.
             (false, libc::F_WRLCK, Access::Read) => Err(no_lock()),
             (false, ..) => fcntl(&self.file, libc::F_OFD_SETLK, &mut record(kind, bytes)),
         };
@@ -204,7 +204,7 @@ impl Held {
         match &result {
             Ok(()) if kind == libc::F_UNLCK => self.locks.remove(wanted.start..=wanted.end),
             Ok(()) => self.locks.insert(wanted.start..=wanted.end, kind),
-            // One that is not given takes away what was there.
+            // A failed conversion of a flock lock releases the old one.
             Err(_) if by_flock => self.locks.clear(),
             Err(_) => {}
         }
@@ -271,7 +271,7 @@ mod tests {
     use std::fs::OpenOptions;
     use std::path::{Path, PathBuf};
 
-    /// What one guest's processes ask of a file.
+    /// Requests of one guest for a file.
     struct Guest {
         locks: Locks,
         path: PathBuf,
@@ -297,7 +297,7 @@ mod tests {
             }
         }
 
-        /// Whether the lock was given.
+        /// Whether the lock was granted.
         fn set(&self, number: u64, flags: u32, kind: i32, start: u64, end: u64) -> Result<(), i32> {
             let open = Self::open(&self.path);
             let result =

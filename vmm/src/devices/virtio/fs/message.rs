@@ -114,21 +114,21 @@ impl Data<'_> {
     }
 }
 
-/// The room for an answer.
+/// The buffer for an answer.
 pub struct Reply<'a> {
     buffers: Buffers<'a>,
     unique: u64,
 }
 
 impl<'a> Reply<'a> {
-    /// The room in a chain of buffers for the answer to the request of this number. `None` if it lies outside guest
+    /// The buffer in a chain for the answer to the request of this number. `None` if it is outside guest
     /// memory.
     pub fn of_chain(memory: &'a Memory, chain: Chain, unique: u64) -> Option<Self> {
         let (_, buffers) = split(memory, chain)?;
         Some(Reply { buffers, unique })
     }
 
-    /// Bytes of data that the answer has room for.
+    /// Bytes of data that the buffer can hold.
     pub fn room(&self) -> usize {
         self.buffers.len().saturating_sub(size_of::<OutHeader>())
     }
@@ -193,14 +193,14 @@ fn write_header(buffers: &mut Buffers<'_>, unique: u64, error: i32, length: usiz
     length
 }
 
-/// Who sent a request.
+/// The caller of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// User id for file access.
     pub uid: u32,
     /// Group id for file access.
     pub gid: u32,
-    /// What else the guest's kernel told of it, if it tells.
+    /// Groups and capabilities, if the guest kernel sends them.
     pub known: Option<Known>,
 }
 
@@ -217,18 +217,18 @@ pub struct Known {
 pub struct Request<'a> {
     /// Its header.
     pub header: InHeader,
-    /// What follows it, without the data of a write and without extensions.
+    /// The body, without the data of a write and without extensions.
     pub body: Vec<u8>,
     /// The data of a write.
     pub data: Data<'a>,
-    /// Who asks.
+    /// The caller.
     pub caller: Caller,
-    /// The room for the answer.
+    /// The buffer for the answer.
     pub reply: Reply<'a>,
 }
 
 impl<'a> Request<'a> {
-    /// The request in a chain of buffers. `None` if it is malformed, so that nobody could be answered.
+    /// The request in a chain of buffers. `None` if it is malformed and cannot be answered.
     pub fn read(memory: &'a Memory, chain: Chain) -> Option<Self> {
         let (mut input, output) = split(memory, chain)?;
         let header: InHeader = object(&input.read(size_of::<InHeader>()))?;
@@ -301,7 +301,7 @@ mod tests {
         bytes.extend(caller.as_slice());
         bytes.extend([7, 0, 0, 0, 0, 1, 0, 0]);
         assert_eq!(known(&bytes), Some(Known { groups: vec![7, 256], capabilities: Some(5) }));
-        // Fewer groups than it says, and sizes that lead nowhere.
+        // Fewer groups than announced, and invalid sizes.
         assert_eq!(known(&bytes[..bytes.len() - 1]), None);
         assert_eq!(known(ExtensionHeader { size: 0, kind: 3 }.as_slice()), None);
         assert_eq!(known(&[]), None);

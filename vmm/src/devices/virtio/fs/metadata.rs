@@ -40,7 +40,7 @@ pub const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
 impl Server {
     fn status_of(&self, caller: &Caller, node: u64, handle: Option<u64>) -> io::Result<(Arc<Inode>, Status)> {
         let inode = self.inode_for(caller, node)?;
-        // Who has a file open may ask for its attributes wherever it lies by now.
+        // An open file's attributes may be read wherever the file is now.
         let handle = handle.and_then(|handle| self.handles.get(node, handle).ok());
         let status = handle.map_or_else(|| status(&inode.file), |handle| status(&*handle))?;
         Ok((inode, status))
@@ -75,7 +75,7 @@ impl Server {
         }
         if has(setattr::SIZE) {
             self.set_size(&inode, &wanted)?;
-            // Keeping set-id bits may have taken another identity.
+            // Preserving the set-id bits may have changed the identity.
             credentials::assume(caller)?;
         }
         if has(setattr::ATIME) || has(setattr::MTIME) {
@@ -86,7 +86,7 @@ impl Server {
     }
 
     fn set_size(&self, inode: &Inode, wanted: &SetattrIn) -> io::Result<()> {
-        // With an owner or a mode, the guest says itself what becomes of the set-id bits.
+        // With an owner or a mode, the guest sets the set-id bits explicitly.
         let says = setattr::MODE | setattr::UID | setattr::GID | setattr::KILL_SET_ID;
         let goes = wanted.valid & says != 0;
         if wanted.valid & setattr::HANDLE != 0 {
@@ -182,7 +182,7 @@ impl Server {
         self.locks.set(Owner::new(node, owner, flags), &wanted, written, open)
     }
 
-    /// Without a guest that asks again, locks are the guest's own: none was offered.
+    /// If the guest does not retry, locks were not negotiated and are local to the guest.
     fn lock_request(&self, body: &mut Body<'_>) -> io::Result<LockIn> {
         if !self.locks_are_retried.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));

@@ -40,17 +40,17 @@ use crate::jail::confine::SHARE;
 const QUEUE_SIZES: [u16; 2] = [128, 256];
 /// Bytes of the tag.
 const TAG_LENGTH: usize = 36;
-/// How long the guest may believe what it knows of a file that the host may change too.
+/// The timeout of attributes and names of files that the host can change too.
 const ATTRIBUTE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many files a guest with so much memory keeps, if it behaves: with 3.3 KiB of the host kernel's
-/// memory each, 27 MiB and a twentieth of the guest's. The host grants a container's cgroup that much
+/// How many files a well-behaved guest with so much memory keeps. With 3.3 KiB of host kernel memory
+/// each, this is 27 MiB and a twentieth of guest memory. The host grants a container's cgroup that much
 /// more (`HOST_OVERHEAD` of the host side).
 pub fn files_kept(memory_mib: u32) -> usize {
     8192 + 16 * memory_mib as usize
 }
 
-/// The file system, before its device is made.
+/// The file system, before its device is created.
 pub struct ShareRoot(Server);
 
 impl ShareRoot {

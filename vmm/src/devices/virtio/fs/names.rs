@@ -19,13 +19,13 @@ use super::inodes::Inode;
 use super::message::Caller;
 use super::server::{Body, Server, no_entry};
 
-/// Opens the file of a name for its place in the tree only.
+/// Opens a file by name with `O_PATH`.
 fn find(parent: &Inode, name: &CStr) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat(&parent.file, name, flags, Mode::empty())?)
 }
 
-/// A second descriptor of an open file, for its place in the tree only.
+/// A second descriptor of an open file, with `O_PATH`.
 fn place_of(file: &OwnedFd) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok(openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
@@ -41,14 +41,14 @@ impl Server {
     pub(super) fn lookup(&self, caller: &Caller, node: u64, name: &CStr) -> io::Result<Vec<u8>> {
         let parent = self.inode_for(caller, node)?;
         let entry = match self.told(&parent, name) {
-            // The guest need not ask again at once: compilers and shells look for a file in many places.
+            // Cache the negative lookup, because compilers and shells look for a file in many directories.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => no_entry(ATTRIBUTE_TIMEOUT),
             told => return told,
         };
         Ok(entry.as_slice().to_vec())
     }
 
-    /// Tells the guest of the file that has a name.
+    /// Looks up the file with a name.
     fn told(&self, parent: &Inode, name: &CStr) -> io::Result<Vec<u8>> {
         let file = find(parent, name)?;
         let status = status(&file)?;
@@ -128,8 +128,8 @@ impl Server {
         self.made(&parent, flags, || {
             let flags = host_flags(flags)? | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
             match openat(&parent.file, name, flags, mode) {
-                // Somebody made it since the guest looked. The guest has not checked whether the caller may open it: with
-                // this error it looks again, and does (`do_filp_open` of fs/namei.c).
+                // The file was created after the guest's lookup, and the guest has not checked permissions for it. With this
+                // error it looks the file up again and checks (`do_filp_open` of fs/namei.c).
                 Err(rustix::io::Errno::EXIST) if !exclusive => {
                     Err(io::Error::from_raw_os_error(libc::ESTALE))
                 }
@@ -143,7 +143,7 @@ impl Server {
         let parent = self.inode_for(caller, node)?;
         let mode = masked(&parent, mode, umask);
         let exclusive = OFlags::from_bits_truncate(flags) & OFlags::EXCL;
-        // What the request is for stands in its flags too.
+        // The purpose of the request is in its flags too.
         let flags = flags & !(libc::O_TMPFILE as u32);
         self.made(&parent, flags, || {
             let flags = host_flags(flags)? | OFlags::TMPFILE | exclusive;
@@ -151,7 +151,7 @@ impl Server {
         })
     }
 
-    /// Answers with a new file that `make` makes and opens.
+    /// Answers with a new file that `make` creates and opens.
     fn made(
         &self,
         parent: &Inode,

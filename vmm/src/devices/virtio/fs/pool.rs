@@ -19,7 +19,7 @@ use crate::devices::virtio::queue::Chain;
 
 /// Threads at most: one for each request that the guest's queue holds.
 const MAX_THREADS: usize = super::QUEUE_SIZES[1] as usize;
-/// Seconds after which a thread that nothing needs ends.
+/// Seconds after which an idle thread ends.
 const IDLE_SECONDS: i64 = 10;
 /// Bytes of a thread's stack.
 const STACK: usize = 256 << 10;
@@ -45,7 +45,7 @@ impl Pool {
     /// Serves `queues`; the calling thread becomes the first of the pool.
     ///
     /// # Errors
-    /// What epoll(7) says.
+    /// The error of epoll(7).
     pub fn new(server: Server, queues: Vec<VirtQueue>) -> io::Result<Arc<Self>> {
         let notifications = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for (index, queue) in (0..).zip(&queues) {
@@ -60,7 +60,7 @@ impl Pool {
         Ok(Arc::new(Pool { server, queues, notifications, idle, threads }))
     }
 
-    /// Serves until nothing needs this thread.
+    /// Serves until this thread is idle for long.
     pub fn run(self: Arc<Self>) {
         loop {
             let woken = self.wait();
@@ -82,7 +82,7 @@ impl Pool {
     fn wait(&self) -> io::Result<bool> {
         let mut events =
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
-        // The last thread that waits need not look whether it is needed.
+        // The last waiting thread is always kept.
         let patience = Timespec { tv_sec: IDLE_SECONDS, tv_nsec: 0 };
         let patience = (self.idle.load(Ordering::SeqCst) > 1).then_some(&patience);
         match epoll::wait(&self.notifications, events.as_mut_slice(), patience) {
@@ -112,7 +112,7 @@ impl Pool {
         let mut queues = lock(&self.queues);
         for (index, queue) in queues.iter_mut().enumerate() {
             if let Some(chain) = queue.pop_or_wait() {
-                // The driver notifies of what comes from now on, because this request may take long.
+                // Enable notifications for further requests, because this one may take long.
                 if queue.enable_kicks() {
                     queue.kick_self();
                 }
@@ -122,7 +122,7 @@ impl Pool {
         None
     }
 
-    /// Starts a thread that waits for requests, unless there are as many as there may be.
+    /// Starts a thread that waits for requests, up to the limit.
     fn start_another(self: &Arc<Self>) {
         if self.threads.fetch_add(1, Ordering::SeqCst) >= MAX_THREADS {
             self.threads.fetch_sub(1, Ordering::SeqCst);

@@ -26,9 +26,8 @@ use super::{ATTRIBUTE_TIMEOUT, credentials};
 use crate::devices::virtio::queue::Chain;
 use crate::memory::Memory;
 
-/// What the server takes of what a guest's kernel offers. Attributes and names that were cached are given up when
-/// the host changes a file; access control lists are the guest's to check; every mount of the host's is one in the
-/// guest.
+/// The features that the server accepts from a guest kernel. Cached data is invalidated when the host changes a file; the
+/// guest checks access control lists; every mount of the host is a mount in the guest.
 const WANTED: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
@@ -49,7 +48,7 @@ const WANTED: u64 = init::ASYNC_READ
     | init::LOCK_RETRY;
 /// Pages that one request moves at most.
 const MAX_PAGES: u16 = (MAX_WRITE / 4096) as u16;
-/// Requests that the guest lets run without a process that waits for them, and from how many on it slows down.
+/// The guest's limit of background requests, and its congestion threshold.
 const BACKGROUND: (u16, u16) = (64, 48);
 
 /// The server of one share.
@@ -60,7 +59,7 @@ pub struct Server {
     pub(super) handles: Handles,
     pub(super) locks: Locks,
     pub(super) flights: Flights,
-    /// Whether the guest's kernel asks again for locks.
+    /// Whether the guest kernel retries locks.
     pub(super) locks_are_retried: AtomicBool,
 }
 
@@ -91,7 +90,7 @@ impl<'a> Body<'a> {
     /// The next text, which names an entry of a directory.
     ///
     /// # Errors
-    /// `EINVAL` for what leads elsewhere; a guest's kernel never sends it.
+    /// `EINVAL` for a name with a slash, `.` or `..`, which a guest kernel never sends.
     pub fn name(&mut self) -> io::Result<&'a CStr> {
         let name = self.text()?;
         match name.to_bytes() {
@@ -134,8 +133,8 @@ impl Server {
         }
     }
 
-    /// Serves one request, of the queue of this index; returns what goes back to the driver: usually its buffers, and
-    /// those of a request that it interrupts.
+    /// Serves one request from the queue of this index. Returns the buffers for the driver: usually its own, and those of
+    /// a request that it interrupts.
     pub fn serve(&self, memory: &Memory, queue: usize, chain: Chain) -> [Option<Used>; 2] {
         let flight = Flight::new(queue, chain.clone());
         let Some(request) = Request::read(memory, chain) else {
@@ -163,7 +162,7 @@ impl Server {
 
     /// Answers a request that is neither a read nor a write; `None` if it was interrupted.
     fn answer_unless_interrupted(&self, request: Request<'_>, flight: &Flight) -> Option<u32> {
-        // A lock is given at once or not at all, and what the guest does not know of would never be given back.
+        // A lock is granted at once or not at all. If the guest does not get the answer, the lock must be released.
         let at_once = matches!(request.header.opcode, op::SETLK | op::SETLKW | op::INIT | op::DESTROY);
         if at_once && !flight.claim() {
             return None;
@@ -181,7 +180,7 @@ impl Server {
         })
     }
 
-    /// Answers the request that another one names: its process was killed.
+    /// Interrupts the request that another one names, because its process was killed.
     fn interrupt(&self, memory: &Memory, request: &Request<'_>) -> Option<Used> {
         let InterruptIn { unique } = Body(&request.body).take().ok()?;
         let flight = self.flights.get(unique)?;
@@ -192,7 +191,7 @@ impl Server {
         Some(flight.used(written))
     }
 
-    /// Takes back what an answer that the guest does not get would have told it of.
+    /// Undoes the lookups of an answer that the guest does not get.
     pub(super) fn take_back(&self, operation: u32, node: u64, answer: &[u8]) {
         let mut answer = Body(answer);
         match operation {
@@ -272,7 +271,7 @@ impl Server {
             op::COPY_FILE_RANGE => self.copy_file_range(node, body),
             op::IOCTL => self.ioctl(caller, node, body),
             op::GETLK => self.getlk(node, body),
-            // The guest's kernel asks again itself: no lock is waited for here.
+            // The guest kernel retries, so this does not wait for the lock.
             op::SETLK | op::SETLKW => self.setlk(node, body).map(|()| none()),
             _ => Err(io::Error::from_raw_os_error(libc::ENOSYS)),
         }
@@ -313,7 +312,7 @@ impl Server {
         Ok(answer.as_slice().to_vec())
     }
 
-    /// Forgets all that a guest had, which unmounts or mounts again.
+    /// Drops the state of a guest that unmounts or mounts again.
     fn destroy(&self) {
         self.locks.clear();
         self.handles.clear();
@@ -344,13 +343,13 @@ impl Server {
     /// The file `node`, for a request of `caller`, whose identity this thread then has.
     ///
     /// # Errors
-    /// `ESTALE` if the guest was not told of it; what taking the identity says.
+    /// `ESTALE` if it is not in the inode table; the error of changing the identity.
     pub(super) fn inode_for(&self, caller: &Caller, node: u64) -> io::Result<Arc<Inode>> {
         credentials::assume(caller)?;
         self.inodes.get(node)
     }
 
-    /// Tells the guest of a file in the directory `parent`.
+    /// Adds a file in the directory `parent` to the inode table, for an answer.
     ///
     /// # Errors
     /// `ENFILE` if no descriptor is left.
@@ -365,7 +364,7 @@ impl Server {
     }
 }
 
-/// An entry that says that there is no file of a name, and for how long that may be believed.
+/// A negative entry, with its timeout.
 pub fn no_entry(timeout: Duration) -> EntryOut {
     EntryOut { entry_valid: timeout.as_secs(), entry_valid_ns: timeout.subsec_nanos(), ..EntryOut::default() }
 }

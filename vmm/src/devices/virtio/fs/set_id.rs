@@ -13,12 +13,11 @@ use rustix::fs::{CWD, FileType, Mode, chmodat};
 use super::attributes::status;
 use super::credentials;
 
-/// Runs `change` on the contents of `file`. Unless the guest says that they `go`, the file then has the set-id bits
-/// that it had before.
+/// Runs `change` on the contents of `file`. Unless the guest requests that they `go`, the set-id bits are restored
+/// afterwards.
 ///
 /// # Errors
-/// Those of `change`. That the bits could not be given back is none: the file is then less than it was, and never
-/// more.
+/// Those of `change`. If the bits cannot be restored, this is no error: the file then has fewer rights, never more.
 pub fn keep<T>(file: impl AsFd, go: bool, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     if go {
         return change();

@@ -30,8 +30,8 @@ fn error(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
 }
 
-/// The name on the host of an attribute; `None` for one that the guest must not see. Takes the identity under which
-/// the host is to be asked.
+/// The name of an attribute on the host; `None` for one that the guest must not see. Also changes to the identity that
+/// the access needs.
 fn on_host(caller: &Caller, name: &CStr) -> io::Result<Option<CString>> {
     if name.to_bytes().starts_with(HIDDEN) {
         return Ok(None);
@@ -40,7 +40,7 @@ fn on_host(caller: &Caller, name: &CStr) -> io::Result<Option<CString>> {
         if !credentials::is_trusted(caller) {
             return Ok(None);
         }
-        // That the caller may do it is settled: permissions for the file do not matter here.
+        // The caller's capability was checked; permissions of the file do not apply.
         credentials::assume_own()?;
         return Ok(Some(CString::new([HIDDEN, name.to_bytes()].concat())?));
     }
@@ -51,7 +51,7 @@ fn on_host(caller: &Caller, name: &CStr) -> io::Result<Option<CString>> {
 /// Sets an attribute, with these flags of setxattr(2).
 ///
 /// # Errors
-/// What setxattr(2) says.
+/// The error of setxattr(2).
 pub fn set(inode: &Inode, caller: &Caller, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
     let name = on_host(caller, name)?.ok_or_else(|| error(libc::EPERM))?;
     Ok(setxattr(inode.path(), name, value, XattrFlags::from_bits_retain(flags))?)
@@ -60,7 +60,7 @@ pub fn set(inode: &Inode, caller: &Caller, name: &CStr, value: &[u8], flags: u32
 /// Reads an attribute into `room` bytes, or says how large it is if that is 0.
 ///
 /// # Errors
-/// What getxattr(2) says.
+/// The error of getxattr(2).
 pub fn get(inode: &Inode, caller: &Caller, name: &CStr, room: u32) -> io::Result<Answer> {
     let name = on_host(caller, name)?.ok_or_else(|| error(libc::ENODATA))?;
     if room == 0 {
@@ -76,7 +76,7 @@ pub fn get(inode: &Inode, caller: &Caller, name: &CStr, room: u32) -> io::Result
 /// Removes an attribute.
 ///
 /// # Errors
-/// What removexattr(2) says.
+/// The error of removexattr(2).
 pub fn remove(inode: &Inode, caller: &Caller, name: &CStr) -> io::Result<()> {
     let name = on_host(caller, name)?.ok_or_else(|| error(libc::ENODATA))?;
     Ok(removexattr(inode.path(), name)?)
@@ -85,7 +85,7 @@ pub fn remove(inode: &Inode, caller: &Caller, name: &CStr) -> io::Result<()> {
 /// The names of all attributes in `room` bytes, or how many bytes they take if that is 0.
 ///
 /// # Errors
-/// What listxattr(2) says; `ERANGE` if there is too little room.
+/// The error of listxattr(2); `ERANGE` if there is too little room.
 pub fn list(inode: &Inode, caller: &Caller, room: u32) -> io::Result<Answer> {
     credentials::assume(caller)?;
     let mut names = vec![0; MAX_SIZE];
@@ -99,7 +99,7 @@ pub fn list(inode: &Inode, caller: &Caller, room: u32) -> io::Result<Answer> {
     }
 }
 
-/// Of the host's list, what the guest is to see.
+/// The part of the host's list that the guest may see.
 fn for_guest(names: &[u8], trusted: bool) -> Vec<u8> {
     let mut shown = Vec::with_capacity(names.len());
     for name in names.split_inclusive(|byte| *byte == 0) {

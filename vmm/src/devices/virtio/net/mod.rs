@@ -31,7 +31,7 @@ const TRANSMIT: usize = 1;
 /// The longest frame: a 64 KiB packet whose segmentation is left to the receiver, with its
 /// headers.
 const MAX_FRAME: usize = 65_562 + HEADER_LENGTH;
-/// Frames that are handled before other devices have their turn.
+/// Frames that are handled before other devices are served.
 const BATCH: usize = 64;
 
 /// What the tap device can do for a guest's driver.
@@ -71,7 +71,7 @@ pub struct Net {
     tap: Tap,
     config: [u8; 12],
     queues: Vec<VirtQueue>,
-    /// A frame on its way between tap and guest.
+    /// Buffer for a frame between tap and guest.
     frame: Box<[u8; MAX_FRAME]>,
     /// Bytes of a frame from the tap that the guest had no buffers for.
     held: Option<usize>,
@@ -80,14 +80,14 @@ pub struct Net {
     counters: NetCounters,
 }
 
-/// How far a turn of reception came.
+/// The result of a turn of reception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Received {
-    /// The tap has no more frames: it tells when the next one comes.
+    /// The tap has no more frames; it notifies of the next one.
     All,
     /// A batch, and there may be more.
     Batch,
-    /// What the guest has buffers for: it notifies when it has more.
+    /// The guest has no more buffers; it notifies when it has.
     NoRoom,
     /// The tap device is gone.
     Gone,
@@ -109,7 +109,7 @@ impl Net {
         }
     }
 
-    /// What went through so far.
+    /// Counters.
     pub fn counters(&self) -> NetCounters {
         self.counters
     }
@@ -139,8 +139,8 @@ impl Net {
             }
         }
         queue.signal();
-        // Other devices first. Nothing else asks for the next turn: whoever asked without need would do so for
-        // ever.
+        // Serve other devices first. The next turn is requested only here, and only if needed, or it would be requested
+        // for ever.
         if result == Received::Batch {
             queue.kick_self();
         }
@@ -171,7 +171,7 @@ impl Net {
             if length >= HEADER_LENGTH && tap.write(&frame[..length]).is_ok() {
                 counters.transmitted += 1;
             } else {
-                // As a real interface does: what cannot be sent is lost.
+                // Drop what cannot be sent, as a real interface does.
                 counters.transmit_dropped += 1;
             }
             0

@@ -77,7 +77,7 @@ impl Tap {
         Ok(())
     }
 
-    /// The descriptor, for who moves frames in this process's place.
+    /// The descriptor, for vhost-net.
     pub fn file(&self) -> &File {
         &self.0
     }

@@ -21,9 +21,9 @@ use crate::devices::virtio::mmio::TRANSPORT_FEATURES;
 use crate::devices::virtio::{VirtQueue, VirtioDevice, id, read_config_bytes};
 use crate::memory::Memory;
 
-/// What the host's kernel must do with the queues, because the driver is offered it.
+/// Features that the host kernel must support, because they are offered to the driver.
 const NEEDED: u64 = TRANSPORT_FEATURES | 1 << VIRTIO_NET_F_MRG_RXBUF;
-/// What it may do that nobody asks it for: headers of its own (the tap device has them) and a log of writes.
+/// Features that are not used: headers of its own (the tap device has them) and a log of writes.
 const UNWANTED: u64 = 1 << VHOST_NET_F_VIRTIO_NET_HDR | 1 << VHOST_F_LOG_ALL;
 
 /// The descriptor cannot serve an interface.
@@ -32,15 +32,15 @@ pub enum VhostError {
     /// The kernel refuses.
     #[error("vhost-net could not {what}")]
     Refused {
-        /// What it was asked.
+        /// The request.
         what: &'static str,
-        /// What it said.
+        /// Its error.
         source: vhost::Error,
     },
-    /// It cannot do what the driver is offered.
+    /// It lacks features that are offered to the driver.
     #[error("vhost-net has the features {found:#x}, but {NEEDED:#x} are needed")]
     Features {
-        /// What it can do.
+        /// Its features.
         found: u64,
     },
 }
@@ -85,7 +85,7 @@ pub struct VhostNet {
     kernel: Kernel,
     tap: Tap,
     config: [u8; 12],
-    /// What the kernel can do with the queues.
+    /// The kernel's features.
     offered: u64,
 }
 
@@ -97,7 +97,7 @@ impl VhostNet {
     pub fn new(file: File, tap: Tap, config: [u8; 12], memory: Arc<Memory>) -> Result<Self, VhostError> {
         let refused = |what| move |source| VhostError::Refused { what, source };
         let kernel = Kernel { file, memory };
-        // The owner first: without one the kernel takes nothing else, and it is this process's memory that it uses.
+        // The owner must be set first. It also decides that the kernel uses this process's memory.
         kernel.set_owner().map_err(refused("set its owner"))?;
         let found = kernel.get_features().map_err(refused("return its features"))?;
         if found & NEEDED != NEEDED {
@@ -111,7 +111,7 @@ impl VhostNet {
         Ok(VhostNet { kernel, tap, config, offered: found & !UNWANTED })
     }
 
-    /// Hands a queue over.
+    /// Gives the kernel a queue.
     fn set_up(&self, index: usize, queue: &VirtQueue) -> vhost::Result<()> {
         let ring = queue.ring();
         let config = VringConfigData {
@@ -137,7 +137,7 @@ impl VhostNet {
         for (index, queue) in queues.iter().enumerate() {
             self.set_up(index, queue)?;
         }
-        // With a backend the kernel begins to work, so all else is done by now.
+        // Setting the backend starts the kernel's work, so it comes last.
         (0..queues.len()).try_for_each(|index| self.kernel.set_backend(index, Some(self.tap.file())))
     }
 }
@@ -165,7 +165,7 @@ impl VirtioDevice for VhostNet {
     }
 
     fn reset(&mut self) -> bool {
-        // Both, should one refuse: then the driver keeps its queues, and gives the device up.
+        // Both are tried. If one fails, the driver keeps its queues and gives the device up.
         let stopped = (0..QUEUE_SIZES.len()).map(|index| self.kernel.set_backend(index, None));
         stopped.fold(true, |all, result| all & result.is_ok())
     }

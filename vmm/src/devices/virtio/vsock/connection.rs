@@ -16,19 +16,19 @@ use super::packet::{Header, Operation, SHUTDOWN_BOTH, SHUTDOWN_READ, SHUTDOWN_WR
 
 /// Bytes from the guest that are kept while the host's side does not take them.
 pub const BUFFER_SIZE: u32 = 256 * 1024;
-/// The guest is told of room when it could otherwise believe that there is less than this.
+/// The guest gets a credit update if it could otherwise assume less room than this.
 const CREDIT_LOW: u32 = BUFFER_SIZE / 2;
 
-/// How far a connection has come.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The guest was asked.
+    /// A request was sent to the guest.
     Connecting,
-    /// Bytes flow.
+    /// Open.
     Open,
-    /// The guest is gone; bytes that it left are on their way to the host.
+    /// Closed by the guest; remaining bytes are being sent to the host.
     Draining,
-    /// Over: to be forgotten.
+    /// Closed: to be removed.
     Closed,
 }
 
@@ -44,9 +44,9 @@ pub struct Connection {
     buffer: VecDeque<u8>,
     /// Bytes that the host took.
     fwd_cnt: Wrapping<u32>,
-    /// What the guest was last told of that.
+    /// The value last sent to the guest.
     told_fwd_cnt: Wrapping<u32>,
-    /// The guest's buffer, and what it has worked off.
+    /// The guest's buffer size, and how much it has processed.
     peer_buf_alloc: u32,
     peer_fwd_cnt: Wrapping<u32>,
     /// Bytes sent to the guest.
@@ -61,12 +61,12 @@ pub struct Connection {
     guest_shutdown: u32,
 }
 
-/// The guest broke the protocol on this connection.
+/// The guest violated the protocol on this connection.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ProtocolError;
 
 impl Connection {
-    /// A connection that shall ask the guest for a peer. `stream` must not block.
+    /// A connection that will be requested from the guest. `stream` must not block.
     pub fn new(stream: UnixStream) -> Self {
         Connection {
             stream: Some(stream),
@@ -90,9 +90,9 @@ impl Connection {
         self.stream.as_ref()
     }
 
-    /// Asks the guest again.
+    /// Sends the request again.
     pub fn request_again(&mut self) {
-        // The guest may not have taken the one before.
+        // The previous request may still be pending.
         if self.pending.is_empty() {
             self.pending.push_back((Operation::Request, 0));
         }
@@ -135,7 +135,7 @@ impl Connection {
         self.readable |= readable || hung_up;
         if hung_up {
             self.hung_up = true;
-            // Nobody is left to read it.
+            // There is no reader left.
             self.fwd_cnt += std::mem::take(&mut self.buffer).len() as u32;
             self.tell_credit();
         } else if writable {
@@ -147,7 +147,7 @@ impl Connection {
         }
     }
 
-    /// The host is gone for good.
+    /// The host's end is closed.
     fn close_host(&mut self) {
         if self.stream.take().is_none() {
             return;
@@ -193,7 +193,7 @@ impl Connection {
             return Err(ProtocolError);
         }
         let Some(stream) = self.stream.as_ref().filter(|_| !self.hung_up) else {
-            // The guest was told and does not know yet, or will be when it has read what the host wrote.
+            // The guest has been notified, or will be when it has read what the host wrote.
             self.fwd_cnt += data.len() as u32;
             return Ok(());
         };
@@ -248,14 +248,14 @@ impl Connection {
             }
         }
         if self.buffer.is_empty() {
-            // A buffer that was needed once may never be again.
+            // Free the buffer, which may not be needed again.
             self.buffer = VecDeque::new();
             self.pass_shutdown_on();
         }
         self.tell_credit();
     }
 
-    /// Tells the guest of room before it can believe that there is none.
+    /// Sends a credit update before the guest can assume that there is no room.
     fn tell_credit(&mut self) {
         let unknown = (self.fwd_cnt - self.told_fwd_cnt).0;
         if self.phase == Phase::Open && unknown >= CREDIT_LOW {
@@ -284,7 +284,7 @@ impl Connection {
         }
     }
 
-    /// The guest is gone: what it left goes to the host, then the host's socket closes.
+    /// The guest has closed the connection: remaining data is sent to the host, then the host's socket is closed.
     fn drain(&mut self) {
         self.phase = Phase::Draining;
         self.guest_shutdown = SHUTDOWN_BOTH;
@@ -293,7 +293,7 @@ impl Connection {
         }
     }
 
-    /// Ends the host's socket as far as the guest ended its own.
+    /// Shuts down the host's socket as far as the guest has shut down its own.
     fn pass_shutdown_on(&mut self) {
         if self.phase == Phase::Draining {
             self.stream = None;

@@ -27,7 +27,7 @@ use packet::{HEADER_LENGTH, Header, MAX_PAYLOAD};
 /// The driver fills the receive queue with buffers of 4 KiB when it starts: a queue as large as
 /// throughput needs, and no larger.
 const QUEUE_SIZES: [u16; 3] = [64, 128, 16];
-/// Buffers that are filled before something else has its turn.
+/// Buffers that are filled before other devices are served.
 const TURN: usize = 512;
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -58,12 +58,12 @@ impl Vsock {
         self.deliver();
     }
 
-    /// What went through so far.
+    /// Counters.
     pub fn counters(&self) -> Counters {
         self.muxer.counters()
     }
 
-    /// Works on everything that the connections' descriptors and the timer brought.
+    /// Handles events of the connections' descriptors and the timer.
     fn process_streams(&mut self) {
         self.muxer.process_events();
         self.deliver();
@@ -155,7 +155,7 @@ impl LoopDevice for Vsock {
     }
 }
 
-/// Brings what happens to the connections' descriptors to the device.
+/// Delivers events of the connections' descriptors to the device.
 pub struct StreamEvents {
     device: Arc<Mutex<Vsock>>,
     epoll: RawFd,

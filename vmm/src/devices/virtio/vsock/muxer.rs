@@ -17,7 +17,7 @@ use super::packet::{Header, Operation};
 const MAX_CONNECTIONS: usize = 1024;
 /// Resets for packets of unknown connections that wait for the guest to take them.
 const MAX_RESETS: usize = 64;
-/// How long to wait before the guest is asked again for a port where nothing listens yet, unless it knocks before.
+/// Interval of connection requests to a port without a listener, unless the guest signals that it listens.
 const RETRY: Duration = Duration::from_millis(20);
 /// Host ports are given out from here on.
 const FIRST_HOST_PORT: u32 = 1 << 30;
@@ -43,10 +43,10 @@ pub enum ConnectError {
     /// There are too many.
     #[error("the VM already has {MAX_CONNECTIONS} vsock connections")]
     TooMany,
-    /// The guest answered with something else than yes or no.
+    /// The guest's answer was invalid.
     #[error("the guest violated the vsock protocol")]
     Protocol,
-    /// The host gave no socket.
+    /// A socket could not be created.
     #[error("a socket pair could not be created: {0}")]
     Socket(#[from] io::Error),
 }
@@ -62,7 +62,7 @@ pub struct Counters {
     pub from_guest: u64,
 }
 
-/// A connection on its way, and who waits for it.
+/// A pending connection, and its callback.
 struct Waiting {
     host_end: UnixStream,
     done: ConnectCallback,
@@ -116,7 +116,7 @@ impl Muxer {
         })
     }
 
-    /// What went through so far.
+    /// Counters.
     pub fn counters(&self) -> Counters {
         Counters { connections: self.entries.len(), ..self.counters }
     }
@@ -164,7 +164,7 @@ impl Muxer {
             let Some(entry) = self.entries.get_mut(&host_port) else { continue };
             entry.listed = false;
             let packet = entry.connection.next_packet(data, host_port, entry.guest_port);
-            // To the end of the list, so that every connection has its turn.
+            // To the end of the list, for fairness.
             self.settle(host_port);
             if let Some(packet) = packet {
                 self.counters.to_guest += u64::from(packet.length);
@@ -179,7 +179,7 @@ impl Muxer {
         let host_port = header.host_port;
         let entry = self.entries.get_mut(&host_port).filter(|entry| entry.guest_port == header.guest_port);
         let Some(entry) = entry else {
-            // Nothing of the host listens; but an agent dials when it has begun to listen itself.
+            // The host does not listen; but the agent connects to signal that it listens.
             if header.operation == Operation::Request {
                 self.ask_again(|waiting| waiting.retry_at.is_some());
             }
@@ -214,7 +214,7 @@ impl Muxer {
         self.settle(host_port);
     }
 
-    /// The guest took the connection: watch its socket and hand the other end over.
+    /// The guest accepted the connection: watch its socket and pass the other end to the host.
     fn opened(&mut self, host_port: u32, waiting: Waiting) {
         let Some(stream) = self.entries.get(&host_port).and_then(|entry| entry.connection.stream()) else {
             return;
@@ -239,8 +239,8 @@ impl Muxer {
         }
     }
 
-    /// After anything happened to a connection: list it, watch its socket for what it can use
-    /// next, or forget it.
+    /// After each event of a connection: lists it if it has packets, watches its socket for the next event, or removes
+    /// it.
     fn settle(&mut self, host_port: u32) {
         let Some(entry) = self.entries.get(&host_port) else { return };
         let connection = &entry.connection;
@@ -253,8 +253,8 @@ impl Muxer {
             && !connection.hung_up()
             && let Some(stream) = connection.stream()
         {
-            // One shot: the kernel reports a hang-up again and again otherwise, each time that it is asked. While
-            // packets wait for the guest there is no use in hearing that there are more.
+            // One-shot, because the kernel otherwise reports a hang-up each time. While packets wait for the guest, further
+            // events are not needed.
             let mut interest = EventSet::ONE_SHOT;
             if connection.wants_read() && !listed {
                 interest |= EventSet::IN;
@@ -272,7 +272,7 @@ impl Muxer {
         }
     }
 
-    /// Takes what the kernel has to say of the sockets and the timer.
+    /// Handles the events of the sockets and the timer.
     pub fn process_events(&mut self) {
         let mut events = [EpollEvent::default(); EVENTS];
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
@@ -292,7 +292,7 @@ impl Muxer {
         }
     }
 
-    /// Asks again where it is time to, and gives up what took too long.
+    /// Repeats connection requests that are due, and drops those that have timed out.
     fn on_timer(&mut self) {
         let now = Instant::now();
         for host_port in self.waiting(|waiting| waiting.deadline <= now) {
@@ -305,13 +305,13 @@ impl Muxer {
         self.arm_timer();
     }
 
-    /// The ports of connections on their way for which this holds.
+    /// The ports of pending connections with this property.
     fn waiting(&self, holds: impl Fn(&Waiting) -> bool) -> Vec<u32> {
         let waiting = self.entries.iter().filter(|(_, entry)| entry.waiting.as_ref().is_some_and(&holds));
         waiting.map(|(port, _)| *port).collect()
     }
 
-    /// Asks the guest once more for the connections on their way for which this holds.
+    /// Repeats the requests of pending connections with this property.
     fn ask_again(&mut self, holds: impl Fn(&Waiting) -> bool) {
         for host_port in self.waiting(holds) {
             let Some(entry) = self.entries.get_mut(&host_port) else { continue };

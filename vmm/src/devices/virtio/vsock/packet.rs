@@ -25,9 +25,9 @@ pub enum Operation {
     Shutdown = 4,
     /// Bytes.
     ReadWrite = 5,
-    /// How much room there is.
+    /// Credit update.
     CreditUpdate = 6,
-    /// Ask for that.
+    /// Credit request.
     CreditRequest = 7,
 }
 
@@ -68,7 +68,7 @@ pub struct Header {
     pub length: u32,
     /// The sender's room in all.
     pub buf_alloc: u32,
-    /// Bytes that the sender has worked off.
+    /// Bytes that the sender has processed.
     pub fwd_cnt: u32,
 }
 
