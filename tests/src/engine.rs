@@ -1,7 +1,7 @@
-//! Container engines, driven through their command lines: `docker` and `podman` as people type them.
+//! Container engines, used through their command lines `docker` and `podman`.
 //!
-//! A test of an engine is a function that takes an [`Engine`]; [`engine_tests!`](crate::engine_tests)
-//! makes a test of it for each engine that can do what it is about.
+//! A test of an engine is a function that takes an [`Engine`]. [`engine_tests!`](crate::engine_tests) makes a
+//! test of it for each engine that supports what it tests.
 
 use std::process::Child;
 use std::time::Duration;
