@@ -7,6 +7,7 @@ use std::io;
 
 use libcontainer::capabilities::CapabilityExt;
 use oci_spec::runtime::{Capabilities, LinuxCapabilities};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 /// The sets as bit masks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,37 +37,10 @@ fn mask(set: &Option<Capabilities>) -> u64 {
     set.iter().flatten().fold(0, |mask, capability| mask | (1 << capability.to_cap().index()))
 }
 
-/// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h.
-const VERSION_3: u32 = 0x2008_0522;
-
-#[repr(C)]
-struct Header {
-    version: u32,
-    pid: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Data {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
 /// Makes every permitted capability effective, as after a change of the user.
 pub fn raise() -> io::Result<()> {
-    let header = Header { version: VERSION_3, pid: 0 };
-    let mut data = [Data { effective: 0, permitted: 0, inheritable: 0 }; 2];
-    // SAFETY: version 3 reads one header and writes two data structures, which are these.
-    if unsafe { libc::syscall(libc::SYS_capget, &header, data.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    data.iter_mut().for_each(|half| half.effective = half.permitted);
-    // SAFETY: as above, read only.
-    if unsafe { libc::syscall(libc::SYS_capset, &header, data.as_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    let sets = capabilities(None)?;
+    Ok(set_capabilities(None, CapabilitySets { effective: sets.permitted, ..sets })?)
 }
 
 /// Gives up everything that is not in the sets.
@@ -82,17 +56,13 @@ pub fn apply(masks: Masks) -> io::Result<()> {
         }
     }
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0)?;
-    let header = Header { version: VERSION_3, pid: 0 };
-    let half = |shift: u32| Data {
-        effective: (masks.effective >> shift) as u32,
-        permitted: (masks.permitted >> shift) as u32,
-        inheritable: (masks.inheritable >> shift) as u32,
+    let set = CapabilitySet::from_bits_retain;
+    let sets = CapabilitySets {
+        effective: set(masks.effective),
+        permitted: set(masks.permitted),
+        inheritable: set(masks.inheritable),
     };
-    let data = [half(0), half(32)];
-    // SAFETY: version 3 reads one header and two data structures, which are these.
-    if unsafe { libc::syscall(libc::SYS_capset, &header, data.as_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    set_capabilities(None, sets)?;
     for number in (0..64_u64).filter(|number| masks.ambient & (1 << number) != 0) {
         prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, number)?;
     }

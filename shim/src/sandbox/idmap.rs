@@ -1,14 +1,14 @@
 //! ID-mapped mounts (mount_setattr(2), Linux 5.12).
 
-use std::ffi::CString;
 use std::fmt::Write;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use oci_spec::runtime::LinuxIdMapping;
+use pouch_vmm_api::mount_attributes::{self, Depth};
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use crate::container::guest_spec::IdMap;
 
@@ -18,49 +18,12 @@ use crate::container::guest_spec::IdMap;
 /// What the kernel says: EINVAL if it cannot do so for the file system of `source`.
 pub fn mount(source: &Path, target: &Path, recursive: bool, map: &IdMap) -> io::Result<()> {
     let namespace = user_namespace(map)?;
-    let deep = if recursive { libc::AT_RECURSIVE as libc::c_uint } else { 0 };
-    let name = c_path(source)?;
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | deep;
-    // SAFETY: the path is NUL-terminated; the call returns a new descriptor or -1.
-    let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, name.as_ptr(), flags) };
-    if tree < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call above just made this descriptor, and nobody else has it.
-    let tree = unsafe { OwnedFd::from_raw_fd(tree as i32) };
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: namespace.as_raw_fd() as u64,
-    };
-    let below = if map.recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is NUL-terminated, and the structure is live and of the size given.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | below,
-            &raw const attributes,
-            size_of_val(&attributes),
-        )
-    })?;
-    let name = c_path(target)?;
-    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH;
-    // SAFETY: both paths are NUL-terminated.
-    check(unsafe {
-        let from = c"".as_ptr();
-        libc::syscall(libc::SYS_move_mount, tree.as_raw_fd(), from, libc::AT_FDCWD, name.as_ptr(), flags)
-    })
-}
-
-fn check(result: libc::c_long) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn c_path(path: &Path) -> io::Result<CString> {
-    Ok(CString::new(path.as_os_str().as_bytes())?)
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let deep = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
+    let tree = open_tree(CWD, source, clone | deep)?;
+    let depth = if map.recursive { Depth::All } else { Depth::One };
+    mount_attributes::set(&tree, Path::new(""), depth, libc::MOUNT_ATTR_IDMAP, Some(&namespace))?;
+    Ok(move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
 /// A user namespace with these ids; it lives as long as its file is open.

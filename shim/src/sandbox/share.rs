@@ -3,14 +3,14 @@
 //! It is mounted in a mount namespace of the sandbox host process, so the mounts are removed with the last
 //! process of the sandbox, however it ends.
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use pouch_vmm_api::mount_attributes::{self, Depth};
+use rustix::fs::CWD;
 
 use super::idmap;
 use crate::container::guest_spec::SharedPath;
@@ -104,7 +104,8 @@ fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
     }
     // The VMM needs no device nodes. A VMM that its guest has taken over could use them to escape.
     let read_only = if entry.read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    restrict(&target, libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | read_only).map_err(|source| {
+    let attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | read_only;
+    mount_attributes::set(CWD, &target, Depth::All, attributes, None::<File>).map_err(|source| {
         let action = "restricted in the share tree";
         ShareError::Mount { path: entry.source.clone(), action, source }
     })
@@ -112,22 +113,4 @@ fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
 
 fn create_directory(path: &Path) -> Result<(), ShareError> {
     fs::create_dir_all(path).map_err(|source| ShareError::Create { path: path.to_owned(), source })
-}
-
-/// Gives a mount and all below it these attributes (mount_setattr(2), Linux 5.12).
-fn restrict(path: &Path, attributes: u64) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let attributes = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    // SAFETY: the path is NUL-terminated, and the structure is live and of the size given.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            libc::AT_RECURSIVE,
-            &raw const attributes,
-            size_of_val(&attributes),
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

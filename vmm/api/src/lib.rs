@@ -8,5 +8,6 @@ pub mod config;
 pub mod control;
 pub mod exit;
 pub mod inherited;
+pub mod mount_attributes;
 pub mod restricted;
 pub mod spawn;

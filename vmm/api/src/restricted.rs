@@ -8,11 +8,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::mount_attributes::{self, Depth};
 
 /// What a file may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,25 +41,9 @@ pub fn open(path: &Path, access: Access) -> io::Result<File> {
     // system; only its mode and its owner do.
     let writable = write && file.metadata()?.is_file();
     let read_only = if writable { 0 } else { libc::MOUNT_ATTR_RDONLY };
-    restrict(&mount, libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC | read_only)?;
+    let attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC | read_only;
+    mount_attributes::set(&mount, Path::new(""), Depth::One, attributes, None::<File>)?;
     Ok(file)
-}
-
-/// Gives the mount of a descriptor these attributes.
-fn restrict(mount: impl AsFd, attributes: u64) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    // SAFETY: the path is NUL-terminated, and the structure is live and of the size given.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of_val(&attributes),
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

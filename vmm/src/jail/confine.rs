@@ -8,6 +8,9 @@ use std::path::Path;
 use std::ptr;
 
 use caps::{CapSet, Capability, CapsHashSet};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{chdir, pivot_root};
 
 /// What serving files of any owner takes. The capabilities count only against files, and only
 /// against those that the mount namespace shows: the process is in a user namespace of its own.
@@ -144,16 +147,13 @@ fn make_mount_points() -> Result<(), ConfineError> {
 
 /// Makes `root` the root directory and lets go of the old one.
 fn pivot(root: &CStr) -> Result<(), ConfineError> {
-    // SAFETY: every pointer is to a NUL-terminated string that outlives its call.
-    unsafe {
-        check("enter its root", libc::chdir(root.as_ptr()))?;
-        // With the same directory twice the old root ends up on top of the new one (pivot_root(2),
-        // "pivot_root(\".\", \".\")"), from where it is detached.
-        let result = libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr());
-        check("change its root", result as libc::c_int)?;
-        check("unmount the host's root", libc::umount2(c".".as_ptr(), libc::MNT_DETACH))?;
-        check("enter its root", libc::chdir(c"/".as_ptr()))
-    }
+    let step = |step| move |error: Errno| ConfineError::System { step, source: error.into() };
+    chdir(root).map_err(step("enter its root"))?;
+    // With the same directory twice the old root ends up on top of the new one (pivot_root(2),
+    // "pivot_root(\".\", \".\")"), from where it is detached.
+    pivot_root(c".", c".").map_err(step("change its root"))?;
+    unmount(c".", UnmountFlags::DETACH).map_err(step("unmount the host's root"))?;
+    chdir(c"/").map_err(step("enter its root"))
 }
 
 fn drop_capabilities(share: bool) -> Result<(), ConfineError> {
