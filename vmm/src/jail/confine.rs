@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{chdir, pivot_root};
 
-/// What serving files of any owner takes. The capabilities count only against files, and only
-/// against those that the mount namespace shows: the process is in a user namespace of its own.
+/// The capabilities for serving files of any owner. They apply only to files in the mount namespace,
+/// because the process has its own user namespace.
 const SHARE_CAPABILITIES: [Capability; 8] = [
     // chown(2) of the guest's files.
     Capability::CAP_CHOWN,
@@ -37,7 +37,7 @@ pub enum ConfineError {
     /// A system call was refused.
     #[error("the VMM could not {step}")]
     System {
-        /// What it was to do.
+        /// The step.
         step: &'static str,
         /// The kernel's error.
         source: io::Error,
@@ -45,7 +45,7 @@ pub enum ConfineError {
     /// Capabilities could not be dropped.
     #[error("the VMM could not drop its capabilities")]
     Capabilities(#[from] caps::errors::CapsError),
-    /// A path cannot be.
+    /// A path is invalid.
     #[error("a path contains a NUL byte")]
     Path(#[from] std::ffi::NulError),
 }
@@ -87,11 +87,11 @@ pub fn replace_proc() -> Result<(), ConfineError> {
 /// Where the share is after [`confine`].
 pub const SHARE: &str = "/share";
 
-/// Where the new root is put together: a directory that every host has and the VMM does not need.
+/// Where the new root is assembled: a directory that every host has and the VMM does not need.
 const SCRATCH: &CStr = c"/sys";
 
-/// Gives up the host's file systems and every capability that serving `share` does not take.
-/// There is no way back.
+/// Irreversibly drops access to the host's file systems, and every capability that serving `share` does not
+/// need.
 ///
 /// What is left is a read-only root with the directory [`SHARE`], and of `/proc/self` the directory `fd`,
 /// through which the file server opens files again that it holds. `..` from any of them leads to that root and no
@@ -107,7 +107,7 @@ pub fn confine(share: Option<&Path>, descriptors: u64) -> Result<(), ConfineErro
     if let Some(share) = &share {
         make_mount_points()?;
         let source = CString::new(format!("/proc/self/fd/{}", share.as_raw_fd()))?;
-        // What is mounted below comes along, and what the host mounts there later appears too.
+        // Includes mounts below it; later mounts of the host appear as their propagation allows.
         mount("bind the share", &source, c"/sys/share", None, libc::MS_BIND | libc::MS_REC, None)?;
         mount("bind its descriptors", c"/proc/self/fd", c"/sys/proc/self/fd", None, libc::MS_BIND, None)?;
     }
@@ -126,7 +126,7 @@ pub fn confine(share: Option<&Path>, descriptors: u64) -> Result<(), ConfineErro
     Ok(())
 }
 
-/// A descriptor of a directory that cannot be read through.
+/// A directory descriptor with `O_PATH`.
 fn open_path(path: &Path) -> Result<File, ConfineError> {
     use std::os::unix::fs::OpenOptionsExt;
     OpenOptions::new()
@@ -136,7 +136,7 @@ fn open_path(path: &Path) -> Result<File, ConfineError> {
         .map_err(|source| ConfineError::System { step: "open the share", source })
 }
 
-/// Makes what [`confine`] mounts on, in [`SCRATCH`].
+/// Creates the mount points for [`confine`] in [`SCRATCH`].
 fn make_mount_points() -> Result<(), ConfineError> {
     let directories = ["/sys/share", "/sys/proc", "/sys/proc/self", "/sys/proc/self/fd"];
     directories
@@ -145,7 +145,7 @@ fn make_mount_points() -> Result<(), ConfineError> {
         .map_err(|source| ConfineError::System { step: "create the mount points of its root", source })
 }
 
-/// Makes `root` the root directory and lets go of the old one.
+/// Makes `root` the root directory and unmounts the old one.
 fn pivot(root: &CStr) -> Result<(), ConfineError> {
     let step = |step| move |error: Errno| ConfineError::System { step, source: error.into() };
     chdir(root).map_err(step("enter its root"))?;
