@@ -39,37 +39,28 @@ pub enum Engine {
 pub const DAEMONS: &str = "/run/testbed/engines";
 
 /// Makes tests of functions that take an [`Engine`]. A test's name is the engine's and the function's.
+///
+/// Tests of `both` run under Docker and Podman. Those of `both_long` are about what does not depend on the engine: under
+/// Podman, and those of `docker_long`, they run in nextest's profile `long` only (`.config/nextest.toml`).
 #[macro_export]
 macro_rules! engine_tests {
     (
-        $(both: $($both:ident),+;)? $(docker: $($docker:ident),+;)? $(podman: $($podman:ident),+;)?
-        $(docker_28: $($next:ident),+;)? $(docker_remapped: $($remapped:ident),+;)?
+        $(both: $($both:ident),+;)? $(both_long: $($both_long:ident),+;)? $(docker: $($docker:ident),+;)?
+        $(podman: $($podman:ident),+;)? $(docker_28: $($next:ident),+;)? $(docker_remapped: $($remapped:ident),+;)?
+        $(docker_long: $($docker_long:ident),+;)?
     ) => {
-        $(mod docker_28 {
-            $(#[test] fn $next() {
-                $crate::engine::check($crate::Engine::Docker28, super::$next);
-            })+
-        })?
-        $(mod docker_remapped {
-            $(#[test] fn $remapped() {
-                $crate::engine::check($crate::Engine::DockerRemapped, super::$remapped);
-            })+
-        })?
-        mod docker {
-            $($(#[test] fn $both() {
-                $crate::engine::check($crate::Engine::Docker, super::$both);
-            })+)?
-            $($(#[test] fn $docker() {
-                $crate::engine::check($crate::Engine::Docker, super::$docker);
-            })+)?
-        }
-        mod podman {
-            $($(#[test] fn $both() {
-                $crate::engine::check($crate::Engine::Podman, super::$both);
-            })+)?
-            $($(#[test] fn $podman() {
-                $crate::engine::check($crate::Engine::Podman, super::$podman);
-            })+)?
+        $crate::engine_tests!(@module docker, Docker, $($($both,)+)? $($($both_long,)+)? $($($docker,)+)?);
+        $crate::engine_tests!(@module podman, Podman, $($($both,)+)? $($($podman,)+)?);
+        $crate::engine_tests!(@module podman_long, Podman, $($($both_long,)+)?);
+        $crate::engine_tests!(@module docker_28, Docker28, $($($next,)+)?);
+        $crate::engine_tests!(@module docker_remapped, DockerRemapped, $($($remapped,)+)?);
+        $crate::engine_tests!(@module docker_long, Docker, $($($docker_long,)+)?);
+    };
+    (@module $name:ident, $engine:ident, $($test:ident,)*) => {
+        mod $name {
+            $(#[test] fn $test() {
+                $crate::engine::check($crate::Engine::$engine, super::$test);
+            })*
         }
     };
 }

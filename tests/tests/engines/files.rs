@@ -5,8 +5,8 @@ use std::fs;
 use pouch_tests::{Difference, Engine, HANG, Output, engine_tests, long};
 
 engine_tests! {
-    both: owners_modes_and_attributes, links_and_times, sparse_files_and_space, direct_input_and_output, mappings_and_locks,
-        many_small_files, a_hundred_thousand_files, renames_and_open_files, special_files;
+    both_long: owners_modes_and_attributes, links_and_times, sparse_files_and_space, direct_input_and_output,
+        mappings_and_locks, many_small_files, a_hundred_thousand_files, renames_and_open_files, special_files;
 }
 
 /// Runs a script in each of two folders: one of the root file system, one of a volume.

@@ -7,7 +7,8 @@ use std::fmt::Write;
 use pouch_tests::{Engine, engine_tests, has_vm};
 
 engine_tests! {
-    docker: a_container_can_use_what_it_can_use_on_debian, its_own_fuse_servers_are_asked_for_locks, unsigned_modules_are_refused;
+    docker: its_own_fuse_servers_are_asked_for_locks, unsigned_modules_are_refused;
+    docker_long: a_container_can_use_what_it_can_use_on_debian;
 }
 
 /// What Debian's kernel has and the guest kernel lacks, with the reasons. docs/limits.md lists the same.

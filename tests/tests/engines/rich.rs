@@ -6,7 +6,7 @@ use pouch_tests::engine::Engine;
 use pouch_tests::{engine_tests, eventually_every, vm_only};
 
 engine_tests! {
-    both: an_init_with_its_services;
+    both_long: an_init_with_its_services;
 }
 
 fn an_init_with_its_services(engine: Engine) {

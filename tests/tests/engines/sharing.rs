@@ -8,7 +8,7 @@ use pouch_tests::engine::{EngineContainer, Thing, eventually};
 use pouch_tests::{Engine, engine_tests};
 
 engine_tests! {
-    both: locks_hold_between_containers, locks_hold_against_the_host, a_lock_is_waited_for, a_file_that_stays_open,
+    both_long: locks_hold_between_containers, locks_hold_against_the_host, a_lock_is_waited_for, a_file_that_stays_open,
         a_database_of_two_containers;
 }
 

@@ -7,7 +7,7 @@ use pouch_tests::installation::{is_replaced, replace};
 use pouch_tests::{Engine, EngineContainer, engine_tests, has_vm, invocation, processes};
 
 engine_tests! {
-    both: containers_of_the_build_before;
+    both_long: containers_of_the_build_before;
 }
 
 /// Whether a container's processes on the host are of the build before. Without a VM there are none.
