@@ -97,7 +97,7 @@ container: install-tree
 
 # Those that only look at the sources come first, the summary of all tests last.
 .PHONY: test
-test: install-tree nextest ## Check formatting, lint, and run all tests (integration tests run in the testbed)
+test: install-tree nextest deny ## Check formatting, lint, and run all tests (integration tests run in the testbed)
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 	@tests/testbed/test_testbed.py --failfast
@@ -110,17 +110,23 @@ test: install-tree nextest ## Check formatting, lint, and run all tests (integra
 bench: install-tree ## Compare start time, size and throughput with other runtimes; write target/bench.json and docs/performance.md
 	@tests/bench/run "$(TREE)/usr/local"
 
-# Where nextest is missing it is built, in the cache and not among the user's own programs.
+# Where a tool of cargo is missing it is built, in the cache and not among the user's own programs.
 .PHONY: nextest
 nextest:
-	@cargo nextest --version >/dev/null 2>&1 || { \
-	  echo "cargo-nextest is missing: building it in $(POUCH_CACHE)/cargo (once)" >&2; \
-	  cargo install --quiet --locked --target-dir "$(POUCH_CACHE)/cargo/target" --root "$(POUCH_CACHE)/cargo" cargo-nextest; }
+	@cargo nextest --version >/dev/null 2>&1 || $(call build-tool,cargo-nextest)
+
+.PHONY: deny
+deny: ## Check licences and sources of the dependencies (deny.toml); `cargo deny check advisories` needs GitHub
+	@cargo deny --version >/dev/null 2>&1 || $(call build-tool,cargo-deny)
+	@cargo deny --offline --log-level error check bans licenses sources
 
 .PHONY: clean
 clean: ## Remove build results, but not the cache in $(POUCH_CACHE)
 	@rm -rf target/install target/kernel target/guest-root.erofs target/bench.json target/exit-with.so target/run-status
 	@cargo clean --quiet
+
+build-tool = { echo "$(1) is missing: building it in $(POUCH_CACHE)/cargo (once)" >&2; \
+	  cargo install --quiet --locked --target-dir "$(POUCH_CACHE)/cargo/target" --root "$(POUCH_CACHE)/cargo" $(1); }
 
 # A word for the shell, whatever is in it.
 quoted = '$(subst ','\'',$(1))'
