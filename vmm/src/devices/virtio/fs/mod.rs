@@ -22,6 +22,8 @@ mod set_id;
 mod xattr;
 
 #[cfg(test)]
+mod pool_tests;
+#[cfg(test)]
 mod server_tests;
 
 use std::io;

@@ -17,8 +17,8 @@ use crate::bus::lock;
 use crate::devices::virtio::VirtQueue;
 use crate::devices::virtio::queue::Chain;
 
-/// Threads at most: one for each request that the guest's queue holds.
-const MAX_THREADS: usize = super::QUEUE_SIZES[1] as usize;
+/// Threads at most: one for each request that fits in the queue. A request takes two entries, for itself and for its answer.
+const MAX_THREADS: usize = super::QUEUE_SIZES[1] as usize / 2;
 /// Seconds after which an idle thread ends.
 const IDLE_SECONDS: i64 = 10;
 /// Bytes of a thread's stack.
@@ -58,6 +58,18 @@ impl Pool {
         let queues = Mutex::new(queues);
         let (idle, threads) = (AtomicUsize::new(1), AtomicUsize::new(1));
         Ok(Arc::new(Pool { server, queues, notifications, idle, threads }))
+    }
+
+    /// The server.
+    #[cfg(test)]
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// The number of threads.
+    #[cfg(test)]
+    pub fn threads(&self) -> usize {
+        self.threads.load(Ordering::SeqCst)
     }
 
     /// Serves until this thread is idle for long.
