@@ -55,6 +55,7 @@ pub struct RoutePlan {
     pub scope: u8,
     pub metric: Option<u32>,
     pub onlink: bool,
+    pub protocol: Option<u8>,
 }
 
 /// One neighbour.
@@ -141,16 +142,18 @@ fn route(index: usize, entry: &Route) -> Result<RoutePlan, RequestError> {
     if entry.onlink && gateway.is_none() {
         return Err(RequestError::new(field("onlink"), "needs a gateway"));
     }
-    let scope = u8::try_from(entry.scope)
-        .map_err(|_| RequestError::new(field("scope"), format!("{} is more than 255", entry.scope)))?;
+    let byte = |name: &str, value: u32| {
+        u8::try_from(value).map_err(|_| RequestError::new(field(name), format!("{value} is more than 255")))
+    };
     Ok(RoutePlan {
         destination,
         gateway,
         source,
         interface: interface_name(&field("interface"), &entry.interface)?,
-        scope,
+        scope: byte("scope", entry.scope)?,
         metric: Some(entry.metric).filter(|metric| *metric != 0),
         onlink: entry.onlink,
+        protocol: Some(byte("protocol", entry.protocol)?).filter(|protocol| *protocol != 0),
     })
 }
 
@@ -272,6 +275,7 @@ mod tests {
         );
         assert!(refused(|_, r| r.gateway = "x".into()).starts_with("network.routes[0].gateway: "));
         assert!(refused(|_, r| r.scope = 300).starts_with("network.routes[0].scope: "));
+        assert!(refused(|_, r| r.protocol = 256).starts_with("network.routes[0].protocol: "));
         assert!(refused(|_, r| r.onlink = true).starts_with("network.routes[0].onlink: "));
     }
 

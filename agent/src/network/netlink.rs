@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use super::check::{AddressPlan, InterfacePlan, Mac, NeighborPlan, Plan, RoutePlan, mac};
@@ -198,6 +198,9 @@ fn finish<T>(builder: RouteMessageBuilder<T>, plan: &RoutePlan, link: u32) -> Ro
     }
     if plan.onlink {
         builder = builder.onlink();
+    }
+    if let Some(protocol) = plan.protocol {
+        builder = builder.protocol(RouteProtocol::from(protocol));
     }
     builder.build()
 }

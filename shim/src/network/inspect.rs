@@ -189,6 +189,7 @@ fn route(message: &RouteMessage, found: &Found) -> Result<Option<Route>, WireErr
     let mut route = Route::new();
     route.ipv6 = header.address_family == AddressFamily::Inet6;
     route.scope = u8::from(header.scope).into();
+    route.protocol = u8::from(header.protocol).into();
     route.onlink = header.flags.bits() & ONLINK != 0;
     let mut output = None;
     for attribute in &message.attributes {
