@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "a test's name says what it is about")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "this is test code, which fails by panicking")]
 
+mod cases;
 mod compose;
 mod exec;
 mod faults;

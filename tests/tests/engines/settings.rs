@@ -10,13 +10,13 @@ engine_tests! {
 }
 
 /// A setting of the host that is another for the length of a test.
-struct HostSetting {
+pub struct HostSetting {
     path: String,
     before: String,
 }
 
 impl HostSetting {
-    fn set(name: &str, value: &str) -> Self {
+    pub fn set(name: &str, value: &str) -> Self {
         let path = format!("/proc/sys/{name}");
         let before = fs::read_to_string(&path).unwrap();
         fs::write(&path, value).unwrap();
