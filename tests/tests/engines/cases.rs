@@ -36,11 +36,14 @@ cases! {
     socket_families: List, "32-socket-families.sh";
     link_kinds: List, "33-link-kinds.sh";
     traffic_control: List, "34-traffic-control.sh";
+    iptables: List, "35-iptables.sh";
+    nftables: List, "37-nftables.sh";
     system_calls: List, "39-system-calls.sh";
     mapped_dns: Lines, "40-mapped-dns.sh";
     sysctl_of_eth0: Lines, "41-sysctl-of-eth0.sh";
     network_settings: Lines, "42-network-settings.sh";
     own_id: Lines, "48-own-id.sh";
+    loop_mount: Lines, "62-loop-mount.sh";
 }
 
 /// Differences that are right: the script, its lines as diff(1) shows them (`<` is runc's), and the reason. A line that

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use pouch_tests::{Engine, engine_tests, has_vm};
+use pouch_tests::{Engine, EngineContainer, engine_tests, has_vm};
 
 engine_tests! {
-    docker: its_own_fuse_servers_are_asked_for_locks, unsigned_modules_are_refused;
+    docker: its_own_fuse_servers_are_asked_for_locks, unsigned_modules_are_refused, a_vpn_by_wg_quick;
     docker_long: a_container_can_use_what_it_can_use_on_debian;
 }
 
@@ -138,4 +138,29 @@ print(os.path.exists("/tmp/evil-ran"))
     let options = ["--privileged", "--volume", "/usr:/tools/usr:ro"];
     let output = engine.run(&options, "python", &["python3", "-c", script]);
     assert_eq!(output.ok(), "313 EKEYREJECTED\n175 EKEYREJECTED\nFalse", "{output}");
+}
+
+/// All that the client sends goes through the tunnel: wg-quick marks packets, makes rules for them, and filters.
+fn a_vpn_by_wg_quick(engine: Engine) {
+    let [server, client] = [(); 2].map(|()| engine.start(&["--privileged"], "dev", &["sleep", "100000"]));
+    let keys = |end: &EngineContainer| {
+        let text = end.sh("key=$(wg genkey); echo $key; echo $key | wg pubkey");
+        text.split_once('\n').map(|(own, public)| (own.to_owned(), public.to_owned())).unwrap()
+    };
+    let (server_key, client_key) = (keys(&server), keys(&client));
+    let up = |end: &EngineContainer, key: &str, interface: &str, peer: &str| {
+        let file = format!("[Interface]\nPrivateKey = {key}\n{interface}\n[Peer]\n{peer}");
+        end.sh(&format!("umask 077; cat >/etc/wireguard/wg0.conf <<'END'\n{file}\nEND\nwg-quick up wg0"));
+    };
+    let peer = format!("PublicKey = {}\nAllowedIPs = 10.9.0.2/32", client_key.1);
+    up(&server, &server_key.0, "Address = 10.9.0.1/24\nListenPort = 51820", &peer);
+    // An address of the server that only the tunnel leads to.
+    server.sh("ip address add 198.51.100.1/32 dev lo");
+    let end = format!("Endpoint = {}:51820", server.address("bridge"));
+    let peer = format!("PublicKey = {}\nAllowedIPs = 0.0.0.0/0\n{end}", server_key.1);
+    up(&client, &client_key.0, "Address = 10.9.0.2/24", &peer);
+    client.sh("ping -c 1 -W 60 10.9.0.1 && ping -c 1 -W 60 198.51.100.1");
+    server.sh("ping -c 1 -W 60 10.9.0.2");
+    client.sh("wg-quick down wg0");
+    assert_ne!(client.exec(&[], &["ip", "link", "show", "wg0"]).status, 0);
 }
