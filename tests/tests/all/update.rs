@@ -97,8 +97,8 @@ fn what_cannot_be_changed_is_refused_by_name() {
         (&["--pids-limit", "x"], "--pids-limit"),
     ] {
         container.operation(&[&["update"], words].concat()).fails_naming(&[field]);
-        assert_eq!(files(&container, names), before, "{words:?} changes nothing");
     }
+    assert_eq!(files(&container, names), before, "what is refused changes nothing");
     // One of the host's, which limits the VM and shows nothing in the guest.
     container.operation(&["update", "--cpuset-cpus", "0", "--cpuset-mems", "0"]).ok();
 }
