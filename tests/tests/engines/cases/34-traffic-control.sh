@@ -12,7 +12,7 @@ done_() { clean; docker rm -f -v "$N" "$N-2" >/dev/null 2>&1; docker volume rm -
 trap done_ EXIT
 trap 'exit 130' INT TERM
 # Runs a container to its end; says so if it takes too long.
-run() { timeout -k 10 "$T" docker run --rm --runtime="$R" --name "$N" "$@" </dev/null; s=$?; [ $s -ne 124 ] || echo "timed out"; return $s; }
+run() { timeout -k 10 "$T" docker run --rm --runtime="$R" --name "$N" "$@" </dev/null; s=$?; case $s in 124|137) echo "timed out";; esac; return $s; }
 run --cap-add NET_ADMIN "$P/debian" sh -c '
 q() { k=$1; shift; if tc qdisc add dev lo "$@" >/dev/null 2>&1; then echo "qdisc $k: yes"; else echo "qdisc $k: no"; fi; tc qdisc del dev lo root 2>/dev/null; }
 q netem root netem delay 1ms loss 1%; q tbf root tbf rate 1mbit burst 10k latency 50ms; q htb root handle 1: htb default 1

@@ -12,7 +12,7 @@ done_() { clean; docker rm -f -v "$N" "$N-2" >/dev/null 2>&1; docker volume rm -
 trap done_ EXIT
 trap 'exit 130' INT TERM
 # Runs a container to its end; says so if it takes too long.
-run() { timeout -k 10 "$T" docker run --rm --runtime="$R" --name "$N" "$@" </dev/null; s=$?; [ $s -ne 124 ] || echo "timed out"; return $s; }
+run() { timeout -k 10 "$T" docker run --rm --runtime="$R" --name "$N" "$@" </dev/null; s=$?; case $s in 124|137) echo "timed out";; esac; return $s; }
 docker image inspect "$P/dev" >/dev/null 2>&1 || { echo "skipped: no image $P/dev"; exit 0; }
 run --cap-add NET_ADMIN "$P/dev" sh -c '
 a() { where=$1; shift; for r; do iptables -w -t ${where%/*} -A ${where#*/} $r >/dev/null 2>&1 && echo "$where $r: yes" || echo "$where $r: no"; done; }

@@ -12,7 +12,7 @@ done_() { clean; docker rm -f -v "$N" "$N-2" >/dev/null 2>&1; docker volume rm -
 trap done_ EXIT
 trap 'exit 130' INT TERM
 # Runs a container to its end; says so if it takes too long.
-run() { timeout -k 10 "$T" docker run --rm --runtime="$R" --name "$N" "$@" </dev/null; s=$?; [ $s -ne 124 ] || echo "timed out"; return $s; }
+run() { timeout -k 10 "$T" docker run --rm --runtime="$R" --name "$N" "$@" </dev/null; s=$?; case $s in 124|137) echo "timed out";; esac; return $s; }
 docker image inspect "$P/dev" >/dev/null 2>&1 || { echo "skipped: no image $P/dev"; exit 0; }
 run --cap-add NET_ADMIN "$P/dev" sh -c '
 nft "add table inet t; add chain inet t c { type filter hook input priority 0; }; add chain inet t o { type filter hook output priority 0; }; add chain inet t pre { type filter hook prerouting priority -150; }; add chain inet t early { type filter hook prerouting priority -300; }; add chain inet t postnat { type nat hook postrouting priority 100; }; add chain inet t prenat { type nat hook prerouting priority -100; }; add chain inet t reroute { type route hook output priority -150; }" 2>/dev/null && echo "chains: yes" || echo "chains: no"
