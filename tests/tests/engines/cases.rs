@@ -8,42 +8,47 @@ use pouch_tests::{Engine, HANG, Invocation, Output, engine_tests, has_vm, runtim
 
 use crate::settings::HostSetting;
 
-/// Each script has a test, and says how its lines are compared.
+/// Each script has a test, and says how its lines are compared. Those that have much in common with other tests run in
+/// the profile `long` only.
 macro_rules! cases {
-    ($($name:ident: $compare:ident, $script:literal;)+) => {
-        $(fn $name(_engine: Engine) {
+    ($($engines:ident { $($name:ident: $compare:ident, $script:literal;)+ })+) => {
+        $($(fn $name(_engine: Engine) {
             check($script, include_str!(concat!("cases/", $script)), Compare::$compare);
-        })+
-        engine_tests! { docker: $($name),+; }
+        })+)+
+        engine_tests! { $($engines: $($name),+;)+ }
     };
 }
 
 cases! {
-    dot_entries: Lines, "01-dot-entries.sh";
-    inode_collision_copy: Lines, "02-inode-collision-copy.sh";
-    nested_volume_loop: Lines, "03-nested-volume-loop.sh";
-    one_file_system: Lines, "04-one-file-system.sh";
-    directory_inode: Lines, "05-directory-inode.sh";
-    host_proc_bind: Lines, "07-host-proc-bind.sh";
-    overlay_on_volume: Lines, "08-overlay-on-volume.sh";
-    default_acl: Lines, "10-default-acl.sh";
-    file_flags: Lines, "14-file-flags.sh";
-    file_operations: Lines, "20-file-operations.sh";
-    compat_32bit_time: List, "26-compat-32bit-time.sh";
-    statistics_in_proc: List, "27-statistics-in-proc.sh";
-    host_sysctl: Lines, "29-host-sysctl.sh";
-    overcommit: List, "30-overcommit.sh";
-    socket_families: List, "32-socket-families.sh";
-    link_kinds: List, "33-link-kinds.sh";
-    traffic_control: List, "34-traffic-control.sh";
-    iptables: List, "35-iptables.sh";
-    nftables: List, "37-nftables.sh";
-    system_calls: List, "39-system-calls.sh";
-    mapped_dns: Lines, "40-mapped-dns.sh";
-    sysctl_of_eth0: Lines, "41-sysctl-of-eth0.sh";
-    network_settings: Lines, "42-network-settings.sh";
-    own_id: Lines, "48-own-id.sh";
-    loop_mount: Lines, "62-loop-mount.sh";
+    docker {
+        host_sysctl: Lines, "29-host-sysctl.sh";
+        socket_families: List, "32-socket-families.sh";
+        link_kinds: List, "33-link-kinds.sh";
+        iptables: List, "35-iptables.sh";
+        nftables: List, "37-nftables.sh";
+        mapped_dns: Lines, "40-mapped-dns.sh";
+        sysctl_of_eth0: Lines, "41-sysctl-of-eth0.sh";
+        network_settings: Lines, "42-network-settings.sh";
+        own_id: Lines, "48-own-id.sh";
+        loop_mount: Lines, "62-loop-mount.sh";
+    }
+    docker_long {
+        dot_entries: Lines, "01-dot-entries.sh";
+        inode_collision_copy: Lines, "02-inode-collision-copy.sh";
+        nested_volume_loop: Lines, "03-nested-volume-loop.sh";
+        one_file_system: Lines, "04-one-file-system.sh";
+        directory_inode: Lines, "05-directory-inode.sh";
+        host_proc_bind: Lines, "07-host-proc-bind.sh";
+        overlay_on_volume: Lines, "08-overlay-on-volume.sh";
+        default_acl: Lines, "10-default-acl.sh";
+        file_flags: Lines, "14-file-flags.sh";
+        file_operations: Lines, "20-file-operations.sh";
+        compat_32bit_time: List, "26-compat-32bit-time.sh";
+        statistics_in_proc: List, "27-statistics-in-proc.sh";
+        overcommit: List, "30-overcommit.sh";
+        traffic_control: List, "34-traffic-control.sh";
+        system_calls: List, "39-system-calls.sh";
+    }
 }
 
 /// Differences that are right: the script, its lines as diff(1) shows them (`<` is runc's), and the reason. A line that
