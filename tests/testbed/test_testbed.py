@@ -63,7 +63,7 @@ def setUpModule():  # pylint: disable=invalid-name
 
 def tearDownModule():  # pylint: disable=invalid-name
     """Stop what the tests started."""
-    subprocess.run([HERE / "down", NAME, f"{NAME}-b"], check=True)
+    subprocess.run([HERE / "down", NAME, f"{NAME}-b", f"{NAME}-c"], check=True)
     EMPTY.cleanup()
 
 
@@ -265,6 +265,14 @@ class Instances(unittest.TestCase):
     def test_fresh_leaves_nothing(self):
         self.assertEqual(run("uname", "-n", options=["--fresh"]).stdout, b"testbed\n")
         self.assertNotIn("fresh-for-", subprocess.run([HERE / "status"], capture_output=True, check=True, text=True).stdout)
+
+    def test_a_small_host_has_one_image_and_no_engines(self):
+        result = run("sh", "-c", "ls /var/lib/pouch-test/images; command -v docker podman", options=["--image", "busybox"],
+                     name=f"{NAME}-c", seconds=1200)
+        self.assertEqual((result.stdout, result.returncode), (b"busybox\n", 127), result.stderr)
+        unknown = run("true", options=["--image", "no-such-image"], name=f"{NAME}-c")
+        self.assertEqual(unknown.returncode, 2)
+        self.assertIn(b"no-such-image", unknown.stderr)
 
     def test_instruction_time_repeats(self):
         # After a first round that fills the caches, user and system time of the same work agree.

@@ -7,6 +7,7 @@ import sys
 import time
 
 from builder.images import build_images
+from builder.recipe import all_recipes
 
 from .instance import Instance
 from .push import push_binary, push_install_tree
@@ -46,6 +47,8 @@ def _add_shape(parser):
     parser.add_argument("--icount", action="store_true", help="time counts executed instructions: for benchmarks")
     parser.add_argument("--older", action="store_true",
                         help="a host with the kernel of Debian bookworm and cgroup v1")
+    parser.add_argument("--image", metavar="NAME", choices=[recipe.name for recipe in all_recipes()], default="",
+                        help="a host with this test image alone and without engines, which is made sooner")
 
 
 def _shape(options):
@@ -56,7 +59,7 @@ def _shape(options):
         memory = int(text[:-1]) * unit if unit else int(text)
     except ValueError:
         raise TestbedError(f"--memory {options.memory}: not a size; give MiB, or as 8G") from None
-    return Shape(cpus, memory, options.icount, options.older)
+    return Shape(cpus, memory, options.icount, options.older, options.image)
 
 
 def _instance(options, shape):

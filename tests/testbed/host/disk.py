@@ -5,6 +5,8 @@ import subprocess
 import tarfile
 
 from builder.images import build_images
+from builder.recipe import Recipe
+from builder.root import build_root
 
 from . import artifacts, paths
 from .mmdebstrap import make_root
@@ -23,10 +25,19 @@ _DOCKER_PROGRAMS = ("usr/sbin/dockerd", "usr/bin/docker", "usr/sbin/docker-proxy
 
 def base_root():
     """The artifact that holds root.tar, vmlinuz and initrd of the test host."""
-    packages = paths.read_list(paths.RECIPE / "packages")
+    return _root("root", "packages")
+
+
+def small_root():
+    """The same of a host without engines and tools."""
+    return _root("small-root", "packages-small")
+
+
+def _root(kind, packages):
+    packages = paths.read_list(paths.RECIPE / packages)
     modules = paths.RECIPE / "initramfs-modules"
     key = artifacts.key_of("root 1", *packages, _SMALL_INITRD, *_WITHOUT, modules)
-    return artifacts.ensure("root", key, lambda folder: _build_root(folder, packages, modules))
+    return artifacts.ensure(kind, key, lambda folder: _build_root(folder, packages, modules))
 
 
 def _build_root(folder, packages, modules):
@@ -99,17 +110,37 @@ def base_disk(tools):
 
 
 def _build_disk(folder, tools, root, images, docker):
+    def fill(archive):
+        for part in ("./opt/docker-28", "./opt/docker-28/bin"):
+            _add_folder(archive, part)
+        for name in _DOCKER_PROGRAMS:
+            program = pathlib.Path(name).name
+            _add_file(archive, f"./opt/docker-28/bin/{program}", docker / program, 0o755)
+        _add_images(archive, images)
+
+    _make_disk(folder, tools, root, fill)
+
+
+def small_disk(tools, image):
+    """The artifact that holds disk.qcow2 of a host with this one test image and no engines, vmlinuz and initrd."""
+    root, content = small_root(), build_root(Recipe(image))
+    key = artifacts.key_of("small disk 1", DISK_SIZE, root.name, content.name, tools.key, paths.RECIPE / "testbed-init")
+
+    def fill(archive):
+        for part in ("./var/lib/pouch-test", "./var/lib/pouch-test/images"):
+            _add_folder(archive, part)
+        _add_image(archive, image, content)
+
+    return artifacts.ensure(f"small-disk-{image}", key, lambda folder: _make_disk(folder, tools, root, fill))
+
+
+def _make_disk(folder, tools, root, fill):
     with Step("making the test host's disk"):
         merged = folder / "disk.tar"
         with tarfile.open(merged, "w", format=tarfile.PAX_FORMAT) as archive:
             _append(archive, root / "root.tar")
             _add_file(archive, "./usr/sbin/testbed-init", paths.RECIPE / "testbed-init", 0o755)
-            for part in ("./opt/docker-28", "./opt/docker-28/bin"):
-                _add_folder(archive, part)
-            for name in _DOCKER_PROGRAMS:
-                program = pathlib.Path(name).name
-                _add_file(archive, f"./opt/docker-28/bin/{program}", docker / program, 0o755)
-            _add_images(archive, images)
+            fill(archive)
         raw = folder / "disk.ext4"
         subprocess.run(["truncate", "-s", DISK_SIZE, raw], check=True)
         tools.run("usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-L", "testbed", "-m", "0",
@@ -129,11 +160,17 @@ def _add_images(archive, images):
         if file.is_file():
             _add_file(archive, f"{top}/oci/{file.relative_to(images / 'oci')}", file)
     for image in sorted(path.parent for path in images.glob("*/root.tar")):
-        _add_folder(archive, f"{top}/images/{image.name}")
-        _add_folder(archive, f"{top}/images/{image.name}/rootfs")  # mmdebstrap's archives do not begin with it.
-        _append(archive, image / "root.tar", f"{top}/images/{image.name}/rootfs")
+        _add_image(archive, image.name, image)
         for file in sorted(image.glob("rootfs.*")):
             _add_file(archive, f"{top}/images/{image.name}/{file.name}", file)
+
+
+def _add_image(archive, name, image):
+    """Add the root of the image whose folder is `image`."""
+    top = f"./var/lib/pouch-test/images/{name}"
+    _add_folder(archive, top)
+    _add_folder(archive, f"{top}/rootfs")  # mmdebstrap's archives do not begin with it.
+    _append(archive, image / "root.tar", f"{top}/rootfs")
 
 
 def _append(archive, source, prefix="."):

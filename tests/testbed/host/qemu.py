@@ -21,10 +21,13 @@ class Shape:
     memory_mib: int = 6144
     icount: bool = False
     older: bool = False
+    # The one test image of a host without engines, which is made sooner; none for all of them.
+    image: str = ""
 
     def label(self):
         """A short name, for folders and messages."""
-        return f"{self.cpus}cpu-{self.memory_mib}m" + ("-icount" if self.icount else "") + ("-older" if self.older else "")
+        options = ("-icount" if self.icount else "") + ("-older" if self.older else "") + (f"-{self.image}" if self.image else "")
+        return f"{self.cpus}cpu-{self.memory_mib}m" + options
 
     def accelerator(self):
         """QEMU's words for how instructions are run."""
@@ -43,7 +46,7 @@ def command_line(tools, shape, kernel, extra):
     """
     append = ["root=/dev/vda", "rootfstype=ext4", "ro", "init=/sbin/testbed-init", "console=ttyS0", "quiet",
               "net.ifnames=0", "reboot=t", "panic=1", "mitigations=off"]
-    if shape.icount:
+    if shape.icount or shape.image:
         append.append("testbed.engines=no")
     modules = []
     if shape.older:

@@ -9,7 +9,7 @@ import tarfile
 import time
 
 from . import artifacts, paths
-from .disk import base_disk, older_kernel
+from .disk import base_disk, older_kernel, small_disk
 from .qemu import Qemu, Shape, command_line
 from .report import Step, TestbedError, say
 from .session import NoAnswer, ask, run_to_log
@@ -50,7 +50,7 @@ class State:
 
     def __init__(self, tools, shape):
         self.tools, self.shape = tools, shape
-        self.disk = loaded_disk(tools)
+        self.disk = small_disk(tools, shape.image) if shape.image else loaded_disk(tools)
         self.kernel = older_kernel(tools) if shape.older else self.disk
         self.key = artifacts.key_of("state 1", self.disk.name, " ".join(command_line(tools, shape, self.kernel, "")),
                                     paths.GUEST_SOURCES)
