@@ -40,14 +40,15 @@ pub const DAEMONS: &str = "/run/testbed/engines";
 
 /// Makes tests of functions that take an [`Engine`]. A test's name is the engine's and the function's.
 ///
-/// Tests of `both` run under Docker and Podman. Those of `both_long` are about what does not depend on the engine: under
-/// Podman, and those of `docker_long`, they run in nextest's profile `long` only (`.config/nextest.toml`).
+/// Tests of `both` run under Docker and Podman. Those of `both_long` are about what depends little on the engine: under
+/// Podman they run in nextest's profile `long` only (`.config/nextest.toml`), as do those of `docker_long` and
+/// `docker_28_long`.
 #[macro_export]
 macro_rules! engine_tests {
     (
         $(both: $($both:ident),+;)? $(both_long: $($both_long:ident),+;)? $(docker: $($docker:ident),+;)?
         $(podman: $($podman:ident),+;)? $(docker_28: $($next:ident),+;)? $(docker_remapped: $($remapped:ident),+;)?
-        $(docker_long: $($docker_long:ident),+;)?
+        $(docker_long: $($docker_long:ident),+;)? $(docker_28_long: $($next_long:ident),+;)?
     ) => {
         $crate::engine_tests!(@module docker, Docker, $($($both,)+)? $($($both_long,)+)? $($($docker,)+)?);
         $crate::engine_tests!(@module podman, Podman, $($($both,)+)? $($($podman,)+)?);
@@ -55,6 +56,7 @@ macro_rules! engine_tests {
         $crate::engine_tests!(@module docker_28, Docker28, $($($next,)+)?);
         $crate::engine_tests!(@module docker_remapped, DockerRemapped, $($($remapped,)+)?);
         $crate::engine_tests!(@module docker_long, Docker, $($($docker_long,)+)?);
+        $crate::engine_tests!(@module docker_28_long, Docker28, $($($next_long,)+)?);
     };
     (@module $name:ident, $engine:ident, $($test:ident,)*) => {
         mod $name {

@@ -11,7 +11,7 @@ use pouch_tests::engine::eventually;
 use pouch_tests::{Engine, HANG, Invocation, Output, bundle, engine_tests, has_vm, runtime};
 
 engine_tests! {
-    docker: an_application_of_four_services;
+    docker_long: an_application_of_four_services;
 }
 
 const FILES: [(&str, &str); 3] = [

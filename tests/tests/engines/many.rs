@@ -109,7 +109,7 @@ fn one_after_the_other(engine: Engine) {
 
 /// How many there are in the ordinary profile: with Podman the same runtime does the same, only slower.
 fn few(engine: Engine) -> usize {
-    if engine.is_docker() { 20 } else { 8 }
+    if engine.is_docker() { 10 } else { 6 }
 }
 
 /// A container that says `ready`, and goes on when it is told to.

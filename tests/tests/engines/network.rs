@@ -8,9 +8,10 @@ use pouch_tests::engine::eventually;
 use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests};
 
 engine_tests! {
-    both: addresses_and_routes, published_ports, outward, none, host, of_another_container, of_one_without_a_vm, addresses_by_hand,
-        network_after_a_restart;
-    docker_28: addresses_and_routes, published_ports, outward, none, host, of_another_container, of_one_without_a_vm, network_after_a_restart;
+    both: addresses_and_routes, published_ports, outward, of_another_container, network_after_a_restart;
+    both_long: none, host, of_one_without_a_vm, addresses_by_hand;
+    docker_28: addresses_and_routes, published_ports, outward, of_another_container, network_after_a_restart;
+    docker_28_long: none, host, of_one_without_a_vm;
 }
 
 /// The engine's own network.
