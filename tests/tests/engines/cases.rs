@@ -117,6 +117,7 @@ fn check(name: &str, script: &str, compare: Compare) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
     fs::write(&path, script).unwrap();
+    fs::write(folder.path().join("common.sh"), include_str!("cases/common.sh")).unwrap();
     let outputs = ["runc", &runtime()].map(|runtime| run(&path, runtime));
     let [runc, ours] = outputs.each_ref().map(|output| lines(&output.text(), compare));
     let mut differences = differences(folder.path(), &runc, &ours, compare);

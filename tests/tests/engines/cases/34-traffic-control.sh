@@ -2,17 +2,7 @@
 # Delay, loss and shaping made inside a container
 # Thread: chaos-mesh/chaos-mesh#1389, bitnami/minideb#145, moby/moby#33162
 # Right:  tc knows netem, tbf, htb, prio, sfq, ingress ... and the filters and actions, as with runc on a Debian kernel
-set -u
-R=${1:?usage: $0 RUNTIME}
-P=${IMAGES:-pouch-test}
-N=pbug$(basename "$0" | cut -c1-2)-$$
-T=${SECONDS_MAX:-600}
-clean() { :; }
-done_() { clean; docker rm -f -v "$N" "$N-2" >/dev/null 2>&1; docker volume rm -f "$N" "$N-2" >/dev/null 2>&1; docker network rm "$N" >/dev/null 2>&1; }
-trap done_ EXIT
-trap 'exit 130' INT TERM
-# Runs a container to its end; says so if it takes too long.
-run() { timeout -k 10 "$T" docker run --rm --runtime="$R" --name "$N" "$@" </dev/null; s=$?; case $s in 124|137) echo "timed out";; esac; return $s; }
+. "$(dirname "$0")/common.sh"
 run --cap-add NET_ADMIN "$P/debian" sh -c '
 q() { k=$1; shift; if tc qdisc add dev lo "$@" >/dev/null 2>&1; then echo "qdisc $k: yes"; else echo "qdisc $k: no"; fi; tc qdisc del dev lo root 2>/dev/null; }
 q netem root netem delay 1ms loss 1%; q tbf root tbf rate 1mbit burst 10k latency 50ms; q htb root handle 1: htb default 1

@@ -2,17 +2,7 @@
 # Matches and targets of iptables that firewalls and VPN images use
 # Thread: kata-containers/kata-containers#8237, linuxserver/docker-wireguard#296, jamesmcm/vopono#297, passteque/gluetun#1723, istio/istio#57678
 # Right:  every rule is taken, as with runc on a Debian kernel
-set -u
-R=${1:?usage: $0 RUNTIME}
-P=${IMAGES:-pouch-test}
-N=pbug$(basename "$0" | cut -c1-2)-$$
-T=${SECONDS_MAX:-600}
-clean() { :; }
-done_() { clean; docker rm -f -v "$N" "$N-2" >/dev/null 2>&1; docker volume rm -f "$N" "$N-2" >/dev/null 2>&1; docker network rm "$N" >/dev/null 2>&1; }
-trap done_ EXIT
-trap 'exit 130' INT TERM
-# Runs a container to its end; says so if it takes too long.
-run() { timeout -k 10 "$T" docker run --rm --runtime="$R" --name "$N" "$@" </dev/null; s=$?; case $s in 124|137) echo "timed out";; esac; return $s; }
+. "$(dirname "$0")/common.sh"
 docker image inspect "$P/dev" >/dev/null 2>&1 || { echo "skipped: no image $P/dev"; exit 0; }
 run --cap-add NET_ADMIN "$P/dev" sh -c '
 a() { where=$1; shift; for r; do iptables -w -t ${where%/*} -A ${where#*/} $r >/dev/null 2>&1 && echo "$where $r: yes" || echo "$where $r: no"; done; }

@@ -2,17 +2,7 @@
 # Statements and expressions of nftables
 # Thread: microsoft/WSL#8071, k3s-io/k3s#1812, home-assistant/operating-system#4887
 # Right:  every rule is taken, as with runc on a Debian kernel
-set -u
-R=${1:?usage: $0 RUNTIME}
-P=${IMAGES:-pouch-test}
-N=pbug$(basename "$0" | cut -c1-2)-$$
-T=${SECONDS_MAX:-600}
-clean() { :; }
-done_() { clean; docker rm -f -v "$N" "$N-2" >/dev/null 2>&1; docker volume rm -f "$N" "$N-2" >/dev/null 2>&1; docker network rm "$N" >/dev/null 2>&1; }
-trap done_ EXIT
-trap 'exit 130' INT TERM
-# Runs a container to its end; says so if it takes too long.
-run() { timeout -k 10 "$T" docker run --rm --runtime="$R" --name "$N" "$@" </dev/null; s=$?; case $s in 124|137) echo "timed out";; esac; return $s; }
+. "$(dirname "$0")/common.sh"
 docker image inspect "$P/dev" >/dev/null 2>&1 || { echo "skipped: no image $P/dev"; exit 0; }
 run --cap-add NET_ADMIN "$P/dev" sh -c '
 nft "add table inet t; add chain inet t c { type filter hook input priority 0; }; add chain inet t o { type filter hook output priority 0; }; add chain inet t pre { type filter hook prerouting priority -150; }; add chain inet t early { type filter hook prerouting priority -300; }; add chain inet t postnat { type nat hook postrouting priority 100; }; add chain inet t prenat { type nat hook prerouting priority -100; }; add chain inet t reroute { type route hook output priority -150; }" 2>/dev/null && echo "chains: yes" || echo "chains: no"
