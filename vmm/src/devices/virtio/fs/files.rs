@@ -82,8 +82,7 @@ impl Server {
         plus: bool,
     ) -> io::Result<Vec<u8>> {
         let ReadIn { handle, offset, size, .. } = body.take()?;
-        super::credentials::assume(&request.caller)?;
-        let handle = self.handles.get(request.header.node, handle)?;
+        let handle = self.handle_for(&request.caller, request.header.node, handle)?;
         let room = request.reply.room().min(size as usize).min(MAX_WRITE);
         directory::list(&handle, offset, room, plus.then_some(&self.inodes))
     }
@@ -91,7 +90,7 @@ impl Server {
     /// Answers a read; `None` if it was interrupted.
     pub(super) fn read(&self, request: Request<'_>, flight: &Flight) -> Option<u32> {
         let found = Body(&request.body).take::<ReadIn>().and_then(|read| {
-            let handle = self.handles.get(request.header.node, read.handle)?;
+            let handle = self.handle_for(&request.caller, request.header.node, read.handle)?;
             Ok((handle, read))
         });
         let (handle, read) = match found {
@@ -113,9 +112,9 @@ impl Server {
 
     /// Answers a write; `None` if it was interrupted.
     pub(super) fn write(&self, request: Request<'_>, flight: &Flight) -> Option<u32> {
-        let Request { header, body, data, reply, .. } = request;
+        let Request { header, body, data, reply, caller } = request;
         let found = Body(&body).take::<WriteIn>().and_then(|write| {
-            let handle = self.handles.get(header.node, write.handle)?;
+            let handle = self.handle_for(&caller, header.node, write.handle)?;
             Ok((handle, write))
         });
         let (handle, write) = match found {
@@ -152,9 +151,9 @@ impl Server {
         Ok(())
     }
 
-    pub(super) fn flush(&self, node: u64, mut body: Body<'_>) -> io::Result<()> {
+    pub(super) fn flush(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<()> {
         let FlushIn { handle, .. } = body.take()?;
-        let handle = self.handles.get(node, handle)?;
+        let handle = self.handle_for(caller, node, handle)?;
         // Closing a duplicate returns the errors of closing the file; on NFS, close writes.
         let second = rustix::io::dup(&*handle)?.into_raw_fd();
         // SAFETY: the descriptor was just made, and nothing else owns it.
@@ -162,21 +161,21 @@ impl Server {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    pub(super) fn fsync(&self, node: u64, mut body: Body<'_>) -> io::Result<()> {
+    pub(super) fn fsync(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<()> {
         let FsyncIn { handle, flags, .. } = body.take()?;
-        let handle = self.handles.get(node, handle)?;
+        let handle = self.handle_for(caller, node, handle)?;
         Ok(if flags & FSYNC_DATA != 0 { fdatasync(&*handle) } else { fsync(&*handle) }?)
     }
 
-    pub(super) fn fallocate(&self, node: u64, mut body: Body<'_>) -> io::Result<()> {
+    pub(super) fn fallocate(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<()> {
         let FallocateIn { handle, offset, length, mode, .. } = body.take()?;
-        let handle = self.handles.get(node, handle)?;
+        let handle = self.handle_for(caller, node, handle)?;
         Ok(fallocate(&*handle, FallocateFlags::from_bits_retain(mode), offset, length)?)
     }
 
-    pub(super) fn lseek(&self, node: u64, mut body: Body<'_>) -> io::Result<Vec<u8>> {
+    pub(super) fn lseek(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<Vec<u8>> {
         let LseekIn { handle, offset, whence, .. } = body.take()?;
-        let handle = self.handles.get(node, handle)?;
+        let handle = self.handle_for(caller, node, handle)?;
         // The guest knows its own position and the file's size; only the host knows of holes.
         let target = match whence as i32 {
             libc::SEEK_DATA => SeekFrom::Data(offset),
@@ -187,9 +186,14 @@ impl Server {
         Ok(LseekOut { offset }.as_slice().to_vec())
     }
 
-    pub(super) fn copy_file_range(&self, node: u64, mut body: Body<'_>) -> io::Result<Vec<u8>> {
+    pub(super) fn copy_file_range(
+        &self,
+        caller: &Caller,
+        node: u64,
+        mut body: Body<'_>,
+    ) -> io::Result<Vec<u8>> {
         let copy: CopyFileRangeIn = body.take()?;
-        let from = self.handles.get(node, copy.handle)?;
+        let from = self.handle_for(caller, node, copy.handle)?;
         let to = self.handles.get(copy.to_node, copy.to_handle)?;
         // The answer has 32 bits; the caller continues where it ended.
         let length = usize::try_from(copy.length).unwrap_or(usize::MAX).min(1 << 30);

@@ -115,10 +115,8 @@ impl Server {
         Ok(answer.as_slice().to_vec())
     }
 
-    pub(super) fn syncfs(&self, node: u64) -> io::Result<()> {
-        credentials::assume_own()?;
-        let inode = self.inodes.get(node)?;
-        Ok(rustix::fs::syncfs(inode.open(OFlags::RDONLY | OFlags::NONBLOCK)?)?)
+    pub(super) fn syncfs(&self, caller: &Caller, node: u64) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(self.open_again(caller, node, OFlags::RDONLY)?)?)
     }
 
     pub(super) fn setxattr(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<()> {
@@ -145,8 +143,7 @@ impl Server {
 
     pub(super) fn ioctl(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<Vec<u8>> {
         let request: IoctlIn = body.take()?;
-        credentials::assume(caller)?;
-        let handle = self.handles.get(node, request.handle)?;
+        let handle = self.handle_for(caller, node, request.handle)?;
         let known = IOCTLS.iter().find(|(command, _)| *command == request.command);
         let (command, size) = known.copied().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTTY))?;
         let mut data = [0_u8; 32];
@@ -158,26 +155,40 @@ impl Server {
         Ok([answer.as_slice(), &data[..out]].concat())
     }
 
-    /// Opens a second descriptor of a file or directory, for locks.
-    fn open_for_locks(&self, node: u64, access: Access) -> io::Result<OwnedFd> {
-        credentials::assume_own()?;
-        let flags = match access {
+    /// Opens another descriptor of a file or directory that the caller has open.
+    ///
+    /// The caller may have opened it with rights that it no longer has, or for writing only. The VMM's own identity may
+    /// have fewer rights than the caller's, as on a user's FUSE mount.
+    fn open_again(&self, caller: &Caller, node: u64, access: OFlags) -> io::Result<OwnedFd> {
+        let open = |inode: &Inode| inode.open(access | OFlags::NONBLOCK);
+        let inode = self.inode_for(caller, node)?;
+        match open(&inode) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                credentials::assume_own()?;
+                open(&inode)
+            }
+            result => result,
+        }
+    }
+
+    fn open_for_locks(&self, caller: &Caller, node: u64, access: Access) -> io::Result<OwnedFd> {
+        let access = match access {
             Access::Read => OFlags::RDONLY,
             Access::Write => OFlags::RDWR,
         };
-        self.inodes.get(node)?.open(flags | OFlags::NONBLOCK)
+        self.open_again(caller, node, access)
     }
 
-    pub(super) fn getlk(&self, node: u64, mut body: Body<'_>) -> io::Result<Vec<u8>> {
+    pub(super) fn getlk(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<Vec<u8>> {
         let LockIn { owner, lock: wanted, flags, .. } = self.lock_request(&mut body)?;
-        let open = |access| self.open_for_locks(node, access);
+        let open = |access| self.open_for_locks(caller, node, access);
         let found: FileLock = self.locks.test(Owner::new(node, owner, flags), &wanted, open)?;
         Ok(found.as_slice().to_vec())
     }
 
-    pub(super) fn setlk(&self, node: u64, mut body: Body<'_>) -> io::Result<()> {
+    pub(super) fn setlk(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<()> {
         let LockIn { owner, lock: wanted, flags, .. } = self.lock_request(&mut body)?;
-        let open = |access| self.open_for_locks(node, access);
+        let open = |access| self.open_for_locks(caller, node, access);
         let written = self.handles.is_written(node);
         self.locks.set(Owner::new(node, owner, flags), &wanted, written, open)
     }

@@ -18,7 +18,7 @@ use super::abi::{
 use super::attributes::{Status, status};
 use super::budget::Budget;
 use super::flights::{Flight, Flights, Used};
-use super::handles::Handles;
+use super::handles::{Handle, Handles};
 use super::inodes::{Inode, Inodes};
 use super::locks::Locks;
 use super::message::{Caller, MAX_WRITE, Reply, Request, object};
@@ -254,7 +254,7 @@ impl Server {
             op::STATX => self.statx(caller, node, body),
             op::SETATTR => self.setattr(caller, node, body),
             op::STATFS => self.statfs(caller, node),
-            op::SYNCFS => self.syncfs(node).map(|()| none()),
+            op::SYNCFS => self.syncfs(caller, node).map(|()| none()),
             op::SETXATTR => self.setxattr(caller, node, body).map(|()| none()),
             op::GETXATTR => self.getxattr(caller, node, body),
             op::LISTXATTR => self.listxattr(caller, node, body),
@@ -264,15 +264,15 @@ impl Server {
             op::READDIR => self.readdir(request, body, false),
             op::READDIRPLUS => self.readdir(request, body, true),
             op::RELEASE | op::RELEASEDIR => self.release(node, body).map(|()| none()),
-            op::FLUSH => self.flush(node, body).map(|()| none()),
-            op::FSYNC | op::FSYNCDIR => self.fsync(node, body).map(|()| none()),
-            op::FALLOCATE => self.fallocate(node, body).map(|()| none()),
-            op::LSEEK => self.lseek(node, body),
-            op::COPY_FILE_RANGE => self.copy_file_range(node, body),
+            op::FLUSH => self.flush(caller, node, body).map(|()| none()),
+            op::FSYNC | op::FSYNCDIR => self.fsync(caller, node, body).map(|()| none()),
+            op::FALLOCATE => self.fallocate(caller, node, body).map(|()| none()),
+            op::LSEEK => self.lseek(caller, node, body),
+            op::COPY_FILE_RANGE => self.copy_file_range(caller, node, body),
             op::IOCTL => self.ioctl(caller, node, body),
-            op::GETLK => self.getlk(node, body),
+            op::GETLK => self.getlk(caller, node, body),
             // The guest kernel retries, so this does not wait for the lock.
-            op::SETLK | op::SETLKW => self.setlk(node, body).map(|()| none()),
+            op::SETLK | op::SETLKW => self.setlk(caller, node, body).map(|()| none()),
             _ => Err(io::Error::from_raw_os_error(libc::ENOSYS)),
         }
     }
@@ -347,6 +347,16 @@ impl Server {
     pub(super) fn inode_for(&self, caller: &Caller, node: u64) -> io::Result<Arc<Inode>> {
         credentials::assume(caller)?;
         self.inodes.get(node)
+    }
+
+    /// The open file `handle` of `node`, for a request of `caller`, whose identity this thread then has. A file system
+    /// may account what is written to it, and keep space for root.
+    ///
+    /// # Errors
+    /// `EBADF` if it is not open; the error of changing the identity.
+    pub(super) fn handle_for(&self, caller: &Caller, node: u64, handle: u64) -> io::Result<Arc<Handle>> {
+        credentials::assume(caller)?;
+        self.handles.get(node, handle)
     }
 
     /// Adds a file in the directory `parent` to the inode table, for an answer.

@@ -318,6 +318,28 @@ fn a_request_acts_as_its_caller() {
     assert_eq!(guest.lookup(ROOT, "shared").map(|entry| entry.node), Err(libc::EINVAL));
 }
 
+#[test]
+fn a_caller_locks_what_it_has_open_and_could_not_open_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    fs::write(&path, "").unwrap();
+    std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o200)).unwrap();
+    let mut guest = mount(folder.path());
+    guest.uid = 1000;
+    let file = guest.lookup(ROOT, "log").unwrap();
+    let none = caller(Some(0), &[]);
+    let open = OpenIn { flags: libc::O_WRONLY as u32, ..OpenIn::default() };
+    let opened: OpenOut = guest.ask_as(&none, op::OPEN, file.node, &[open.as_slice()]).unwrap();
+    // Locks of flock(2) need no right to read; those of fcntl(2) that exclude others need the right to write.
+    let wanted = FileLock { start: 0, end: 9, lock_type: libc::F_WRLCK as u32, pid: 1 };
+    for flags in [0, LOCK_FLOCK] {
+        let lock = LockIn { handle: opened.handle, owner: 1, lock: wanted, flags, padding: 0 };
+        assert_eq!(guest.call_as(&none, op::SETLK, file.node, &[lock.as_slice()]), Ok(vec![]));
+    }
+    assert_eq!(guest.call_as(&none, op::SYNCFS, file.node, &[&[0; 8]]), Ok(vec![]));
+}
+
 /// The extension that tells of a caller.
 fn caller(capabilities: Option<u64>, groups: &[u32]) -> Vec<u8> {
     let flags = capabilities.map_or(0, |_| CALLER_CAPABILITIES);
