@@ -181,7 +181,8 @@ def memory_of(pid):
     is_guest = False
     for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            is_guest = "pouch-vm-memory" in line or "guest-root" in line
+            # The guest root is mapped from a mount of its own, where its path is "/".
+            is_guest = "pouch-vm-memory" in line or line.split(maxsplit=5)[5:] == ["/"]
         elif line.startswith("Rss:") and is_guest:
             theirs += int(line.split()[1]) << 10
         elif line.startswith("Pss:") and not is_guest:
