@@ -19,6 +19,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET)/$(TRIPLE)/release
 # The testbed lays this folder over its root.
 TREE := $(or $(POUCH_INSTALL_DIR),target/install)
+# The guest kernel's modules; empty for a guest root without any.
+MODULES ?= $(TARGET)/kernel/modules
+GUEST_ROOT := $(TARGET)/guest-root$(if $(MODULES),,-without-modules).erofs
 PARTS := bin/pouch-vm libexec/pouch-vm/pouch-vmm share/pouch-vm/vmlinux share/pouch-vm/guest-root.erofs
 
 # What the build needs; the testbed's script adds what the testbed needs.
@@ -45,21 +48,24 @@ FORCE:
 
 .PHONY: binaries
 binaries: prerequisites
-	@cargo build --quiet --release --locked -p pouch-vmm -p pouch-agent -p pouch-shim
+	@$(ALONE) cargo build --quiet --release --locked -p pouch-vmm -p pouch-agent -p pouch-shim
 
 $(BIN)/pouch-vm $(BIN)/pouch-vmm $(BIN)/pouch-agent: binaries ;
 
 $(TARGET)/kernel/vmlinux: $(wildcard kernel-config/*) | prerequisites
-	@kernel-config/build.sh $(@D) && touch $@
+	@$(ALONE) kernel-config/build.sh --without-modules $(@D) && touch $@
 
 # The kernel takes only the modules that were built with it.
-$(TARGET)/guest-root.erofs: $(BIN)/pouch-agent rootfs/build.sh $(TARGET)/kernel/vmlinux
-	@rootfs/build.sh $@ $< $(TARGET)/kernel/modules
+$(TARGET)/kernel/modules: $(TARGET)/kernel/vmlinux
+	@$(ALONE) kernel-config/build.sh $(@D) && touch $@
+
+$(GUEST_ROOT): $(BIN)/pouch-agent rootfs/build.sh $(MODULES)
+	@rootfs/build.sh $@ $< $(MODULES)
 
 $(TREE)/usr/local/bin/pouch-vm: $(BIN)/pouch-vm
 $(TREE)/usr/local/libexec/pouch-vm/pouch-vmm: $(BIN)/pouch-vmm
 $(TREE)/usr/local/share/pouch-vm/vmlinux: $(TARGET)/kernel/vmlinux
-$(TREE)/usr/local/share/pouch-vm/guest-root.erofs: $(TARGET)/guest-root.erofs
+$(TREE)/usr/local/share/pouch-vm/guest-root.erofs: $(GUEST_ROOT)
 
 # Programs keep their executable bit, data has none.
 $(INSTALL_TREE):
@@ -89,22 +95,40 @@ endif
 run: container ## Run a container in its own VM and exit with its status: make run [IMAGE=busybox] [CMD='…']
 	@status=$$(< target/run-status)$(exit-with $(file < target/run-status)); exit "$$status"
 
+# What it needs is built side by side. If the kernel's modules have not been built yet, it runs without them: they take
+# as long as the kernel itself.
 .PHONY: container
-container: install-tree
+container: prerequisites
 	@mkdir -p target
-	@status=0; CMD=$(call quoted,$(CMD)) tests/demo/run $(call quoted,$(IMAGE)) "$(TREE)/usr/local" || status=$$?; \
+	@$(MAKE) --no-print-directory --jobs=3 $(TARGET)/kernel/vmlinux binaries host-of-container
+	@if [[ ! -d $(TARGET)/kernel/modules ]]; then export MODULES= POUCH_INSTALL_DIR=target/install-without-modules; fi; \
+	$(MAKE) --no-print-directory install-tree; \
+	status=0; CMD=$(call quoted,$(CMD)) tests/demo/run $(call quoted,$(IMAGE)) "$${POUCH_INSTALL_DIR:-$(TREE)}/usr/local" || \
+	  status=$$?; \
 	echo "$$status" > target/run-status
 
-# Those that only look at the sources come first, the summary of all tests last.
+.PHONY: host-of-container
+host-of-container:
+	@tests/demo/run --prepare $(call quoted,$(IMAGE))
+
+# The tests of the testbed wait for much, so the tests are built beside them. The summary of all tests comes last.
 .PHONY: test
 test: install-tree nextest deny ## Check formatting, lint, and run all tests (integration tests run in the testbed)
 	@cargo fmt --all --check
-	@cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
-	@tests/testbed/test_testbed.py --failfast
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-of-testbed tests
 	@status=0; POUCH_TESTBED_INSTANCE=$${POUCH_TESTBED_INSTANCE:-test}-0 $(MAKE) --no-print-directory run CMD='exit 7' || \
 	  status=$$?; [[ $$status == 7 ]] || { echo "make run ended with $$status, its container with 7" >&2; exit 1; }
 	@CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/tests/nextest-runner" \
 	  cargo nextest run --workspace --locked $(TEST_OPTIONS)
+
+.PHONY: test-of-testbed
+test-of-testbed:
+	@tests/testbed/test_testbed.py --failfast
+
+.PHONY: tests
+tests:
+	@$(ALONE) cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+	@$(ALONE) cargo nextest run --workspace --locked --no-run --cargo-quiet
 
 .PHONY: bench
 bench: install-tree ## Compare start time, size and throughput with other runtimes; write target/bench.json and docs/performance.md
@@ -122,11 +146,14 @@ deny: ## Check licences and sources of the dependencies (deny.toml); `cargo deny
 
 .PHONY: clean
 clean: ## Remove build results, but not the cache in $(POUCH_CACHE)
-	@rm -rf target/install target/kernel target/guest-root.erofs target/bench.json target/exit-with.so target/run-status
+	@rm -rf target/install* target/kernel target/guest-root*.erofs target/bench.json target/exit-with.so target/run-status
 	@cargo clean --quiet
 
 build-tool = { echo "$(1) is missing: building it in $(POUCH_CACHE)/cargo (once)" >&2; \
 	  cargo install --quiet --locked --target-dir "$(POUCH_CACHE)/cargo/target" --root "$(POUCH_CACHE)/cargo" $(1); }
+
+# A build that looks after its own jobs: with this make's, it would use none or complain.
+ALONE = env -u MAKEFLAGS -u MFLAGS
 
 # A word for the shell, whatever is in it.
 quoted = '$(subst ','\'',$(1))'

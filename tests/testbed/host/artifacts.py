@@ -44,13 +44,22 @@ def _clear_away(root, kind):
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def find(kind, key):
+    """The folder of artifact `kind` with `key`; None if it has not been built."""
+    folder = cache_folder() / f"{kind}-{key}"
+    if not folder.is_dir():
+        return None
+    os.utime(folder)  # In use: not to be cleared away.
+    return folder
+
+
 def ensure(kind, key, build):
     """The folder of artifact `kind` with `key`; `build(folder)` fills it if it is not there yet."""
+    found = find(kind, key)
+    if found:
+        return found
     root = cache_folder()
     final = root / f"{kind}-{key}"
-    if final.is_dir():
-        os.utime(final)  # In use: not to be cleared away.
-        return final
     with locked(root / "locks" / f"{kind}.lock", f"it builds {kind}", seconds=3600):
         if final.is_dir():
             return final

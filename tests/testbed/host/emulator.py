@@ -7,9 +7,14 @@ from .report import Step
 _RECIPE = paths.RECIPE / "emulator"
 
 
-def emulator():
-    """The path of qemu-system-x86_64, built now if need be. Its libraries are those of the tool root."""
-    return artifacts.ensure("emulator", artifacts.key_of("emulator 1", _RECIPE), _build) / "qemu-system-x86_64"
+def emulator(build):
+    """The path of qemu-system-x86_64, whose libraries are those of the tool root.
+
+    If it has not been built, it is built now, or without `build` it is the one of Debian in the tool root.
+    """
+    key = artifacts.key_of("emulator 1", _RECIPE)
+    folder = artifacts.ensure("emulator", key, _build) if build else artifacts.find("emulator", key)
+    return folder / "qemu-system-x86_64" if folder else "usr/bin/qemu-system-x86_64"
 
 
 def _build(folder):

@@ -26,9 +26,9 @@ class Tools:
             str(self.root / program),
         ]
 
-    def qemu(self):
-        """The words that start our QEMU, with its libraries and firmware found in the root."""
-        return [*self.command(emulator()),
+    def qemu(self, build):
+        """The words that start QEMU, with its libraries and firmware found in the root; see `emulator` for `build`."""
+        return [*self.command(emulator(build)),
                 "-L", str(self.root / "usr/share/qemu"), "-L", str(self.root / "usr/share/seabios")]
 
     def run(self, program, *arguments, **options):
