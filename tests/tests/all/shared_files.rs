@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use pouch_tests::own_mount::OwnMount;
-use pouch_tests::{Bundle, Container, Invocation, eventually, vm_only};
+use pouch_tests::own_mount::{OwnMount, Tmpfs, op};
+use pouch_tests::{Bundle, Container, Invocation, eventually, long, vm_only};
 use serde_json::json;
 
 /// A folder with a directory to mount on and two files beside it.
@@ -28,41 +28,99 @@ fn a_mount_that_hangs_holds_up_nobody_else() {
     let folder = folder();
     let mount = OwnMount::new(&folder.path().join("own"), 0);
     let container = container(folder.path());
-    assert_eq!(container.sh("cat /w/own/file; ls /w/own"), "textfile");
-    mount.hang();
-    // More than one thread waits, and the others go on.
-    container
-        .exec(&["sh", "-c", "for n in 1 2 3; do setsid sh -c 'exec cat /w/own/file' >/dev/null 2>&1 & done"])
-        .ok();
-    let waiting = || container.sh("ps -C cat -o stat= | grep -vc Z || true");
-    eventually("three wait", || waiting() == "3");
-    assert_eq!(container.sh("ls /w; echo text >/tmp/f; cat /tmp/f"), "a\nown\nz\ntext");
+    let shown = format!("text\n{}", OwnMount::INODE_NUMBER);
+    assert_eq!(container.sh("cat /w/own/file; echo; stat -c %i /w/own/file"), shown);
+    // Whatever is asked of it, more than one thread waits in the end, and the others go on.
+    let asks = [
+        (op::FSYNC, "sync /w/own/file"),
+        (op::GETATTR, "stat /w/own/file"),
+        (op::OPEN, "wc /w/own/file"),
+        (op::READ, "cat /w/own/file"),
+        (op::LOOKUP, "tail /w/own/file-2"),
+    ];
+    for (operation, command) in asks {
+        mount.hang(operation);
+        container.sh(&format!("for n in 1 2; do setsid sh -c 'exec {command}' >/dev/null 2>&1 & done"));
+        eventually(&format!("{command} waits"), || mount.held() > 0);
+    }
+    let waiting = || container.sh("ps -C cat,sync,stat,wc,tail -o stat= | grep -vc Z || true");
+    assert_eq!(waiting(), "10");
+    assert_eq!(container.sh("ls /w; echo text >/tmp/f; sync /tmp/f; cat /tmp/f"), "a\nown\nz\ntext");
     // They can be killed, though nothing answers them.
-    container.sh("pkill -9 -x cat");
+    container.sh("pkill -9 -x 'cat|sync|stat|wc|tail'");
     eventually("they are gone", || waiting() == "0");
     assert_eq!(container.sh("echo more >>/tmp/f; cat /tmp/f"), "text\nmore");
+    // The threads that serve the container can end.
+    mount.die();
 }
 
 #[test]
-fn a_dead_mount_does_not_cut_a_listing_short() {
+fn mounts_do_not_cut_a_listing_short() {
     let folder = folder();
     let mount = OwnMount::new(&folder.path().join("own"), 0);
+    let many = folder.path().join("many");
+    // More than a byte can count.
+    let count = if long() { 300 } else { 20 };
+    let made = (0..count).map(|number| many.join(number.to_string()));
+    let mounts: Vec<_> = made.map(|path| Tmpfs::new(&path)).collect();
     let container = container(folder.path());
-    assert_eq!(container.sh("cat /w/own/file"), "text");
+    // Two of the names cannot be looked up.
+    assert_eq!(container.sh("cat /w/own/file; ls /w/own 2>&1"), "textfile\ngone\nstale");
+    // The guest mounts each when a process enters it.
+    let script = "cd /w/many; ls | wc -l; ls -A . * | grep -c '^mark$'; stat -c %d * | sort -u | wc -l";
+    assert_eq!(container.sh(script), format!("{count}\n{count}\n{count}"));
     mount.die();
     assert_eq!(
         container.sh("ls /w; cat /w/own/file 2>&1 | grep -o 'not connected'"),
-        "a\nown\nz\nnot connected"
+        "a\nmany\nown\nz\nnot connected"
     );
+    drop((container, mounts));
 }
+
+/// Changes that a user may make to a file system that belongs to it.
+const CHANGES: &str = r#"
+import errno, os
+os.chdir("/")
+def t(name, f, *arguments):
+    try: f(*arguments); print(name, "ok")
+    except OSError as e: print(name, errno.errorcode[e.errno])
+d = "/w/own/"
+t("readdir", os.listdir, d)
+t("chmod", os.chmod, d + "file", 0o600)
+t("truncate", os.truncate, d + "file", 4)
+t("setxattr", os.setxattr, d + "file", "user.x", b"y")
+t("mkdir", os.mkdir, d + "new")
+t("link", os.link, d + "file", d + "linked")
+t("rename", os.rename, d + "file", d + "renamed")
+t("unlink", os.unlink, d + "file")"#;
 
 #[test]
 fn a_users_own_mount_is_that_users() {
     let folder = folder();
-    let _mount = OwnMount::new(&folder.path().join("own"), 1000);
-    let container = container(folder.path());
-    let read = |user: &str| container.exec_with(&["--user", user], &["cat", "/w/own/file"]).text();
+    let mount = OwnMount::new(&folder.path().join("own"), 1000);
+    let rights = ["CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_CHOWN", "CAP_DAC_READ_SEARCH"];
+    let bundle = Bundle::new("python").args(["sleep", "100000"]).capable(&rights);
+    let container = bundle.mount("/w", "bind", folder.path(), &["rbind"]).start();
+    let run = |user: &str, command: &[&str]| container.exec_with(&["--user", user], command).text();
+    let read = |user: &str| run(user, &["cat", "/w/own/file"]);
     assert_eq!([read("1000:1000"), read("0:0"), read("1001:1001"), read("1000:1001")], ["text", "", "", ""]);
+    let change = |user: &str| run(user, &["python3", "-c", CHANGES]);
+    let all = |word: &str| {
+        let names = ["readdir", "chmod", "truncate", "setxattr", "mkdir", "link", "rename", "unlink"];
+        names.map(|name| format!("{name} {word}")).join("\n")
+    };
+    mount.asked();
+    assert_eq!(change("1000:1000"), all("ok"));
+    // Each was done, and by this user.
+    let asked = mount.asked();
+    for operation in [op::READDIR, op::SETATTR, op::SETXATTR, op::MKDIR, op::LINK, op::RENAME, op::UNLINK] {
+        assert!(asked.contains(&(operation, 1000)), "{operation} in {asked:?}");
+    }
+    // Linux itself asks for these, as root.
+    let by_linux =
+        |operation: u32| matches!(operation, op::RELEASE | op::RELEASEDIR | op::FORGET | op::BATCH_FORGET);
+    assert!(asked.iter().all(|(operation, user)| *user == 1000 || by_linux(*operation)), "{asked:?}");
+    assert_eq!(change("0:0"), all("EACCES"));
 }
 
 #[test]
