@@ -64,6 +64,12 @@ impl Flights {
         lock(&self.0).remove(&unique);
     }
 
+    /// How many there are.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        lock(&self.0).len()
+    }
+
     /// The request of this number, if it is in progress.
     pub fn get(&self, unique: u64) -> Option<Arc<Flight>> {
         lock(&self.0).get(&unique).cloned()

@@ -3,10 +3,13 @@
 //! A request can block for a long time, on a disk or on a server of the host that does not respond. So there
 //! is always one thread more than requests in progress, up to a limit: a thread that takes a request while no
 //! other is idle first starts another. A single process in the guest uses one thread, and a second one waits.
+//!
+//! If the process of a blocked request is killed, the guest goes on and the thread stays (`flights.rs`). Such threads do
+//! not count, up to a limit of their own, so that they do not use up those for other requests.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -17,8 +20,11 @@ use crate::bus::lock;
 use crate::devices::virtio::VirtQueue;
 use crate::devices::virtio::queue::Chain;
 
-/// Threads at most: one for each request that fits in the queue. A request takes two entries, for itself and for its answer.
-const MAX_THREADS: usize = super::QUEUE_SIZES[1] as usize / 2;
+/// Threads at most: one for each request that fits in the queue, and one for the queue of urgent requests. A request
+/// takes two entries, for itself and for its answer.
+pub const MAX_THREADS: usize = super::QUEUE_SIZES[1] as usize / 2 + 1;
+/// Threads at most, beside these, whose requests were interrupted.
+const MAX_ABANDONED: usize = 512;
 /// Seconds after which an idle thread ends.
 const IDLE_SECONDS: i64 = 10;
 /// Bytes of a thread's stack.
@@ -33,6 +39,8 @@ pub struct Pool {
     /// Threads that wait for a request.
     idle: AtomicUsize,
     threads: AtomicUsize,
+    /// Threads whose requests were interrupted. The request may end before its interruption is counted.
+    abandoned: AtomicIsize,
 }
 
 /// A request that was taken from a queue.
@@ -57,7 +65,8 @@ impl Pool {
         }
         let queues = Mutex::new(queues);
         let (idle, threads) = (AtomicUsize::new(1), AtomicUsize::new(1));
-        Ok(Arc::new(Pool { server, queues, notifications, idle, threads }))
+        let abandoned = AtomicIsize::new(0);
+        Ok(Arc::new(Pool { server, queues, notifications, idle, threads, abandoned }))
     }
 
     /// The server.
@@ -70,6 +79,12 @@ impl Pool {
     #[cfg(test)]
     pub fn threads(&self) -> usize {
         self.threads.load(Ordering::SeqCst)
+    }
+
+    /// The number of threads whose requests were interrupted.
+    #[cfg(test)]
+    pub fn abandoned(&self) -> isize {
+        self.abandoned.load(Ordering::SeqCst)
     }
 
     /// Serves until this thread is idle for long.
@@ -111,7 +126,14 @@ impl Pool {
                 self.start_another();
             }
             let memory = lock(&self.queues)[queue].memory().clone();
-            for used in self.server.serve(&memory, queue, chain).into_iter().flatten() {
+            let answers = self.server.serve(&memory, queue, chain);
+            match answers {
+                // Another thread has answered it.
+                [None, _] => _ = self.abandoned.fetch_sub(1, Ordering::SeqCst),
+                [Some(_), Some(_)] => _ = self.abandoned.fetch_add(1, Ordering::SeqCst),
+                [Some(_), None] => {}
+            }
+            for used in answers.into_iter().flatten() {
                 let mut queues = lock(&self.queues);
                 queues[used.queue].push(used.head, used.written);
                 queues[used.queue].signal();
@@ -122,11 +144,14 @@ impl Pool {
     /// The next request of any queue. If there are more, another thread is woken for them.
     fn take(&self) -> Option<Taken> {
         let mut queues = lock(&self.queues);
-        for (index, queue) in queues.iter_mut().enumerate() {
-            if let Some(chain) = queue.pop_or_wait() {
+        for index in 0..queues.len() {
+            if let Some(chain) = queues[index].pop_or_wait() {
                 // Enable notifications for further requests, because this one may take long.
-                if queue.enable_kicks() {
-                    queue.kick_self();
+                // This thread may have been woken for a later queue.
+                for queue in &mut queues[index..] {
+                    if queue.enable_kicks() {
+                        queue.kick_self();
+                    }
                 }
                 return Some(Taken { queue: index, chain });
             }
@@ -136,7 +161,8 @@ impl Pool {
 
     /// Starts a thread that waits for requests, up to the limit.
     fn start_another(self: &Arc<Self>) {
-        if self.threads.fetch_add(1, Ordering::SeqCst) >= MAX_THREADS {
+        let abandoned = usize::try_from(self.abandoned.load(Ordering::SeqCst)).unwrap_or(0);
+        if self.threads.fetch_add(1, Ordering::SeqCst) >= MAX_THREADS + abandoned.min(MAX_ABANDONED) {
             self.threads.fetch_sub(1, Ordering::SeqCst);
             return;
         }
