@@ -209,6 +209,14 @@ fn open_kvm(Named { file, name }: Named) -> Result<Kvm, BootError> {
     if kvm.get_api_version() != STABLE_API {
         return Err(BootError::NotKvm(name));
     }
+    match missing(|capability| kvm.check_extension_raw(capability.into())) {
+        None => Ok(kvm),
+        Some(name) => Err(BootError::MissingCapability(name)),
+    }
+}
+
+/// The first capability that every VM needs and that KVM lacks; `check` is what KVM says of each.
+fn missing(check: impl Fn(u32) -> i32) -> Option<&'static str> {
     let needed = [
         (KVM_CAP_IRQCHIP, "an interrupt controller (KVM_CAP_IRQCHIP)"),
         (KVM_CAP_IRQFD, "irqfd (KVM_CAP_IRQFD)"),
@@ -219,21 +227,23 @@ fn open_kvm(Named { file, name }: Named) -> Result<Kvm, BootError> {
         (KVM_CAP_EXT_CPUID, "CPUID control (KVM_CAP_EXT_CPUID)"),
         (KVM_CAP_TSC_DEADLINE_TIMER, "the TSC deadline timer (KVM_CAP_TSC_DEADLINE_TIMER)"),
     ];
-    match needed.into_iter().find(|(capability, _)| kvm.check_extension_raw((*capability).into()) <= 0) {
-        None => Ok(kvm),
-        Some((_, name)) => Err(BootError::MissingCapability(name)),
-    }
+    needed.into_iter().find(|(capability, _)| check(*capability) <= 0).map(|(_, name)| name)
 }
 
 /// Disables the guest's performance counters: CPUID cannot hide those of AMD's first generation. Linux before 5.18
 /// does not support this.
 fn disable_pmu(fd: &VmFd) -> Result<(), BootError> {
-    if fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) <= 0 {
-        return Ok(());
+    match without_pmu(fd.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into())) {
+        Some(capability) => fd.enable_cap(&capability).map_err(step("disable the performance counters")),
+        None => Ok(()),
     }
+}
+
+/// The request that disables them, if `supported`, which KVM says of the capability, has it.
+fn without_pmu(supported: i32) -> Option<kvm_enable_cap> {
     let mut capability = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
     capability.args[0] = KVM_PMU_CAP_DISABLE.into();
-    fd.enable_cap(&capability).map_err(step("disable the performance counters"))
+    (supported > 0).then_some(capability)
 }
 
 /// The order is KVM's: the TSS and identity map addresses come before any vCPU (Intel), the
@@ -304,4 +314,31 @@ fn create_vcpus(kvm: &Kvm, fd: &VmFd, count: u8, entry: u64) -> Result<Vec<VcpuF
         vcpus.push(vcpu);
     }
     Ok(vcpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kvm_must_have_is_asked_for() {
+        assert_eq!(missing(|_| 1), None);
+        for (lacks, name) in [
+            (KVM_CAP_IOEVENTFD_ANY_LENGTH, "KVM_CAP_IOEVENTFD_ANY_LENGTH"),
+            (KVM_CAP_READONLY_MEM, "KVM_CAP_READONLY_MEM"),
+        ] {
+            // KVM says 0, or refuses.
+            for answer in [0, -1] {
+                let named = missing(|capability| if capability == lacks { answer } else { 1 });
+                assert!(named.is_some_and(|text| text.contains(name)), "{named:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn performance_counters_are_disabled_where_that_is_possible() {
+        let request = without_pmu(KVM_PMU_CAP_DISABLE as i32).unwrap();
+        assert_eq!((request.cap, request.args[0]), (KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE.into()));
+        assert!(without_pmu(0).is_none() && without_pmu(-1).is_none());
+    }
 }

@@ -159,3 +159,62 @@ fn wait(process: HostProcess, timeout: Duration) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::client::HostListener;
+    use crate::sandbox::protocol::Answer;
+    use std::process::{Command, Stdio};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A host process that accepts all requests, in this process; counts them.
+    fn host(dir: &ContainerDir) -> Arc<AtomicU32> {
+        let listener = HostListener::bind(&dir.socket()).unwrap();
+        let asked = Arc::new(AtomicU32::new(0));
+        let counter = asked.clone();
+        std::thread::spawn(move || {
+            while let Ok(connection) = listener.accept() {
+                while let Ok(Some((Request::Destroy, _))) = connection.receive() {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    connection.send(&Answer::Done, &[]).unwrap();
+                }
+            }
+        });
+        asked
+    }
+
+    #[test]
+    fn a_successor_of_the_same_name_is_not_asked_to_end() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = ContainerDir::new(root.path(), &"a".parse().unwrap());
+        dir.create().unwrap();
+        let listens = HostProcess::find(std::process::id() as i32).unwrap();
+        assert!(!ask_to_end(&dir, Some(listens)), "nobody listens");
+        let asked = host(&dir);
+        assert!(ask_to_end(&dir, Some(listens)));
+        assert!(ask_to_end(&dir, None));
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+        // The container that was to be deleted had another process, or an earlier one of the same number.
+        let mut other = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let predecessor = HostProcess::find(other.id() as i32).unwrap();
+        assert!(!ask_to_end(&dir, Some(predecessor)));
+        assert!(!ask_to_end(&dir, Some(HostProcess { start_time: listens.start_time - 1, ..listens })));
+        drop(other.stdin.take());
+        other.wait().unwrap();
+        assert!(!ask_to_end(&dir, Some(predecessor)));
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_process_that_took_the_number_is_not_killed() {
+        let mut other = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let process = HostProcess::find(other.id() as i32).unwrap();
+        kill_process(HostProcess { start_time: process.start_time - 1, ..process });
+        assert!(process.alive());
+        kill_process(process);
+        assert!(wait(process, KILL_GRACE));
+        other.wait().unwrap();
+    }
+}

@@ -132,6 +132,16 @@ mod tests {
     }
 
     #[test]
+    fn a_small_offset_is_corrected_as_far_as_it_is_certain() {
+        // The guest answered within a tenth of a millisecond.
+        let offset = |behind: i64| Comparison::of(0, MS / 20 - behind, MS / 10).offset();
+        for behind in [3 * MS, 30 * MS, -30 * MS, 2_000 * MS, -2_000 * MS] {
+            assert_eq!(offset(behind), Some(behind));
+        }
+        assert_eq!([offset(MS), offset(-2 * MS), offset(0)], [None; 3]);
+    }
+
+    #[test]
     fn no_answer_of_a_guest_overflows() {
         for guest in [i64::MIN, i64::MAX] {
             assert!(Comparison::of(now(), guest, now()).offset().is_some());

@@ -42,8 +42,12 @@ fn all_of_the_memory_limit_can_be_used() {
 #[test]
 fn without_limits_the_vm_has_its_default_size() {
     vm_only!();
-    let output = Bundle::debian().sh("nproc; free --mebi | awk '/^Mem:/ {print $2}'").run().ok();
-    let (cpus, memory) = output.split_once('\n').unwrap();
+    let script = "nproc; free --mebi | awk '/^Mem:/ {print $2}'; ls /sys/bus/event_source/devices | xargs";
+    let output = Bundle::debian().sh(script).run().ok();
+    let [cpus, memory, counters] = output.lines().collect::<Vec<_>>()[..] else { panic!("{output}") };
+    // The processors have no performance counters.
+    assert!(counters.split(' ').any(|name| name == "software"), "{output}");
+    assert!(counters.split(' ').all(|name| name != "cpu"), "{output}");
     // The default is two, and never more than the host has.
     let host = std::thread::available_parallelism().unwrap().get();
     assert_eq!(cpus, host.min(2).to_string());

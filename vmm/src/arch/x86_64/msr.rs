@@ -17,6 +17,14 @@ const MTRR_ENABLED_WRITE_BACK: u64 = (1 << 11) | 6;
 /// IA32_TSC.
 const TSC: u32 = 0x10;
 
+/// The registers that are set, and their values.
+const VALUES: [(u32, u64); 3] = [
+    (TSC, 0),
+    (MISC_ENABLE, MISC_ENABLE_FAST_STRING | MISC_ENABLE_BTS_UNAVAILABLE | MISC_ENABLE_PEBS_UNAVAILABLE),
+    // Without it all memory is uncached for a kernel that trusts the MTRRs.
+    (MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),
+];
+
 /// The registers could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum MsrError {
@@ -36,18 +44,24 @@ pub enum MsrError {
 /// # Errors
 /// [`MsrError`] names the register that KVM refuses.
 pub fn setup(vcpu: &VcpuFd) -> Result<(), MsrError> {
-    let values = [
-        (TSC, 0),
-        (MISC_ENABLE, MISC_ENABLE_FAST_STRING | MISC_ENABLE_BTS_UNAVAILABLE | MISC_ENABLE_PEBS_UNAVAILABLE),
-        // Without it all memory is uncached for a kernel that trusts the MTRRs.
-        (MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),
-    ];
     let entries: Vec<kvm_msr_entry> =
-        values.iter().map(|&(index, data)| kvm_msr_entry { index, data, ..Default::default() }).collect();
+        VALUES.iter().map(|&(index, data)| kvm_msr_entry { index, data, ..Default::default() }).collect();
     let msrs = Msrs::from_entries(&entries).map_err(|_| MsrError::TooMany)?;
     let set = vcpu.set_msrs(&msrs).map_err(MsrError::Set)?;
     match entries.get(set) {
         None => Ok(()),
         Some(refused) => Err(MsrError::Refused(refused.index)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_no_debug_store_in_cpuid_nor_here() {
+        // Bits of the manual: fast strings, "branch trace storage unavailable", the same of event based sampling.
+        let misc = VALUES.iter().find(|(register, _)| *register == 0x1a0).map(|(_, value)| *value);
+        assert_eq!(misc, Some(1 | 1 << 11 | 1 << 12));
     }
 }

@@ -129,7 +129,17 @@ impl Inodes {
     /// # Errors
     /// `ENFILE` if no descriptor is left.
     pub fn tell(&self, parent: &Inode, file: OwnedFd, status: &Status) -> io::Result<(Arc<Inode>, Duration)> {
-        let identity = status.identity();
+        self.add(parent, file, status.identity(), status.kind())
+    }
+
+    /// As [`Self::tell`], for a file that is this one on the host.
+    fn add(
+        &self,
+        parent: &Inode,
+        file: OwnedFd,
+        identity: Identity,
+        kind: FileType,
+    ) -> io::Result<(Arc<Inode>, Duration)> {
         let mut table = lock(&self.table);
         let timeout = if table.by_node.len() >= self.bound { Duration::ZERO } else { ATTRIBUTE_TIMEOUT };
         if let Some(node) = table.by_identity.get(&identity).copied()
@@ -141,7 +151,6 @@ impl Inodes {
         let permit = self.budget.take()?;
         table.last_node += 1;
         let node = table.last_node;
-        let kind = status.kind();
         // A directory on another mount gets a device number of its own in the guest. A file cannot, and must not
         // look like one of its neighbours.
         let foreign = kind != FileType::Directory && is_submount(&parent.identity, &identity);
@@ -230,6 +239,23 @@ mod tests {
         assert!(!inodes.forget(first, 1) && !inodes.forget(77, 1) && !inodes.forget(ROOT, u64::MAX));
         assert!(inodes.get(first).is_err());
         assert_ne!(tell(), first);
+    }
+
+    #[test]
+    fn nothing_stays_of_files_that_are_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let inodes = table(folder.path(), 10, 10);
+        let root = inodes.get(ROOT).unwrap();
+        for number in 0..1000 {
+            let (file, status) = file(folder.path());
+            // Numbers of some file systems have all 64 bits.
+            let identity = Identity { number: u64::MAX - number * 3, ..status.identity() };
+            let (inode, _) = inodes.add(&root, file, identity, FileType::RegularFile).unwrap();
+            assert_eq!(inode.shown_number, identity.number);
+            assert!(inodes.forget(inode.node, 1));
+        }
+        let table = lock(&inodes.table);
+        assert_eq!((table.by_node.len(), table.by_identity.len()), (1, 1), "the root is left");
     }
 
     #[test]
