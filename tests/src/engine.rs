@@ -41,18 +41,19 @@ pub const DAEMONS: &str = "/run/testbed/engines";
 /// Makes tests of functions that take an [`Engine`]. A test's name is the engine's and the function's.
 ///
 /// Tests of `both` run under Docker and Podman. Those of `both_long` are about what depends little on the engine: under
-/// Podman they run in nextest's profile `long` only (`.config/nextest.toml`), as do those of `docker_long` and
-/// `docker_28_long`.
+/// Podman they run in nextest's profile `long` only (`.config/nextest.toml`), as do those of `docker_long`,
+/// `docker_28_long` and `podman_long`.
 #[macro_export]
 macro_rules! engine_tests {
     (
         $(both: $($both:ident),+;)? $(both_long: $($both_long:ident),+;)? $(docker: $($docker:ident),+;)?
         $(podman: $($podman:ident),+;)? $(docker_28: $($next:ident),+;)? $(docker_remapped: $($remapped:ident),+;)?
         $(docker_long: $($docker_long:ident),+;)? $(docker_28_long: $($next_long:ident),+;)?
+        $(podman_long: $($podman_long:ident),+;)?
     ) => {
         $crate::engine_tests!(@module docker, Docker, $($($both,)+)? $($($both_long,)+)? $($($docker,)+)?);
         $crate::engine_tests!(@module podman, Podman, $($($both,)+)? $($($podman,)+)?);
-        $crate::engine_tests!(@module podman_long, Podman, $($($both_long,)+)?);
+        $crate::engine_tests!(@module podman_long, Podman, $($($both_long,)+)? $($($podman_long,)+)?);
         $crate::engine_tests!(@module docker_28, Docker28, $($($next,)+)?);
         $crate::engine_tests!(@module docker_remapped, DockerRemapped, $($($remapped,)+)?);
         $crate::engine_tests!(@module docker_long, Docker, $($($docker_long,)+)?);

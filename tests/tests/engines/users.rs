@@ -5,13 +5,19 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
+use pouch_tests::bundle::unique_id;
 use pouch_tests::invocation::{code, wait};
-use pouch_tests::{Engine, HANG, Invocation, engine_tests, has_vm};
+use pouch_tests::terminal::{SIZES, Terminal};
+use pouch_tests::{Engine, EngineContainer, HANG, Invocation, Output, engine_tests, has_vm};
 
 engine_tests! {
     podman: a_container_with_users_of_its_own, users_that_podman_chooses;
     docker_remapped: a_daemon_that_remaps_users;
+    podman_long: a_terminal_with_users_of_its_own, the_callers_users;
 }
+
+/// Podman's options for 65,536 users from 200,000 on.
+const MAP: [&str; 4] = ["--uidmap", "0:200000:65536", "--gidmap", "0:200000:65536"];
 
 /// Adds rules by the host's iptables, with its libraries, bound at /tools.
 const IPTABLES: &str = "export XTABLES_LIBDIR=/tools/lib/x86_64-linux-gnu/xtables
@@ -29,10 +35,10 @@ fn a_container_with_users_of_its_own(engine: Engine) {
     fs::create_dir(&mapped).unwrap();
     let volume = format!("{}:/v:U", plain.display());
     let other = format!("{}:/m:idmap", mapped.display());
-    let map = ["--uidmap", "0:200000:65536", "--gidmap", "0:200000:65536"];
     let mut options = [
-        &map[..],
+        &MAP[..],
         &["--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW", "-v", &volume, "-v", "/usr:/tools:ro"],
+        &["--health-cmd", "cat /proc/self/uid_map >/health; id -u >>/health", "--health-interval", "disable"],
     ]
     .concat();
     if has_vm() {
@@ -46,6 +52,8 @@ fn a_container_with_users_of_its_own(engine: Engine) {
         let who = if exec.is_empty() { "0" } else { "12" };
         assert_eq!(text, format!("{map}\n{who}"));
     }
+    container.ok(&["healthcheck", "run"]);
+    assert_eq!(container.sh("xargs </health; stat -c %u /health"), format!("{map} 0\n0"));
     let terminal = container.exec(&["-t"], &["sh", "-c", "stat -c '%u %F' $(tty)"]).text();
     assert_eq!(terminal.trim(), "0 character special file");
     container.sh("touch /v/x; echo out >/from; ip addr add 10.9.9.9/32 dev eth0");
@@ -64,6 +72,41 @@ fn a_container_with_users_of_its_own(engine: Engine) {
     let gateway = container.sh("ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'");
     container.sh(&format!("ping -c 1 {gateway}"));
     assert_eq!(container.sh(IPTABLES), RULE);
+}
+
+fn a_terminal_with_users_of_its_own(engine: Engine) {
+    let name = unique_id();
+    let _removed = EngineContainer::named(engine, &name);
+    let options = [&MAP[..], &["--name", &name]].concat();
+    let (mut terminal, mut child) = engine.run_on_terminal(&options, &["perl", "-e", SIZES], (33, 111));
+    terminal.await_text("size 33 111");
+    terminal.resize(44, 99);
+    terminal.await_text("size 44 99");
+    let owner = engine.command(&["exec", &name, "stat", "-c", "%u %F", "/proc/1/fd/0", "-L"]).run().ok();
+    assert_eq!(owner, "0 character special file");
+    let attach = engine.command(&["attach", &name]).into_command();
+    let (mut other, mut attached) = Terminal::spawn(attach, 20, 70);
+    other.await_text("size 20 70");
+    other.type_in("hello\r");
+    terminal.await_text("got <hello>");
+    terminal.type_in("end\r");
+    assert_eq!(code(wait(&mut child, "run", HANG)), 6);
+    wait(&mut attached, "attach", HANG);
+}
+
+/// Root has no other users to keep, so Podman refuses or does what it does without these.
+fn the_callers_users(engine: Engine) {
+    for mode in ["keep-id", "keep-id:uid=7,gid=8", "nomap"] {
+        let option = format!("--userns={mode}");
+        let script = "cat /proc/self/uid_map /proc/self/gid_map | xargs; id; stat -c %u:%g /bin";
+        let run = |runtime: &str| {
+            let command = ["--runtime", runtime, "run", "--rm", "--net=none", &option, "pouch-test/busybox"];
+            engine.command(&[&command[..], &["sh", "-c", script]].concat()).run()
+        };
+        let (runc, ours) = (run("runc"), run(&pouch_tests::runtime()));
+        let seen = |output: &Output| (output.status, output.text(), output.errors());
+        assert_eq!(seen(&ours), seen(&runc), "{mode}");
+    }
 }
 
 fn users_that_podman_chooses(engine: Engine) {
