@@ -41,6 +41,17 @@ const END: &str = "<!-- end of table -->\n";
 
 type Results = BTreeMap<String, Vec<(String, bool)>>;
 
+#[test]
+fn what_is_missing_is_documented() {
+    let limits = include_str!("../../../docs/limits.md");
+    for (missing, reason) in MISSING {
+        let name = missing.split_once(": ").map_or(*missing, |(_, name)| name);
+        let row = limits.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{name}`")));
+        let row = row.unwrap_or_else(|| panic!("docs/limits.md does not have {name}"));
+        assert!(row.contains(reason), "docs/limits.md gives another reason: {row}");
+    }
+}
+
 fn probe(runtime: &str) -> Results {
     let probe = include_str!("kernel/probe.py");
     let arguments = ["run", "--rm", "--runtime", runtime, "--privileged", "--volume", "/usr:/tools/usr:ro"];
