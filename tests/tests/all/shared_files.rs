@@ -104,6 +104,7 @@ fn a_users_own_mount_is_that_users() {
     let run = |user: &str, command: &[&str]| container.exec_with(&["--user", user], command).text();
     let read = |user: &str| run(user, &["cat", "/w/own/file"]);
     assert_eq!([read("1000:1000"), read("0:0"), read("1001:1001"), read("1000:1001")], ["text", "", "", ""]);
+    assert_eq!(run("1000:1000", &["flock", "/w/own/file", "echo", "locked"]), "locked");
     let change = |user: &str| run(user, &["python3", "-c", CHANGES]);
     let all = |word: &str| {
         let names = ["readdir", "chmod", "truncate", "setxattr", "mkdir", "link", "rename", "unlink"];
