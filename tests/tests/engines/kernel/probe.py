@@ -203,6 +203,23 @@ def families():
         say("ipset", kind, no_error(ipset, kind))
 
 
+def xdp():
+    """Attaches a program that lets all packets pass to an interface."""
+    def bpf(command, attributes):
+        result = libc.syscall(321, command, attributes, len(attributes))
+        if result < 0:
+            raise OSError
+        return result
+    # r0 = XDP_PASS; exit
+    code = ctypes.create_string_buffer(bytes.fromhex("b700000002000000 9500000000000000"))
+    licence = ctypes.create_string_buffer(b"GPL")
+    shell("ip link add x4 type veth peer name x5")
+    program = bpf(5, struct.pack("=IIQQ", 6, 2, ctypes.addressof(code), ctypes.addressof(licence)) + bytes(48))
+    # BPF_LINK_CREATE of a BPF_XDP.
+    os.close(bpf(28, struct.pack("=IIII", program, socket.if_nametoindex("x4"), 37, 0) + bytes(32)))
+    os.close(program)
+
+
 def links():
     kinds = {kind: f"type {kind}" for kind in "dummy ifb bridge bond team wireguard nlmon vcan netkit".split()}
     kinds |= {f"{kind} on an interface": f"link eth0 type {kind}" for kind in "macvlan ipvlan macvtap ipvtap macsec".split()}
@@ -223,6 +240,7 @@ def links():
         say("Links", name, shell(f"ip link add x0 {arguments}") and shell("ip link del x0"))
     say("Links", "tun", shell("ip tuntap add x0 mode tun && ip link del x0"))
     say("Links", "tap, many queues", shell("ip tuntap add x0 mode tap multi_queue && ip link del x0"))
+    say("Links", "XDP program", no_error(xdp))
     for name, script in {
             "rule fwmark": "rule add fwmark 5 table 100", "blackhole route": "route add blackhole 198.51.100.0/24",
             "multipath route": "route add 192.0.2.0/24 nexthop dev eth0 weight 1 nexthop dev lo weight 1",
