@@ -121,10 +121,22 @@ impl Engine {
 
     /// `run` or `create` with the runtime that is tested.
     pub fn with_runtime(self, verb: &str, options: &[&str], image: &str, arguments: &[&str]) -> Invocation {
-        let (runtime, image) = (runtime(), format!("pouch-test/{image}"));
+        self.with_runtime_of(&runtime(), verb, options, image, arguments)
+    }
+
+    /// The same with any runtime, for a comparison.
+    pub fn with_runtime_of(
+        self,
+        runtime: &str,
+        verb: &str,
+        options: &[&str],
+        image: &str,
+        arguments: &[&str],
+    ) -> Invocation {
+        let image = format!("pouch-test/{image}");
         let mut all = match self {
-            Engine::Podman => vec!["--runtime", &runtime, verb],
-            _ => vec![verb, "--runtime", &runtime],
+            Engine::Podman => vec!["--runtime", runtime, verb],
+            _ => vec![verb, "--runtime", runtime],
         };
         all.extend(options);
         all.push(&image);

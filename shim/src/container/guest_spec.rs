@@ -12,7 +12,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use oci_spec::runtime::{Hooks, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Mount, Root, Spec};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
-use super::{Bundle, hooks};
+use super::{Bundle, hooks, limits};
 
 /// The root file system's name in the share tree, and the serial of a disk that holds it.
 pub const ROOTFS: &str = "rootfs";
@@ -181,6 +181,11 @@ pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
                 shared.extend(bind_source(&bundle.path, index, mount, &own_ids)?);
             }
         }
+    }
+    if let Some(process) = spec.process_mut() {
+        let mut limits = process.rlimits().clone().unwrap_or_default();
+        limits::inherit(&mut limits);
+        process.set_rlimits(Some(limits));
     }
     if let Some(process) = spec.process_mut()
         && process.apparmor_profile().is_some()

@@ -5,6 +5,7 @@ pub mod default_spec;
 pub mod guest_spec;
 pub mod hooks;
 pub mod id;
+pub mod limits;
 pub mod resources;
 pub mod size;
 pub mod state;

@@ -33,6 +33,12 @@ fn ulimits(engine: Engine) {
     let output =
         engine.run(&options, "debian", &["bash", "-c", "ulimit -n; ulimit -Hn; ulimit -c; ulimit -u"]);
     assert_eq!(output.ok(), "1000\n2000\n0\n555");
+    // The others are those of whoever calls the runtime.
+    let limits = |runtime: &str| {
+        let options = ["--rm", "--net=none"];
+        engine.with_runtime_of(runtime, "run", &options, "busybox", &["cat", "/proc/self/limits"]).run().ok()
+    };
+    assert_eq!(limits(&pouch_tests::runtime()), limits("runc"));
 }
 
 fn number_of_processes(engine: Engine) {
