@@ -60,6 +60,9 @@ pub const FS: &[u64] = &[
     // FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR
     request(READ, b'X', 31, 28),
     request(WRITE, b'X', 32, 28),
+    // FS_IOC_GETVERSION, FS_IOC_GETFSLABEL
+    request(READ, b'v', 1, 8),
+    request(READ, 0x94, 49, 256),
 ];
 
 #[cfg(test)]
@@ -84,6 +87,7 @@ mod tests {
             vhost::VHOST_NET_SET_BACKEND(),
         ];
         assert_eq!(VCPU[3..], vcpu);
-        assert_eq!(FS, [0x8008_6601, 0x4008_6602, 0x801c_581f, 0x401c_5820]);
+        let files = [0x8008_6601, 0x4008_6602, 0x801c_581f, 0x401c_5820, 0x8008_7601, 0x8100_9431];
+        assert_eq!(FS, files);
     }
 }

@@ -25,13 +25,25 @@ use super::xattr::{self, Answer};
 use super::{credentials, set_id};
 
 /// The requests of ioctl(2) that file systems share (include/uapi/linux/fs.h), with the bytes that each takes or gives.
-/// The two older ones are declared with a `long` and move an `int`.
-const IOCTLS: [(u32, usize); 4] =
-    [(FS_IOC_GETFLAGS, 4), (FS_IOC_SETFLAGS, 4), (FS_IOC_FSGETXATTR, 28), (FS_IOC_FSSETXATTR, 28)];
+/// The three older ones are declared with a `long` and move an `int`.
+const IOCTLS: [(u32, usize); 6] = [
+    (FS_IOC_GETFLAGS, 4),
+    (FS_IOC_SETFLAGS, 4),
+    (FS_IOC_GETVERSION, 4),
+    (FS_IOC_FSGETXATTR, 28),
+    (FS_IOC_FSSETXATTR, 28),
+    (FS_IOC_GETFSLABEL, LABEL_MAX),
+];
+/// Bytes of a file system's label (FSLABEL_MAX), the most that one of them moves.
+const LABEL_MAX: usize = 256;
 /// `_IOR('f', 1, long)`.
 pub const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
 /// `_IOW('f', 2, long)`.
 pub const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
+/// `_IOR('v', 1, long)`.
+pub const FS_IOC_GETVERSION: u32 = 0x8008_7601;
+/// `_IOR(0x94, 49, char[FSLABEL_MAX])`.
+pub const FS_IOC_GETFSLABEL: u32 = 0x8100_9431;
 /// `_IOR('X', 31, struct fsxattr)`.
 pub const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;
 /// `_IOW('X', 32, struct fsxattr)`.
@@ -146,7 +158,7 @@ impl Server {
         let handle = self.handle_for(caller, node, request.handle)?;
         let known = IOCTLS.iter().find(|(command, _)| *command == request.command);
         let (command, size) = known.copied().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTTY))?;
-        let mut data = [0_u8; 32];
+        let mut data = [0_u8; LABEL_MAX];
         let given = body.rest().len().min(request.in_size as usize).min(size);
         data[..given].copy_from_slice(&body.rest()[..given]);
         file_ioctl(&handle, command, &mut data)?;
@@ -228,8 +240,8 @@ fn times(wanted: &SetattrIn) -> Timestamps {
 }
 
 /// Makes one of [`IOCTLS`].
-fn file_ioctl(file: &Handle, command: u32, data: &mut [u8; 32]) -> io::Result<()> {
-    // SAFETY: each of these requests reads or writes no more than 28 bytes at the pointer, which is live.
+fn file_ioctl(file: &Handle, command: u32, data: &mut [u8; LABEL_MAX]) -> io::Result<()> {
+    // SAFETY: each of these requests reads or writes no more than 256 bytes at the pointer, which is live.
     let result =
         unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::c_ulong::from(command), data.as_mut_ptr()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -12,7 +12,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress};
 use super::abi::*;
 use super::flights::Flight;
 use super::message::object;
-use super::metadata::{FS_IOC_FSGETXATTR, FS_IOC_GETFLAGS};
+use super::metadata::{FS_IOC_FSGETXATTR, FS_IOC_GETFLAGS, FS_IOC_GETFSLABEL, FS_IOC_GETVERSION};
 use super::server::Server;
 use crate::devices::virtio::hostile::{Guest, rounds};
 use crate::memory::{self, Memory};
@@ -439,7 +439,9 @@ fn attributes_and_flags_are_the_hosts() {
         guest.call(op::IOCTL, file.node, &[request.as_slice()])
     };
     // A file system without flags says so itself.
-    for (command, size) in [(FS_IOC_GETFLAGS, 4), (FS_IOC_FSGETXATTR, 28)] {
+    let all =
+        [(FS_IOC_GETFLAGS, 4), (FS_IOC_FSGETXATTR, 28), (FS_IOC_GETVERSION, 4), (FS_IOC_GETFSLABEL, 256)];
+    for (command, size) in all {
         match ioctl(command, size) {
             Ok(answer) => assert_eq!(answer.len(), 16 + size as usize),
             Err(error) => assert!([libc::ENOTTY, libc::EOPNOTSUPP].contains(&error), "{error}"),
