@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, mknod};
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
 use ttrpc::proto::Code;
 
 use crate::error::Coded;
@@ -68,6 +68,7 @@ fn asks(mount: &Mount) -> bool {
 /// Makes and fills every tmpfs that asks for it below `bundle`, and points its mount there.
 pub fn prepare(spec: &mut Spec, bundle: &Path) -> Result<CopiedUp, CopyUpError> {
     let root = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
+    let owner = root_of(spec);
     let mut done = CopiedUp::default();
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate().filter(|(_, mount)| asks(mount))
     {
@@ -83,11 +84,26 @@ pub fn prepare(spec: &mut Spec, bundle: &Path) -> Result<CopiedUp, CopyUpError> 
             .map_err(error(&format!("mount a tmpfs with the options {:?}", options.join(","))))?;
         done.0.push(directory.clone());
         let own_mode = options.iter().any(|option| option.starts_with("mode="));
-        fill(&root, mount.destination(), &directory, own_mode).map_err(error("copy the image's files"))?;
+        fill(&root, mount.destination(), &directory, own_mode, owner)
+            .map_err(error("copy the image's files"))?;
         mount.set_typ(Some("bind".to_owned())).set_source(Some(directory));
         mount.set_options(Some(flags));
     }
     Ok(done)
+}
+
+/// The UID and GID in the guest of the container's root: the agent mounts the tmpfs outside its user namespace.
+fn root_of(spec: &Spec) -> (u32, u32) {
+    let linux = spec.linux().as_ref();
+    let of = |mappings: Option<&Vec<LinuxIdMapping>>| {
+        let root = mappings?.iter().find(|mapping| mapping.container_id() == 0)?;
+        Some(root.host_id())
+    };
+    let (users, groups) = (
+        linux.and_then(|linux| linux.uid_mappings().as_ref()),
+        linux.and_then(|linux| linux.gid_mappings().as_ref()),
+    );
+    (of(users).unwrap_or(0), of(groups).unwrap_or(0))
 }
 
 /// Flags stay with the container's mount; the rest is the tmpfs's.
@@ -108,17 +124,13 @@ fn mount_tmpfs(directory: &Path, options: &[String]) -> io::Result<()> {
     Ok(mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?)
 }
 
-/// Copies the image's files at `destination`, if there are any.
-fn fill(root: &Path, destination: &Path, into: &Path, own_mode: bool) -> io::Result<()> {
+/// Copies the image's files at `destination`; if there is no such directory, `into` gets this owner.
+fn fill(root: &Path, destination: &Path, into: &Path, own_mode: bool, owner: (u32, u32)) -> io::Result<()> {
     let source = match open_in_root(root, destination) {
         Ok(source) => source,
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
-            // The mode of a mount point that is made for it.
-            return if own_mode {
-                Ok(())
-            } else {
-                fs::set_permissions(into, fs::Permissions::from_mode(0o755))
-            };
+            // The mount point is made for it: it has the mode of a new tmpfs.
+            return std::os::unix::fs::chown(into, Some(owner.0), Some(owner.1));
         }
         Err(error) => return Err(error),
     };
@@ -222,11 +234,11 @@ mod tests {
         // As in most images: /var/run leads to /run, absolutely.
         fs::create_dir(image.path().join("var")).unwrap();
         symlink("/run", image.path().join("var/run")).unwrap();
-        fill(image.path(), Path::new("/var/run"), into.path(), false).unwrap();
+        fill(image.path(), Path::new("/var/run"), into.path(), false, (0, 0)).unwrap();
         let copied = into.path().join("deep/file");
         assert_eq!(fs::read_to_string(&copied).unwrap(), "text");
         assert_eq!(fs::metadata(&copied).unwrap().mode() & 0o777, 0o640);
         assert_eq!(fs::read_link(into.path().join("link")).unwrap(), Path::new("nowhere"));
-        assert!(fill(image.path(), Path::new("/none"), into.path(), false).is_ok());
+        assert!(fill(image.path(), Path::new("/none"), into.path(), false, (0, 0)).is_ok());
     }
 }

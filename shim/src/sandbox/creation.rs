@@ -130,7 +130,7 @@ impl<'a> Plan<'a> {
     /// Makes the cgroup, and puts this process where the container's is to be: into its network namespace, and
     /// into a mount namespace with the tree of all that the VM is given.
     fn enter_surroundings(&mut self) -> Result<CgroupPlacement, Failure> {
-        let (bundle, guest) = (&self.bundle, &self.guest);
+        let (bundle, guest) = (&self.bundle, &mut self.guest);
         set_oom_score(bundle)?;
         let placement = self.cgroup.make().map_err(Failure::of)?;
         // Some of the host's do not show in other network namespaces.
@@ -139,9 +139,11 @@ impl<'a> Plan<'a> {
         self.settings.extend(settings::of_network());
         share::enter_namespace().map_err(Failure::of)?;
         if guest.root == RootSource::Directory && bundle.root().readonly().unwrap_or(false) {
-            mount_points::make(&bundle.root_path(), &guest.spec, &guest.shared).map_err(Failure::of)?;
+            let made = mount_points::make(&bundle.root_path(), &mut guest.spec, &guest.shared);
+            made.map_err(Failure::of)?;
+            self.document = guest.document().map_err(Failure::of)?;
         }
-        share::build(&self.tree(), &guest.shared).map_err(Failure::of)?;
+        share::build(&self.tree(), &self.guest.shared).map_err(Failure::of)?;
         Ok(placement)
     }
 

@@ -107,9 +107,9 @@ fn a_read_only_root(engine: Engine) {
     let option = format!("{}:/data", volume.name);
     let options = ["--read-only", "--tmpfs", "/run/scratch", "-v", &option];
     let script = "touch /x /etc/x; echo t >/run/scratch/x && echo v >/data/x && cat /run/scratch/x /data/x; \
-        echo s >/dev/shm/x && cat /dev/shm/x";
+        echo s >/dev/shm/x && cat /dev/shm/x; stat -c %a /run/scratch";
     let output = engine.sh(&options, script);
-    assert_eq!(output.ok(), "t\nv\ns");
+    assert_eq!(output.ok(), "t\nv\ns\n1777");
     assert_eq!(output.errors().matches("Read-only file system").count(), 2, "{output}");
 }
 
