@@ -193,7 +193,15 @@ impl Child {
         let groups: Vec<_> =
             user.additional_gids().iter().flatten().map(|group| Gid::from_raw(*group)).collect();
         setgroups(&groups).map_err(failed("process.user.additionalGids"))?;
-        become_user(user.uid(), user.gid()).map_err(io_failed("process.user"))?;
+        become_user(user.uid(), user.gid()).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => {
+                let (uid, gid) = (user.uid(), user.gid());
+                Message::Failed(format!(
+                    "process.user: UID {uid} or GID {gid} is not mapped in the container's user namespace"
+                ))
+            }
+            _ => io_failed("process.user")(error),
+        })?;
         entered.or_else(|_| directory::enter(process.cwd()))
     }
 

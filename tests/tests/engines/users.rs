@@ -38,6 +38,7 @@ fn a_container_with_users_of_its_own(engine: Engine) {
     let mut options = [
         &MAP[..],
         &["--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW", "-v", &volume, "-v", "/usr:/tools:ro"],
+        &["--tmpfs", "/new"],
         &["--health-cmd", "cat /proc/self/uid_map >/health; id -u >>/health", "--health-interval", "disable"],
     ]
     .concat();
@@ -52,6 +53,11 @@ fn a_container_with_users_of_its_own(engine: Engine) {
         let who = if exec.is_empty() { "0" } else { "12" };
         assert_eq!(text, format!("{map}\n{who}"));
     }
+    let unmapped = container.exec(&["-u", "70000"], &["true"]);
+    // As runc has it, or we.
+    let said = ["unmapped user", "UID 70000 or GID 0 is not mapped"];
+    assert!(unmapped.status != 0 && said.iter().any(|text| unmapped.errors().contains(text)), "{unmapped}");
+    assert_eq!(container.sh("stat -c '%a %u:%g' /new"), "1777 0:0");
     container.ok(&["healthcheck", "run"]);
     assert_eq!(container.sh("xargs </health; stat -c %u /health"), format!("{map} 0\n0"));
     let terminal = container.exec(&["-t"], &["sh", "-c", "stat -c '%u %F' $(tty)"]).text();
