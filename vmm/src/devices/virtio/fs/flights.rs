@@ -4,7 +4,7 @@
 //! kernel, and only killing the whole VMM would free it. The process in the guest must not wait for it: its
 //! request is answered with `EINTR`, and the result of the thread is discarded later.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -49,29 +49,60 @@ impl Flight {
     }
 }
 
-/// All requests in progress, by the guest's number.
+/// Interruptions of requests that are not in progress, at most. The queues have room for no more requests.
+const MAX_EARLY: usize = 256;
+
 #[derive(Default)]
-pub struct Flights(Mutex<HashMap<u64, Arc<Flight>>>);
+struct Table {
+    /// By the guest's number.
+    flying: HashMap<u64, Arc<Flight>>,
+    /// Requests that were interrupted before they began, or after their end.
+    early: VecDeque<u64>,
+}
+
+/// All requests in progress.
+#[derive(Default)]
+pub struct Flights(Mutex<Table>);
 
 impl Flights {
-    /// Adds a request in progress.
-    pub fn begin(&self, unique: u64, flight: &Arc<Flight>) {
-        lock(&self.0).insert(unique, flight.clone());
+    /// Adds a request in progress; false if it was interrupted already. The process that makes it was being killed, and
+    /// the queue of interruptions is served first.
+    pub fn begin(&self, unique: u64, flight: &Arc<Flight>) -> bool {
+        let mut table = lock(&self.0);
+        if let Some(index) = table.early.iter().position(|early| *early == unique) {
+            table.early.remove(index);
+            return false;
+        }
+        table.flying.insert(unique, flight.clone());
+        true
+    }
+
+    /// Drops interruptions, as a guest that mounts again uses its numbers again.
+    pub fn clear_early(&self) {
+        lock(&self.0).early.clear();
     }
 
     /// Removes a request.
     pub fn end(&self, unique: u64) {
-        lock(&self.0).remove(&unique);
+        lock(&self.0).flying.remove(&unique);
     }
 
     /// How many there are.
     #[cfg(test)]
     pub fn count(&self) -> usize {
-        lock(&self.0).len()
+        lock(&self.0).flying.len()
     }
 
-    /// The request of this number, if it is in progress.
-    pub fn get(&self, unique: u64) -> Option<Arc<Flight>> {
-        lock(&self.0).get(&unique).cloned()
+    /// The request of this number, to be interrupted. If it is not in progress, it is not to begin.
+    pub fn interrupted(&self, unique: u64) -> Option<Arc<Flight>> {
+        let mut table = lock(&self.0);
+        let found = table.flying.get(&unique).cloned();
+        if found.is_none() {
+            if table.early.len() == MAX_EARLY {
+                table.early.pop_front();
+            }
+            table.early.push_back(unique);
+        }
+        found
     }
 }

@@ -261,6 +261,12 @@ fn threads_are_bounded_and_killed_processes_leave_them_to_others() {
         }
         (0..FULL).for_each(|_| urgent.skip());
     }
+    // The urgent queue is served first.
+    requests.first = 9000;
+    urgent.send(0, op::INTERRUPT, ROOT, &[InterruptIn { unique: 9007 }.as_slice()]);
+    urgent.skip();
+    requests.send(7, op::READDIR, ROOT, &[read.as_slice()]);
+    assert_eq!(requests.receive().1.unwrap_err(), libc::EINTR);
     let statfs = requests.ask(op::STATFS, ROOT, &[]);
     assert!(!statfs.is_empty());
     drop(held);

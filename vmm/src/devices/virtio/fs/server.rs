@@ -150,7 +150,9 @@ impl Server {
             op::INTERRUPT => return [Some(flight.used(0)), self.interrupt(memory, &request)],
             _ => {}
         }
-        self.flights.begin(unique, &flight);
+        if !self.flights.begin(unique, &flight) {
+            return [Some(flight.used(request.reply.error(libc::EINTR))), None];
+        }
         let written = match request.header.opcode {
             op::READ => self.read(request, &flight),
             op::WRITE => self.write(request, &flight),
@@ -183,7 +185,7 @@ impl Server {
     /// Interrupts the request that another one names, because its process was killed.
     fn interrupt(&self, memory: &Memory, request: &Request<'_>) -> Option<Used> {
         let InterruptIn { unique } = Body(&request.body).take().ok()?;
-        let flight = self.flights.get(unique)?;
+        let flight = self.flights.interrupted(unique)?;
         if !flight.claim() {
             return None;
         }
@@ -314,6 +316,7 @@ impl Server {
 
     /// Drops the state of a guest that unmounts or mounts again.
     fn destroy(&self) {
+        self.flights.clear_early();
         self.locks.clear();
         self.handles.clear();
         self.inodes.clear();
