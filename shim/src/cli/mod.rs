@@ -51,6 +51,7 @@ pub struct Cli {
 
 /// Options of every operation.
 #[derive(Args)]
+#[command(next_help_heading = "Options of every operation")]
 struct Global {
     /// Directory for the state of containers.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_ROOT)]
