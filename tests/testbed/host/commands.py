@@ -172,7 +172,7 @@ def run_command(options, shape, command, environment, cwd, terminal, binary=None
             push_binary(testbed, binary)
         # A test binary starts in a folder of the host, which the testbed does not have: an empty one has to do.
         return Session(testbed.facts["port"], testbed.facts["token"], command, environment, cwd, terminal,
-                       make_cwd=binary is not None)
+                       make_cwd=binary is not None, wake=not shape.icount)
 
     instance = _instance(options, shape)
     if options.fresh or (shape.icount and not instance.is_up()):

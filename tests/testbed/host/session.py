@@ -1,5 +1,6 @@
 """Requests to execd in a testbed: connecting, small requests, and a command with its streams, signals and window."""
 
+import contextlib
 import json
 import os
 import select
@@ -19,6 +20,8 @@ import protocol  # noqa: E402  pylint: disable=wrong-import-position  # One file
 
 # After a first SIGTERM or SIGINT is passed on, the command has this long to end before we leave it to execd to kill it.
 PATIENCE_AFTER_SIGNAL = 10
+# How long a command may be silent until the testbed is woken: see "The emulator" in README.md.
+WAKE_SECONDS = 10
 # Starting a command takes a tenth of a second, and on a busy machine a few. A testbed that needs this long hangs.
 START_SECONDS = 60
 
@@ -76,8 +79,9 @@ def run_to_log(port, token, argv, env, log, seconds):
 class Session:
     """Runs one command in a testbed on this process's streams."""
 
-    def __init__(self, port, token, argv, env, cwd, terminal, make_cwd=False):
+    def __init__(self, port, token, argv, env, cwd, terminal, make_cwd=False, wake=True):
         self._terminal = terminal
+        self._port = port if wake else None
         request = {"do": "run", "argv": argv, "env": env, "cwd": cwd, "make_cwd": make_cwd}
         if terminal:
             request["terminal"] = _window()
@@ -136,7 +140,9 @@ class Session:
             poll.register(self._sock, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
             if self._input_open and self._credit > 0 and len(self._outgoing) < protocol.CHUNK:
                 poll.register(0, select.POLLIN)
-            ready = dict(poll.poll(1000 if self._deadline else None))
+            ready = dict(poll.poll(1000 * (1 if self._deadline else WAKE_SECONDS)))
+            if not ready:
+                self._wake_testbed()
             if wake in ready:
                 self._pass_signals(os.read(wake, 64))
             if 0 in ready:
@@ -147,6 +153,11 @@ class Session:
             if self._deadline and time.monotonic() > self._deadline:
                 raise TestbedError("the command does not end after the signal; it will be killed")
         return self._status
+
+    def _wake_testbed(self):
+        if self._port:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
 
     def _read_input(self):
         try:

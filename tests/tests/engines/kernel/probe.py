@@ -178,20 +178,34 @@ def ciphers():
 
 def families():
     """Families of generic netlink, and of netfilter's."""
-    def family(name):
+    def attribute(number, data):
+        return struct.pack("=HH", 4 + len(data), number) + data + bytes(-len(data) % 4)
+
+    def ask(kind, flags, command, body):
         with socket.socket(16, socket.SOCK_RAW, 16) as generic:
-            text = name.encode() + b"\0"
-            attribute = struct.pack("=HH", 4 + len(text), 2) + text + bytes(-len(text) % 4)
-            generic.send(struct.pack("=IHHII", 20 + len(attribute), 16, 1, 1, 0) + struct.pack("=BBH", 3, 1, 0) + attribute)
+            generic.send(struct.pack("=IHHII", 20 + len(body), kind, flags, 1, 0) + struct.pack("=BBH", command, 1, 0) + body)
             answer = generic.recv(65536)
-            if struct.unpack_from("=H", answer, 4)[0] == 2:
+            # An error, with the number 0 if it is none.
+            if struct.unpack_from("=H", answer, 4)[0] == 2 and struct.unpack_from("=i", answer, 16)[0] != 0:
                 raise OSError
+            return answer
+
+    def family(name):
+        return ask(16, 1, 3, attribute(2, name.encode() + b"\0"))
+
+    def ipvs_service():
+        # The answer has the name first, and then the number.
+        number, = struct.unpack_from("=H", family("IPVS"), 20 + 12 + 4)
+        address = attribute(3, b"\xc0\0\2\1" + bytes(12)) + attribute(4, b"\0\x50")
+        service = attribute(1, struct.pack("=H", 2)) + attribute(2, struct.pack("=H", 6)) + address + attribute(6, b"rr\0")
+        service += attribute(7, bytes(8)) + attribute(8, bytes(4)) + attribute(9, b"\xff" * 4)
+        ask(number, 5, 1, attribute(0x8001, service))
     for name in "IPVS", "wireguard", "mptcp_pm", "TASKSTATS", "ethtool", "l2tp", "gtp", "fou", "macsec", "ovs_datapath", "team", "tcp_metrics":
         say("Netlink families", name, no_error(family, name))
 
+    say("Netlink families", "IPVS service", no_error(ipvs_service))
+
     def ipset(kind):
-        def attribute(number, data):
-            return struct.pack("=HH", 4 + len(data), number) + data + bytes(-len(data) % 4)
         with socket.socket(16, socket.SOCK_RAW, 12) as netfilter:
             body = struct.pack("=BBH", 2, 0, 0) + attribute(1, b"\7") + attribute(2, f"s-{kind}\0".encode())
             body += attribute(3, kind.encode() + b"\0") + attribute(4, b"\0") + attribute(5, b"\0" if kind in ("hash:mac", "list:set") else b"\2") + attribute(0x8007, b"")
