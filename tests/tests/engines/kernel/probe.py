@@ -379,6 +379,13 @@ def file_systems():
         if not os.path.exists(f"/dev/loop{number}"):
             no_error(os.mknod, f"/dev/loop{number}", 0o60600, os.makedev(7, number))
     say("File systems", "ext4 on a loop device", shell(loop))
+    # 2,048 sectors: one of the boot record, eight of the table, one of the root directory, and the files.
+    fat = bytearray(1 << 20)
+    struct.pack_into("=3s8sHBHBHHBHHHII", fat, 0, b"\xeb\x3c\x90", b"probe", 512, 1, 1, 1, 16, 2048, 0xf8, 8, 32, 2, 0, 0)
+    fat[510:515] = b"\x55\xaa\xf8\xff\xff"
+    with open("/tmp/fat", "wb") as image:
+        image.write(fat)
+    say("File systems", "FAT on a loop device", shell("mount -o loop -t vfat /tmp/fat /tmp/m && touch /tmp/m/x && umount /tmp/m"))
     for name, node in {"/dev/net/tun": (10, 200), "/dev/fuse": (10, 229), "/dev/loop-control": (10, 237), "/dev/ppp": (108, 0), "/dev/cuse": (10, 203),
                        "/dev/kvm": (10, 232), "/dev/vhost-net": (10, 238), "/dev/nbd0": (43, 0)}.items():
         def opened(node=node, kind=0o60600 if name.startswith("/dev/nbd") else 0o20600):
