@@ -186,7 +186,7 @@ mod tests {
     fn nothing_else_is_set() {
         for name in [
             "kernel/modprobe",
-            "kernel/sysrq",
+            "kernel/printk",
             "vm/drop_caches",
             "net/ipv4/conf/eth0/rp_filter",
             "net/ipv4/conf/all/../../ip_forward",
