@@ -1,9 +1,14 @@
 //! The host side of pouch-vm.
 //!
-//! [`cli`] is the command line of the OCI runtime: short-lived processes. [`sandbox::host`] is the sandbox
-//! host process, which `create` starts and which lives as long as the container. It owns the VM, communicates
-//! with the agent, relays standard streams, and exits with the container's status. [`container`] has the OCI
-//! view of a container: its bundle, its state, and the translation of its specification for the guest.
+//! Three layers, of which none imports one above it:
+//!
+//! - [`streams`]: where the standard streams of a process lead on this host.
+//! - [`sandbox`]: one VM and the agent in it, with [`network`] and [`cgroup`].
+//! - [`container`]: the OCI view of a container: bundle, state, hooks, and the translation of its specification for
+//!   the guest.
+//!
+//! [`host`] is the sandbox host process, which runs these layers for one VM as long as the VM exists. [`cli`], the
+//! command line of the OCI runtime, consists of short-lived processes that send it requests.
 
 /// The name of the container's processes on the host.
 pub const PROCESS_NAME: &std::ffi::CStr = c"pouch-vm";
@@ -12,8 +17,10 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod container;
+pub mod failure;
+pub mod host;
 pub mod install;
 pub mod logging;
 pub mod network;
 pub mod sandbox;
-pub mod stdio;
+pub mod streams;

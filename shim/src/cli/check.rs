@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{CliError, Outcome, print};
 use crate::config::Config;
-use crate::container::size::VmSize;
+use crate::sandbox::VmSize;
 use crate::sandbox::agent::Agent;
 use crate::sandbox::vm::{Vm, VmError};
 use crate::sandbox::vm_files::VmDescription;

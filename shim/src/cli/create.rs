@@ -7,9 +7,9 @@ use clap::Args;
 
 use super::{CliError, Global, Outcome, load_config, other, write_pid_file};
 use crate::container::hooks;
+use crate::host::launch;
+use crate::host::protocol::{Launch, Request};
 use crate::logging::LogFormat;
-use crate::sandbox::launch;
-use crate::sandbox::protocol::{Launch, Request};
 
 /// What `create` and `run` take.
 #[derive(Args)]

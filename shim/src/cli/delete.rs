@@ -11,10 +11,10 @@ use super::{CliError, Global, Outcome, other};
 use crate::container::hooks::{self, Point};
 use crate::container::state::HostProcess;
 use crate::container::{ContainerDir, State, StateError, Status};
-use crate::sandbox::client::HostClient;
+use crate::host::client::HostClient;
+use crate::host::launch::clean_up;
+use crate::host::protocol::Request;
 use crate::sandbox::disk::{self, Patience};
-use crate::sandbox::launch::clean_up;
-use crate::sandbox::protocol::Request;
 use pouch_errors::chain;
 
 /// How long a process may take to end by itself before it is killed: longer than an agent may take to shut
@@ -163,8 +163,8 @@ fn wait(process: HostProcess, timeout: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::client::HostListener;
-    use crate::sandbox::protocol::Answer;
+    use crate::host::client::HostListener;
+    use crate::host::protocol::Answer;
     use std::process::{Command, Stdio};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};

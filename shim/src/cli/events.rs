@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::{CliError, Global, Outcome, other, print};
 use crate::container::Status;
-use crate::sandbox::client::{ClientError, HostClient};
-use crate::sandbox::protocol::{Answer, Counters, Request};
+use crate::host::client::{ClientError, HostClient};
+use crate::host::protocol::{Answer, Counters, Request};
 
 /// How often the counter of out-of-memory kills is read.
 const OOM_POLL: Duration = Duration::from_secs(1);

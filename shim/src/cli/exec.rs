@@ -4,7 +4,6 @@
 //! or a console socket it is a separate process that continues to run.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -17,11 +16,12 @@ use super::create::refuse_descriptors;
 use super::exec_process::ProcessOptions;
 use super::{CliError, Global, Outcome, forward, other, write_pid_file};
 use crate::container::Status;
-use crate::sandbox::child as proxy;
-use crate::sandbox::client::{ClientError, HostClient};
-use crate::sandbox::protocol::{Answer, ExecRequest, Failure, Report, Request};
-use crate::stdio::terminal::{self, RawTerminal};
-use crate::stdio::{self, NullStreams, STALL, signals, start_relays};
+use crate::failure::Failure;
+use crate::host::child as proxy;
+use crate::host::client::{ClientError, HostClient};
+use crate::host::protocol::{Answer, ExecRequest, Report, Request};
+use crate::streams::terminal::RawTerminal;
+use crate::streams::{self, NullStreams, STALL, ends, signals, start_relays};
 
 /// The internal command of the host proxy process.
 pub const HOST_COMMAND: &str = "exec-host";
@@ -123,7 +123,7 @@ pub fn exec_host(inherited: &mut Inherited, host_fd: RawFd, report_fd: RawFd) ->
     let log = host.socket.with_file_name("host.log");
     let result = run_here(host, || {
         // An engine waits until the output of the operation is closed.
-        stdio::let_go(&log).map_err(other)?;
+        streams::let_go(&log).map_err(other)?;
         // If the parent has ended, the process would be unknown to it.
         ready_pipe.give(&Report::Created).map_err(other)
     });
@@ -138,34 +138,31 @@ pub fn exec_host(inherited: &mut Inherited, host_fd: RawFd, report_fd: RawFd) ->
 /// Starts the process, relays its streams and waits for its end in this process.
 fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) -> Outcome {
     signals::block();
-    let terminal = open_terminal(&host)?;
-    if let Some(file) = &terminal {
-        (host.request.rows, host.request.columns) = terminal::size(file.as_fd()).unwrap_or((0, 0));
-    }
+    let ends = ends::of_command_line(host.console_socket.as_deref().filter(|_| host.request.terminal));
+    let mut ends = ends.open(host.request.terminal).map_err(other)?;
+    (host.request.rows, host.request.columns) = ends.size();
     let socket = host.socket.clone();
     let client = HostClient::connect(&socket)?;
-    let null = NullStreams::of_this_process();
-    // A host process of an earlier build gives all streams, whatever they are for.
-    let null = if null == NullStreams::default() {
-        null
-    } else {
+    let null = ends.null();
+    if null != NullStreams::default() {
         match client.ask(&Request::NullStreams(null)) {
-            Err(ClientError::Refused(_)) => NullStreams::default(),
-            result => result.map(|_| null)?,
+            // A host process of an earlier build gives all streams, whatever they are for.
+            Err(ClientError::Refused(_)) => ends = ends.with_null_devices().map_err(other)?,
+            result => drop(result?),
         }
-    };
+    }
     let (answer, fds) = client.ask(&Request::Exec(host.request))?;
     let Answer::Started { exec_id } = answer else {
         return Err(CliError::Other("unexpected response from the sandbox host process".to_owned()));
     };
     let own_terminal = host.console_socket.is_none();
-    let raw = match &terminal {
+    let raw = match ends.terminal() {
         Some(file) if own_terminal => Some(RawTerminal::enter(file.as_fd()).map_err(other)?),
         _ => None,
     };
-    let console = terminal.as_ref().map(File::try_clone).transpose().map_err(other)?;
+    let console = ends.terminal().map(File::try_clone).transpose().map_err(other)?;
     let streams = fds.into_iter().map(UnixStream::from).collect();
-    let outputs = start_relays(streams, terminal, null).map_err(other)?;
+    let outputs = start_relays(streams, ends).map_err(other)?;
     forward::signals(host.socket, Some(exec_id), console).map_err(other)?;
     started()?;
     let (answer, _) = client.ask(&Request::Wait)?;
@@ -181,18 +178,4 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
     }
     drop(raw);
     Ok(u8::try_from(status).unwrap_or(255))
-}
-
-fn open_terminal(host: &ExecHost) -> Result<Option<File>, CliError> {
-    match (&host.console_socket, host.request.terminal) {
-        (_, false) => Ok(None),
-        (Some(path), true) => terminal::send_console(path).map(Some).map_err(other),
-        (None, true) => {
-            let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(other)?;
-            if !nix::unistd::isatty(&stdin).unwrap_or(false) {
-                return Err(other(terminal::TerminalError::NoTerminal));
-            }
-            Ok(Some(File::from(stdin)))
-        }
-    }
 }

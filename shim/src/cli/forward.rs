@@ -8,10 +8,10 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 
-use crate::sandbox::client::HostClient;
-use crate::sandbox::protocol::Request;
-use crate::stdio::signals;
-use crate::stdio::terminal;
+use crate::host::client::HostClient;
+use crate::host::protocol::Request;
+use crate::streams::signals;
+use crate::streams::terminal;
 
 /// Passes signals, which must be blocked, and changes of the size of the terminal `console` on to the process
 /// `exec_id`, or to the container's own, through the host process that listens at `socket`. Both end with this

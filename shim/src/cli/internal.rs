@@ -6,8 +6,8 @@ use pouch_vmm_api::inherited::Inherited;
 
 use super::exec;
 use crate::cgroup::oom;
+use crate::host::launch;
 use crate::logging::{Log, LogFormat};
-use crate::sandbox::launch;
 use pouch_errors::chain;
 
 /// What they are called.

@@ -7,9 +7,9 @@ use nix::sys::signal::Signal;
 
 use super::{CliError, Global, Outcome};
 use crate::container::Status;
-use crate::sandbox::client::{ClientError, HostClient};
-use crate::sandbox::protocol::Request;
-use crate::sandbox::server::not_running;
+use crate::host::client::{ClientError, HostClient};
+use crate::host::protocol::Request;
+use crate::host::server::not_running;
 
 /// Real-time signals by number (signal(7)): from SIGRTMIN of the kernel to SIGRTMAX.
 const REAL_TIME: std::ops::RangeInclusive<u32> = 32..=64;

@@ -29,9 +29,9 @@ use clap::{ArgAction, Args, Parser, ValueEnum};
 use crate::config::Config;
 use crate::container::state::DEFAULT_ROOT;
 use crate::container::{ContainerDir, ContainerId, State};
+use crate::failure::Failure;
+use crate::host::client::{ClientError, HostClient};
 use crate::logging::{Log, LogFormat};
-use crate::sandbox::client::{ClientError, HostClient};
-use crate::sandbox::protocol::Failure;
 use pouch_errors::chain;
 
 /// What `--version` says after the program's name: runc's form, which engines parse.

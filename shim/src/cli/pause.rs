@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Global, Outcome};
-use crate::sandbox::protocol::Request;
+use crate::host::protocol::Request;
 
 #[derive(Args)]
 pub struct Pause {

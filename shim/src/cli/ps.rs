@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::list::align_rows;
 use super::{CliError, Global, Outcome, other, print};
-use crate::sandbox::protocol::{Answer, Process, Request};
+use crate::host::protocol::{Answer, Process, Request};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {

@@ -10,8 +10,8 @@ use clap::Args;
 use super::create::CreateOptions;
 use super::{CliError, Global, Outcome, delete, forward, other, start};
 use crate::container::Bundle;
-use crate::stdio::signals;
-use crate::stdio::terminal::RawTerminal;
+use crate::streams::signals;
+use crate::streams::terminal::RawTerminal;
 
 #[derive(Args)]
 pub struct Run {

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{CliError, Global, Outcome, other};
 use crate::container::hooks::{self, Point};
-use crate::sandbox::protocol::Request;
+use crate::host::protocol::Request;
 
 #[derive(Args)]
 pub struct Start {

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{CliError, Global, Outcome};
-use crate::sandbox::protocol::Request;
+use crate::host::protocol::Request;
 
 #[derive(Args)]
 pub struct Update {

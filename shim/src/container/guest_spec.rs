@@ -13,44 +13,11 @@ use oci_spec::runtime::{Hooks, LinuxIdMapping, LinuxNamespace, LinuxNamespaceTyp
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
 use super::{Bundle, hooks, limits};
-
-/// The root file system's name in the share tree, and the serial of a disk that holds it.
-pub const ROOTFS: &str = "rootfs";
-/// The directory of bind mounts' sources in the share tree.
-pub const MOUNTS: &str = "mounts";
+use crate::sandbox::idmap::{IdMap, IdRange};
+use crate::sandbox::share::{MOUNTS, ROOTFS, SharedPath};
 
 /// Bytes of the longest specification that the agent takes (`SPEC_MAX` in `agent/src/container/spec/mod.rs`).
 const MAX_DOCUMENT: usize = 2 << 20;
-
-/// Something of the host that must appear in the share tree.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SharedPath {
-    /// Where it is on the host.
-    pub source: PathBuf,
-    /// Where it goes, relative to the share tree.
-    pub target: PathBuf,
-    /// Without writing.
-    pub read_only: bool,
-    /// A directory, rather than a file.
-    pub directory: bool,
-    /// Including the mounts below it.
-    pub recursive: bool,
-    /// Including later mounts of the host below it.
-    pub follows: bool,
-    /// With an ID mapping.
-    pub idmap: Option<IdMap>,
-}
-
-/// The ID mapping of a mount: an owner with a mapping's `containerID` on disk appears with its `hostID`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdMap {
-    /// Users.
-    pub users: Vec<LinuxIdMapping>,
-    /// Groups.
-    pub groups: Vec<LinuxIdMapping>,
-    /// Also for the mounts below it.
-    pub recursive: bool,
-}
 
 /// How the guest gets the root file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -361,7 +328,16 @@ fn take_idmap(
     }
     let kept: Vec<_> = options.iter().filter(|option| !is_option(option)).cloned().collect();
     mount.set_options(Some(kept)).set_uid_mappings(None).set_gid_mappings(None);
-    Ok(Some(IdMap { users, groups, recursive }))
+    Ok(Some(IdMap { users: ranges(&users), groups: ranges(&groups), recursive }))
+}
+
+fn ranges(mappings: &[LinuxIdMapping]) -> Vec<IdRange> {
+    let range = |mapping: &LinuxIdMapping| IdRange {
+        inside: mapping.container_id(),
+        outside: mapping.host_id(),
+        count: mapping.size(),
+    };
+    mappings.iter().map(range).collect()
 }
 
 /// The size of the tmpfs that a path is on, in bytes.

@@ -76,13 +76,13 @@ fn the_host_changes_the_owners_of_a_mount() {
     }));
     let mapped = mapped.unwrap();
     let map = mapped.shared[1].idmap.as_ref().unwrap();
-    assert!(map.recursive && map.users[0].host_id() == 100_000 && map.groups[0].size() == 65_536);
+    assert!(map.recursive && map.users[0].outside == 100_000 && map.groups[0].count == 65_536);
     let mount = &mapped.spec.mounts().as_ref().unwrap()[0];
     assert!(mount.uid_mappings().is_none() && mount.options().as_deref().unwrap() == ["rbind"]);
     let own =
         guest(json!({"destination": "/d", "type": "bind", "source": "rootfs", "options": ["bind", "idmap"]}));
     let own = own.unwrap().shared[1].idmap.clone().unwrap();
-    assert!(!own.recursive && own.users[0].host_id() == 7 && own.groups[0].host_id() == 8);
+    assert!(!own.recursive && own.users[0].outside == 7 && own.groups[0].outside == 8);
     let without = translate_with(|value, _| {
         value["mounts"] = json!([
             {"destination": "/d", "type": "bind", "source": "rootfs", "options": ["bind", "idmap"]}

@@ -1,15 +1,21 @@
 //! A container as the OCI specification defines it: bundle, specification, state, hooks.
 
 pub mod bundle;
+pub mod create;
 pub mod default_spec;
 pub mod guest_spec;
 pub mod hooks;
 pub mod id;
 pub mod limits;
+pub mod mount_points;
 pub mod resources;
+pub mod running;
 pub mod size;
 pub mod state;
+pub mod stats;
+pub mod view;
 
 pub use bundle::{Bundle, BundleError};
 pub use id::{ContainerId, IdError};
+pub use running::Container;
 pub use state::{ContainerDir, State, StateError, Status};

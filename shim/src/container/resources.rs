@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
-use super::size::VmSize;
+use crate::sandbox::VmSize;
 
 /// How many bytes the processes on the host may use besides guest memory: their own memory, the kernel's page tables
 /// and caches, and a sixteenth of guest memory. The latter is for files that the VMM holds open, whose number

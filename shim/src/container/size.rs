@@ -6,6 +6,7 @@ use oci_spec::runtime::{LinuxCpu, Spec};
 use pouch_vmm_api::config::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
 use crate::config::Config;
+use crate::sandbox::VmSize;
 
 /// The least memory limit of a container, in MiB.
 const MIN_LIMIT_MIB: u64 = 4;
@@ -14,15 +15,6 @@ const MIN_LIMIT_MIB: u64 = 4;
 const GUEST_OVERHEAD_MIB: u64 = 48;
 /// The divisor for the kernel's page structures (64 bytes for each page of 4,096).
 const PAGE_BOOKKEEPING: u64 = 64;
-
-/// The size of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VmSize {
-    /// vCPUs.
-    pub vcpus: u8,
-    /// Guest memory in MiB.
-    pub memory_mib: u32,
-}
 
 /// How many CPUs a quota is for.
 fn quota_cpus(cpu: &LinuxCpu) -> Option<u64> {

@@ -18,7 +18,7 @@ use rustix::rand::GetRandomFlags;
 use ttrpc::context::{Context, with_duration};
 use ttrpc::{Code, Error};
 
-use super::protocol::Failure;
+use crate::failure::Failure;
 
 /// How long an ordinary call may take. Generous: the host may be overloaded.
 const CALL: Duration = Duration::from_secs(120);

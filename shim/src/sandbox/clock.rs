@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use super::Sandbox;
 use super::agent::{Agent, AgentError};
-use super::exec::Sandbox;
 
 /// Interval between two comparisons. A clock that is off by 500 ppm, the most that NTP corrects, is off by 30 ms then.
 const PERIOD: Duration = Duration::from_secs(60);

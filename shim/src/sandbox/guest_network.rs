@@ -10,8 +10,8 @@ use pouch_protocol::STREAM_PORT;
 use pouch_protocol::agent::{ForwardResolverRequest, SetNetworkRequest};
 use pouch_vmm_api::config::NetworkConfig;
 
+use super::Sandbox;
 use super::agent::random_bytes;
-use super::exec::Sandbox;
 use crate::network::{Guest, GuestError};
 
 /// How long the agent may take to listen.

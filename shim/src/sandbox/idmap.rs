@@ -5,12 +5,31 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use oci_spec::runtime::LinuxIdMapping;
 use pouch_vmm_api::mount_attributes::{self, Depth};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use crate::container::guest_spec::IdMap;
+/// The ID mapping of a mount: an owner with a range's `inside` on disk appears with its `outside`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdMap {
+    /// Users.
+    pub users: Vec<IdRange>,
+    /// Groups.
+    pub groups: Vec<IdRange>,
+    /// Also for the mounts below it.
+    pub recursive: bool,
+}
+
+/// A range of IDs and what they are mapped to (user_namespaces(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    /// The first ID in the user namespace.
+    pub inside: u32,
+    /// The first ID outside it.
+    pub outside: u32,
+    /// The number of IDs.
+    pub count: u32,
+}
 
 /// Mounts `source` at `target` with the ids of `map`, with what is mounted below it if `recursive`.
 ///
@@ -53,10 +72,10 @@ fn user_namespace(map: &IdMap) -> io::Result<File> {
 }
 
 /// The file of user_namespaces(7).
-fn lines(map: &[LinuxIdMapping]) -> String {
+fn lines(map: &[IdRange]) -> String {
     map.iter().fold(String::new(), |mut text, entry| {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{} {} {}", entry.container_id(), entry.host_id(), entry.size());
+        let _ = writeln!(text, "{} {} {}", entry.inside, entry.outside, entry.count);
         text
     })
 }
@@ -67,12 +86,7 @@ mod tests {
 
     #[test]
     fn maps_are_written_as_the_kernel_reads_them() {
-        let entry = |inside, outside, size| {
-            serde_json::from_value(
-                serde_json::json!({"containerID": inside, "hostID": outside, "size": size}),
-            )
-            .unwrap()
-        };
+        let entry = |inside, outside, count| IdRange { inside, outside, count };
         assert_eq!(lines(&[entry(0, 100_000, 10), entry(20, 5, 1)]), "0 100000 10\n20 5 1\n");
     }
 }

@@ -1,24 +1,134 @@
-//! A VM and the process on the host that owns it.
+//! A sandbox: one VM, the agent in it, and what the host provides for it.
+//!
+//! A sandbox exists before its containers and apart from them. This layer knows the VMM and the agent's protocol. It
+//! does not know OCI specifications, states of containers, or who asks.
 
 pub mod agent;
-pub mod child;
-pub mod client;
 pub mod clock;
-pub mod creation;
 pub mod disk;
-pub mod exec;
 mod exec_queue;
 mod guest_network;
-pub mod host;
-mod idmap;
-pub mod launch;
-pub mod mount_points;
-pub mod protocol;
-pub mod server;
+pub mod idmap;
 pub mod settings;
 pub mod share;
-pub mod stats;
-pub mod view;
+pub mod streams;
 pub mod vm;
 pub mod vm_files;
 pub mod vmm_log;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pouch_protocol::agent::{Setting, Stdio, Storage};
+use pouch_protocol::{SHARE_MOUNT_POINT, SHARE_TAG};
+
+use crate::cgroup::Cgroup;
+use crate::network::WireError;
+use crate::network::wiring::Wiring;
+use agent::{Agent, AgentError};
+use exec_queue::ExecQueue;
+use vm::{Vm, VmError};
+
+/// The size of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmSize {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+}
+
+/// The guest of a VM could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The agent did not come up.
+    #[error("the guest did not start: {0}")]
+    Boot(String),
+    /// The VM ended, or its VMM cannot be asked.
+    #[error(transparent)]
+    Vm(VmError),
+    /// The agent refuses.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// How a guest is set up before its first container.
+#[derive(Clone, Debug, Default)]
+pub struct GuestSetup {
+    /// Its host name; the guest's own if empty.
+    pub hostname: String,
+    /// The host's kernel settings that it inherits.
+    pub settings: Vec<Setting>,
+    /// How long it may take to boot.
+    pub boot_timeout: Duration,
+}
+
+/// A VM whose agent answers.
+pub struct Sandbox {
+    /// The VM.
+    pub vm: Vm,
+    /// The agent in it.
+    pub agent: Agent,
+    /// The VM's size.
+    pub size: VmSize,
+    /// The cgroup of the VM's processes on the host.
+    pub cgroup: Cgroup,
+    /// The network of the guest, for a retried start.
+    wiring: Mutex<Wiring>,
+    exec_queue: ExecQueue,
+}
+
+impl Sandbox {
+    /// Waits for the agent of a VM that boots, and sets the guest up. The VM continues to run if that fails.
+    ///
+    /// # Errors
+    /// [`SetupError`] if the guest does not start, or refuses.
+    pub fn set_up(vm: &Vm, size: VmSize, setup: GuestSetup) -> Result<Agent, SetupError> {
+        let stream = vm.connect_to_agent(setup.boot_timeout).map_err(|error| match error {
+            VmError::Refused(text) => SetupError::Boot(text),
+            other => SetupError::Vm(other),
+        })?;
+        let agent = Agent::new(stream)?;
+        let mut shared = Storage::new();
+        shared.driver = "virtiofs".to_owned();
+        shared.source = SHARE_TAG.to_owned();
+        shared.mount_point = SHARE_MOUNT_POINT.to_owned();
+        agent.setup(&setup.hostname, size.vcpus, vec![shared], setup.settings)?;
+        Ok(agent)
+    }
+
+    /// A sandbox whose guest is set up.
+    pub fn new(vm: Vm, agent: Agent, size: VmSize, cgroup: Cgroup) -> Self {
+        Sandbox { vm, agent, size, cgroup, wiring: Mutex::default(), exec_queue: ExecQueue::default() }
+    }
+
+    /// Gives the guest the current network of the calling thread's namespace. Unsupported parts are skipped; returns
+    /// the reasons.
+    pub fn update_network(&self) -> Vec<WireError> {
+        self.lock_wiring().update(self)
+    }
+
+    /// Gives the interfaces back to the namespace that the calling thread is in.
+    pub fn give_network_back(&self) {
+        self.lock_wiring().undo();
+    }
+
+    fn lock_wiring(&self) -> MutexGuard<'_, Wiring> {
+        self.wiring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a further process in a container, when earlier requests have been answered.
+    ///
+    /// # Errors
+    /// [`AgentError`] from the agent.
+    pub fn exec(
+        &self,
+        container_id: &str,
+        exec_id: &str,
+        process: Vec<u8>,
+        stdio: Stdio,
+        cgroup: &str,
+    ) -> Result<(), AgentError> {
+        self.exec_queue.take(|| self.agent.exec(container_id, exec_id, process, stdio, cgroup))
+    }
+}

@@ -12,8 +12,31 @@ use nix::sched::{CloneFlags, unshare};
 use pouch_vmm_api::mount_attributes::{self, Depth};
 use rustix::fs::CWD;
 
-use super::idmap;
-use crate::container::guest_spec::SharedPath;
+use super::idmap::{self, IdMap};
+
+/// The name of a container's root file system in the share tree, and the serial of a disk that holds it.
+pub const ROOTFS: &str = "rootfs";
+/// The directory of bind mounts' sources in the share tree.
+pub const MOUNTS: &str = "mounts";
+
+/// Something of the host that must appear in the share tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedPath {
+    /// Where it is on the host.
+    pub source: PathBuf,
+    /// Where it goes, relative to the share tree.
+    pub target: PathBuf,
+    /// Without writing.
+    pub read_only: bool,
+    /// A directory, rather than a file.
+    pub directory: bool,
+    /// Including the mounts below it.
+    pub recursive: bool,
+    /// Including later mounts of the host below it.
+    pub follows: bool,
+    /// With an ID mapping.
+    pub idmap: Option<IdMap>,
+}
 
 /// The tree could not be assembled.
 #[derive(Debug, thiserror::Error)]

@@ -12,8 +12,8 @@ use pouch_vmm_api::config::{BlockConfig, FileSource, MAX_NETWORK_SLOTS, ShareCon
 use pouch_vmm_api::restricted::{self, Access};
 
 use crate::config::{Config, ConfigError};
-use crate::container::size::VmSize;
 use crate::install::Installation;
+use crate::sandbox::VmSize;
 
 /// A disk for the VM.
 #[derive(Clone, Debug)]

@@ -1,18 +1,22 @@
 //! Standard streams and terminals.
+//!
+//! [`ends`] opens the host's ends of a process's streams, and [`relay`] copies between these and the guest.
 
+pub mod ends;
 pub mod relay;
 pub mod signals;
 pub mod terminal;
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::sys::stat::{SFlag, fstat, makedev};
 use serde::{Deserialize, Serialize};
 
+pub use ends::{Ends, EndsError, StreamSource};
 pub use relay::{OutputRelay, STALL, start_relays};
 
 /// Which of a process's standard streams are `/dev/null`. The process in the guest gets the guest's `/dev/null` for
@@ -26,17 +30,6 @@ pub struct NullStreams {
     pub stdout: bool,
     /// Standard error.
     pub stderr: bool,
-}
-
-impl NullStreams {
-    /// Those of this process.
-    pub fn of_this_process() -> Self {
-        NullStreams {
-            stdin: is_null(io::stdin().as_fd()),
-            stdout: is_null(io::stdout().as_fd()),
-            stderr: is_null(io::stderr().as_fd()),
-        }
-    }
 }
 
 fn is_null(fd: BorrowedFd<'_>) -> bool {
@@ -64,6 +57,7 @@ pub fn let_go(log: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::fs::File;
+    use std::os::fd::AsFd;
 
     #[test]
     fn only_the_null_device_is_one() {

@@ -16,15 +16,18 @@ use nix::sys::signal::Signal;
 use pouch_protocol::agent::WaitProcessResponse;
 use pouch_vmm_api::exit::ExitReason;
 
-use super::agent::AgentError;
 use super::client::HostListener;
-use super::disk::{self, DISK_STALL, Patience, SHUTDOWN};
-use super::exec::{Sandbox, Streams};
-use super::protocol::{Failure, Launch};
-use super::{clock, creation, server};
-use crate::container::Status;
+use super::create::{self, Created};
+use super::protocol::Launch;
+use super::server;
+use crate::container::{Container, Status};
+use crate::failure::Failure;
 use crate::logging::Log;
-use crate::stdio::{self, NullStreams, OutputRelay, STALL, signals, start_relays, terminal};
+use crate::sandbox::agent::AgentError;
+use crate::sandbox::clock;
+use crate::sandbox::disk::{self, DISK_STALL, Patience, SHUTDOWN};
+use crate::sandbox::streams::GuestStreams;
+use crate::streams::{self, Ends, OutputRelay, STALL, signals, start_relays, terminal};
 use pouch_errors::chain;
 
 /// The status of a container whose VM ended under it: as if it had been killed.
@@ -60,7 +63,7 @@ struct End {
 
 /// A sandbox whose container is created, and its streams.
 pub struct Host {
-    sandbox: Arc<Sandbox>,
+    container: Arc<Container>,
     events: Receiver<Event>,
     outputs: Vec<OutputRelay>,
     log: Log,
@@ -77,13 +80,13 @@ impl Host {
         let log = Log { file: launch.log.clone(), format: launch.log_format() };
         let (sender, events) = mpsc::channel();
         let ended = sender.clone();
-        let created = creation::create(launch, &log, move |reason| drop(ended.send(Event::VmEnded(reason))))?;
-        let sandbox = Arc::new(created.sandbox);
-        let result = Self::attach(&sandbox, created.streams, created.terminal, created.null, &sender);
-        match result {
-            Ok(outputs) => Ok(Host { sandbox, events, outputs, log }),
+        let created = create::create(launch, &log, move |reason| drop(ended.send(Event::VmEnded(reason))))?;
+        let Created { container, streams, ends } = created;
+        let container = Arc::new(container);
+        match Self::attach(&container, streams, ends, &sender) {
+            Ok(outputs) => Ok(Host { container, events, outputs, log }),
             Err(failure) => {
-                sandbox.vm.end();
+                container.sandbox.vm.end();
                 Err(failure)
             }
         }
@@ -91,21 +94,20 @@ impl Host {
 
     /// Starts the other threads, and reports that the container is created.
     fn attach(
-        sandbox: &Arc<Sandbox>,
-        streams: Streams,
-        terminal: Option<File>,
-        null: NullStreams,
+        container: &Arc<Container>,
+        guest: GuestStreams,
+        ends: Ends,
         sender: &Sender<Event>,
     ) -> Result<Vec<OutputRelay>, Failure> {
-        let console = terminal.as_ref().map(File::try_clone).transpose().map_err(Failure::of)?;
-        let outputs = start_relays(streams, terminal, null).map_err(Failure::of)?;
-        stdio::let_go(&sandbox.dir.path().join("host.log")).map_err(Failure::of)?;
-        watch_exit(sandbox.clone(), sender.clone()).map_err(Failure::of)?;
-        forward_signals(sandbox.clone(), console).map_err(Failure::of)?;
-        let listener = HostListener::bind(&sandbox.dir.socket()).map_err(Failure::of)?;
-        sandbox.update_state(|_| ()).map_err(Failure::of)?;
-        server::serve(listener, sandbox.clone(), sender.clone()).map_err(Failure::of)?;
-        clock::follow(sandbox.clone()).map_err(Failure::of)?;
+        let console = ends.terminal().map(File::try_clone).transpose().map_err(Failure::of)?;
+        let outputs = start_relays(guest, ends).map_err(Failure::of)?;
+        streams::let_go(&container.dir.path().join("host.log")).map_err(Failure::of)?;
+        watch_exit(container.clone(), sender.clone()).map_err(Failure::of)?;
+        forward_signals(container.clone(), console).map_err(Failure::of)?;
+        let listener = HostListener::bind(&container.dir.socket()).map_err(Failure::of)?;
+        container.update_state(|_| ()).map_err(Failure::of)?;
+        server::serve(listener, container.clone(), sender.clone()).map_err(Failure::of)?;
+        clock::follow(container.sandbox.clone()).map_err(Failure::of)?;
         Ok(outputs)
     }
 
@@ -118,10 +120,12 @@ impl Host {
         {
             self.log.error(&format!("the container's last writes to its disk may be lost: {error}"));
         }
-        self.sandbox.vm.end();
-        self.sandbox.give_network_back();
+        let sandbox = &self.container.sandbox;
+        sandbox.vm.end();
+        sandbox.give_network_back();
+        // The VM must have ended before the host kernel counts the kill.
         if end.oom_killed
-            && let Err(error) = self.sandbox.count_oom_kill()
+            && let Err(error) = sandbox.cgroup.count_oom_kill()
         {
             self.log.error(&format!(
                 "the out-of-memory kill in the guest could not be reported to the engine: {error}"
@@ -129,9 +133,9 @@ impl Host {
         }
         let End { status, vm_end, .. } = end;
         if let Some(text) = &vm_end {
-            self.log.error(&format!("container {}: {text}", self.sandbox.id()));
+            self.log.error(&format!("container {}: {text}", self.container.id()));
         }
-        let result = self.sandbox.update_state(|state| {
+        let result = self.container.update_state(|state| {
             state.status = Status::Stopped;
             state.exit_status = Some(status);
             state.vm_end = vm_end;
@@ -194,16 +198,16 @@ impl Host {
     /// Has the guest write everything to its disks, as long as anything is written.
     fn shut_down(&self, forced: bool) -> Result<(), AgentError> {
         let (sender, answer) = mpsc::channel();
-        let sandbox = self.sandbox.clone();
+        let sandbox = self.container.sandbox.clone();
         let asking = thread::Builder::new().name("shutdown".to_owned()).stack_size(256 * 1024);
         let ask = move || drop(sender.send(sandbox.agent.shutdown()));
         if let Err(error) = asking.spawn(ask) {
             self.log.error(&format!("a thread could not be started: {error}"));
             return Ok(());
         }
-        let cgroup = self.sandbox.cgroup();
+        let sandbox = &self.container.sandbox;
         let mut forced = forced;
-        let mut patience = Patience::new(self.sandbox.vm.pid(), cgroup);
+        let mut patience = Patience::new(sandbox.vm.pid(), Some(sandbox.cgroup.clone()));
         loop {
             match answer.recv_timeout(disk::LOOK) {
                 Ok(answer) => return answer,
@@ -211,7 +215,7 @@ impl Host {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             forced |= self.events.try_iter().any(|event| matches!(event, Event::Destroy));
-            let stall = if forced || !self.sandbox.vm.has_writable_disk() { SHUTDOWN } else { DISK_STALL };
+            let stall = if forced || !sandbox.vm.has_writable_disk() { SHUTDOWN } else { DISK_STALL };
             if !patience.lasts(stall, forced) {
                 return Err(AgentError::silent("Shutdown", &format!("nothing was written for {stall:?}")));
             }
@@ -227,13 +231,13 @@ fn describe_end(reason: Option<ExitReason>) -> String {
 }
 
 /// Reports the end of the container's process.
-fn watch_exit(sandbox: Arc<Sandbox>, sender: Sender<Event>) -> io::Result<()> {
+fn watch_exit(container: Arc<Container>, sender: Sender<Event>) -> io::Result<()> {
     thread::Builder::new().name("exit".to_owned()).stack_size(256 * 1024).spawn(move || {
-        let event = match sandbox.agent.wait(sandbox.id(), "") {
+        let event = match container.wait("") {
             Ok(response) => Event::Exited(Box::new(response)),
             Err(error) => Event::AgentLost(error.to_string()),
         };
-        sandbox.set_over();
+        container.set_over();
         // The main thread may be on its way out.
         let _ = sender.send(event);
     })?;
@@ -241,18 +245,17 @@ fn watch_exit(sandbox: Arc<Sandbox>, sender: Sender<Event>) -> io::Result<()> {
 }
 
 /// Passes signals on to the container's process, and changes of the terminal's size.
-fn forward_signals(sandbox: Arc<Sandbox>, console: Option<File>) -> io::Result<()> {
+fn forward_signals(container: Arc<Container>, console: Option<File>) -> io::Result<()> {
     thread::Builder::new().name("signals".to_owned()).stack_size(256 * 1024).spawn(move || {
         while let Some(signal) = signals::next() {
-            let id = sandbox.id();
             // The process may have ended.
             let _ = match (signal, &console) {
                 (Signal::SIGWINCH, Some(console)) => match terminal::size(console.as_fd()) {
-                    Some((rows, columns)) => sandbox.agent.resize(id, "", rows, columns),
+                    Some((rows, columns)) => container.resize("", rows, columns),
                     None => Ok(()),
                 },
                 (Signal::SIGWINCH, None) => Ok(()),
-                (signal, _) => sandbox.agent.signal(id, "", signal as u32, false),
+                (signal, _) => container.signal("", signal as u32, false),
             };
         }
     })?;

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::NullStreams;
+use super::Ends;
 
 /// Bytes moved at a time.
 const CHUNK: usize = 32 * 1024;
@@ -121,37 +121,30 @@ impl OutputRelay {
     }
 }
 
-/// Relays between the streams of a process in the guest and this process's standard streams, or a
-/// terminal. `streams` has none for those that are `null`. Returns the outputs: stdout and stderr, or the
-/// terminal's.
+/// Relays between the streams of a process in the guest and the host's ends. `streams` has none for those that are
+/// `/dev/null`. Returns the outputs: stdout and stderr, or the terminal's.
 ///
 /// # Errors
 /// A stream is missing, or a thread could not be started.
-pub fn start_relays(
-    streams: Vec<UnixStream>,
-    terminal: Option<File>,
-    null: NullStreams,
-) -> io::Result<Vec<OutputRelay>> {
+pub fn start_relays(streams: Vec<UnixStream>, ends: Ends) -> io::Result<Vec<OutputRelay>> {
     let mut streams = streams.into_iter();
     let mut next = || streams.next().ok_or(io::Error::other("a stream is missing"));
-    if let Some(terminal) = terminal {
-        let stream = next()?;
-        relay_input(terminal.try_clone()?, stream.try_clone()?, "stdin")?;
-        return Ok(vec![relay_output(stream, terminal, "terminal")?]);
-    }
-    let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from);
-    if !null.stdin {
-        relay_input(own(io::stdin().as_fd())?, next()?, "stdin")?;
-    }
-    let stdout = match null.stdout {
-        true => OutputRelay::ended(),
-        false => relay_output(next()?, own(io::stdout().as_fd())?, "stdout")?,
+    let (stdin, stdout, stderr) = match ends {
+        Ends::Terminal(terminal) => {
+            let stream = next()?;
+            relay_input(terminal.try_clone()?, stream.try_clone()?, "stdin")?;
+            return Ok(vec![relay_output(stream, terminal, "terminal")?]);
+        }
+        Ends::Streams { stdin, stdout, stderr } => (stdin, stdout, stderr),
     };
-    let stderr = match null.stderr {
-        true => OutputRelay::ended(),
-        false => relay_output(next()?, own(io::stderr().as_fd())?, "stderr")?,
+    if let Some(stdin) = stdin {
+        relay_input(stdin, next()?, "stdin")?;
+    }
+    let mut output = |end: Option<File>, name| match end {
+        Some(end) => relay_output(next()?, end, name),
+        None => Ok(OutputRelay::ended()),
     };
-    Ok(vec![stdout, stderr])
+    Ok(vec![output(stdout, "stdout")?, output(stderr, "stderr")?])
 }
 
 /// Passes output of the guest on to `target`. If `target` fails, such as a pipe without a reader, the process in the

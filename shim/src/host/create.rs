@@ -1,43 +1,40 @@
-//! Creates a container in a new VM from a bundle.
+//! Creates a sandbox with one container from a bundle, as the OCI command line has it.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use oci_spec::runtime::LinuxResources;
-use pouch_protocol::agent::{Setting, Storage};
-use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT, SHARE_TAG};
+use pouch_protocol::agent::Setting;
 use pouch_vmm_api::exit::ExitReason;
 
-use super::agent::Agent;
-use super::exec::{Sandbox, Streams, Tokens};
-use super::protocol::{Failure, Launch};
-use super::vm::{Vm, VmError};
-use super::vm_files::{self, Disk, VmDescription};
-use super::{mount_points, settings, share, view};
+use super::protocol::Launch;
 use crate::cgroup::{Cgroup, CgroupPlacement};
-use crate::container::guest_spec::{self, GuestSpec, ROOTFS, RootSource};
-use crate::container::hooks;
-use crate::container::size::VmSize;
+use crate::container::guest_spec::{self, GuestSpec, RootSource};
 use crate::container::state::HostProcess;
-use crate::container::{Bundle, ContainerDir, State, Status, resources, size};
+use crate::container::{
+    Bundle, Container, ContainerDir, State, Status, create as in_guest, hooks, mount_points, resources, size,
+    view,
+};
+use crate::failure::Failure;
 use crate::logging::{Log, rfc3339};
 use crate::network::namespace;
-use crate::stdio::{NullStreams, terminal};
+use crate::sandbox::agent::Agent;
+use crate::sandbox::streams::GuestStreams;
+use crate::sandbox::vm::Vm;
+use crate::sandbox::vm_files::{self, VmDescription};
+use crate::sandbox::{GuestSetup, Sandbox, VmSize, settings, share};
+use crate::streams::{Ends, ends};
 
 /// A created container.
 pub struct Created {
-    /// Its VM and all that is known of it.
-    pub sandbox: Sandbox,
-    /// The streams of its process.
-    pub streams: Streams,
-    /// The terminal of the host, if it has one.
-    pub terminal: Option<File>,
-    /// Which of this process's streams are not relayed to the container's process.
-    pub null: NullStreams,
+    /// The container, with its VM.
+    pub container: Container,
+    /// The guest's ends of the streams of its process.
+    pub streams: GuestStreams,
+    /// The host's ends.
+    pub ends: Ends,
 }
 
 /// What a container needs.
@@ -72,8 +69,7 @@ pub fn create(
     let placement = plan.enter_surroundings()?;
     let vm = plan.start_vm(&placement, ended)?;
     plan.state.vmm = HostProcess::find(vm.pid());
-    let null = NullStreams::of_this_process();
-    let (agent, (streams, terminal)) = match plan.fill(&vm, &placement, null) {
+    let (agent, streams, ends) = match plan.fill(&vm, &placement) {
         Ok(filled) => filled,
         Err(failure) => {
             vm.end();
@@ -84,8 +80,9 @@ pub fn create(
     if !hooks::awaited(plan.state.hooks.as_ref()) {
         plan.state.status = Status::Created;
     }
-    let sandbox = Sandbox::new(plan.dir, vm, agent, plan.state, plan.size);
-    Ok(Created { sandbox, streams, terminal, null })
+    let sandbox = Arc::new(Sandbox::new(vm, agent, plan.size, plan.cgroup));
+    let container = Container::new(plan.dir, sandbox, plan.state);
+    Ok(Created { container, streams, ends })
 }
 
 impl<'a> Plan<'a> {
@@ -161,7 +158,7 @@ impl<'a> Plan<'a> {
             config: &self.launch.config,
             size: self.size,
             share: Some(&self.tree()),
-            disks: disks(&self.guest),
+            disks: in_guest::disks(&self.guest.root),
             directory: self.dir.path(),
             cgroup: match placement {
                 CgroupPlacement::In(directory) => Some(directory),
@@ -171,63 +168,35 @@ impl<'a> Plan<'a> {
         Vm::start(&description, ended).map_err(Failure::of)
     }
 
-    /// Creates the container in the guest.
-    fn fill(
-        &self,
-        vm: &Vm,
-        placement: &CgroupPlacement,
-        null: NullStreams,
-    ) -> Result<(Agent, (Streams, Option<File>)), Failure> {
+    /// Sets the guest up and creates the container in it.
+    fn fill(&self, vm: &Vm, placement: &CgroupPlacement) -> Result<(Agent, GuestStreams, Ends), Failure> {
         // The VMM was started in the cgroup; this process joins it while the guest boots.
         let joining = matches!(placement, CgroupPlacement::In(_)).then(|| {
             let cgroup = self.cgroup.clone();
             thread::spawn(move || cgroup.enter().map_err(Failure::of))
         });
-        let created = connect(vm, self.launch).and_then(|agent| {
-            let guest = &self.guest;
-            let io = self.create_container(vm, &agent, null)?;
-            let stand_ins = [&self.state.host, &self.state.vmm].into_iter().flatten();
-            let pids: Vec<i32> = stand_ins.map(|process| process.pid).collect();
-            view::cover(&self.tree(), &self.dir.path().join("view"), guest, &pids).map_err(Failure::of)?;
-            Ok((agent, io))
-        });
+        let created = self.create_container(vm);
         // The limits do not apply to the boot.
         let limited = joined(joining).and_then(|()| self.cgroup.limit(&self.limits).map_err(Failure::of));
         created.and_then(|created| limited.map(|()| created))
     }
 
-    /// Sets the guest up, creates the container in it, and connects its streams; also returns the
-    /// terminal of the host, if the container has one.
-    fn create_container(
-        &self,
-        vm: &Vm,
-        agent: &Agent,
-        null: NullStreams,
-    ) -> Result<(Streams, Option<File>), Failure> {
-        let terminal = host_terminal(&self.bundle, self.launch)?;
-        let size = terminal.as_ref().and_then(|file| terminal::size(file.as_fd())).unwrap_or((0, 0));
-        let hostname = self.guest.spec.hostname().clone().unwrap_or_default();
-        let mut shared = Storage::new();
-        shared.driver = "virtiofs".to_owned();
-        shared.source = SHARE_TAG.to_owned();
-        shared.mount_point = SHARE_MOUNT_POINT.to_owned();
-        let settings = self.settings.clone();
-        agent.setup(&hostname, self.size.vcpus, vec![shared], settings).map_err(|error| error.failure())?;
-        let mut storages = Vec::new();
-        if let RootSource::Disk { filesystem, read_only, .. } = &self.guest.root {
-            let mut root = Storage::new();
-            root.driver = "block".to_owned();
-            root.source = ROOTFS.to_owned();
-            root.mount_point = Path::new(GUEST_RUN_DIR).join(ROOTFS).display().to_string();
-            root.filesystem = (*filesystem).to_owned();
-            root.options = if *read_only { vec!["ro".to_owned()] } else { Vec::new() };
-            storages.push(root);
-        }
-        let tokens = Tokens::new(terminal.is_some(), size, null).map_err(|error| error.failure())?;
-        let spec = self.document.clone();
-        agent.create(&self.launch.id, spec, tokens.stdio(), storages).map_err(|error| error.failure())?;
-        let streams = tokens.connect(vm).map_err(|error| error.failure())?;
-        Ok((streams, terminal))
+    fn create_container(&self, vm: &Vm) -> Result<(Agent, GuestStreams, Ends), Failure> {
+        let setup = GuestSetup {
+            hostname: self.guest.spec.hostname().clone().unwrap_or_default(),
+            settings: self.settings.clone(),
+            boot_timeout: Duration::from_secs(self.launch.config.boot_timeout_seconds.into()),
+        };
+        let agent = Sandbox::set_up(vm, self.size, setup).map_err(Failure::of)?;
+        let terminal = self.bundle.process().terminal().unwrap_or(false);
+        let ends = ends::of_command_line(self.launch.console_socket.as_deref()).open(terminal);
+        let ends = ends.map_err(Failure::of)?;
+        let document = self.document.clone();
+        let streams = in_guest::create(vm, &agent, &self.launch.id, document, &self.guest.root, &ends)?;
+        let stand_ins = [&self.state.host, &self.state.vmm].into_iter().flatten();
+        let pids: Vec<i32> = stand_ins.map(|process| process.pid).collect();
+        view::cover(&self.tree(), &self.dir.path().join("view"), &self.guest, &pids).map_err(Failure::of)?;
+        Ok((agent, streams, ends))
     }
 }
 
@@ -263,43 +232,5 @@ fn initial_state(launch: &Launch, bundle: &Bundle, cgroup: Cgroup) -> State {
         exit_status: None,
         vm_end: None,
         hooks: bundle.spec.hooks().clone(),
-    }
-}
-
-fn disks(guest: &GuestSpec) -> Vec<Disk> {
-    match &guest.root {
-        RootSource::Directory => Vec::new(),
-        RootSource::Disk { path, read_only, .. } => {
-            vec![Disk { path: path.clone(), serial: ROOTFS.to_owned(), read_only: *read_only }]
-        }
-    }
-}
-
-/// Waits for the agent.
-fn connect(vm: &Vm, launch: &Launch) -> Result<Agent, Failure> {
-    let timeout = Duration::from_secs(launch.config.boot_timeout_seconds.into());
-    let stream = vm.connect_to_agent(timeout).map_err(|error| match error {
-        VmError::Refused(text) => Failure::new(format!("the guest did not start: {text}")),
-        other => Failure::of(other),
-    })?;
-    Agent::new(stream).map_err(Failure::of)
-}
-
-/// The terminal for a container that asks for one: the engine's, or the caller's own.
-fn host_terminal(bundle: &Bundle, launch: &Launch) -> Result<Option<File>, Failure> {
-    let wanted = bundle.process().terminal().unwrap_or(false);
-    match (&launch.console_socket, wanted) {
-        (Some(_), false) => {
-            Err(Failure::new("--console-socket is given, but process.terminal does not ask for a terminal"))
-        }
-        (None, false) => Ok(None),
-        (Some(path), true) => terminal::send_console(path).map(Some).map_err(Failure::of),
-        (None, true) => {
-            let stdin = io::stdin();
-            if !nix::unistd::isatty(stdin.as_fd()).unwrap_or(false) {
-                return Err(Failure::of(terminal::TerminalError::NoTerminal));
-            }
-            stdin.as_fd().try_clone_to_owned().map(|fd| Some(File::from(fd))).map_err(Failure::of)
-        }
     }
 }

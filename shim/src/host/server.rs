@@ -12,17 +12,16 @@ use nix::sys::socket::{getsockopt, sockopt};
 use pouch_vmm_api::control::ControlSocket;
 use ttrpc::Code;
 
-use super::agent::AgentError;
 use super::client::HostListener;
-use super::exec::Sandbox;
-use super::host::Event;
-use super::protocol::{Answer, Counters, ExecRequest, Failure, Process, Request};
-use super::stats;
-use crate::container::Status;
+use super::protocol::{Answer, Counters, ExecRequest, Process, Request};
+use super::run::Event;
+use crate::container::Container;
+use crate::container::running::ExecOptions;
+use crate::failure::Failure;
 use crate::network::netlink::Netlink;
 use crate::network::{WireError, watch};
-use crate::stdio::NullStreams;
-use pouch_errors::chain;
+use crate::sandbox::agent::AgentError;
+use crate::streams::NullStreams;
 
 /// SIGKILL, which cannot be caught.
 const KILL: u32 = libc::SIGKILL as u32;
@@ -37,7 +36,7 @@ const MAX_PROCESSES: usize = 4096;
 ///
 /// # Errors
 /// If a thread cannot be started.
-pub fn serve(listener: HostListener, sandbox: Arc<Sandbox>, events: Sender<Event>) -> io::Result<()> {
+pub fn serve(listener: HostListener, container: Arc<Container>, events: Sender<Event>) -> io::Result<()> {
     thread::Builder::new().name("listener".to_owned()).stack_size(STACK).spawn(move || {
         loop {
             let Ok(socket) = listener.accept() else {
@@ -47,7 +46,7 @@ pub fn serve(listener: HostListener, sandbox: Arc<Sandbox>, events: Sender<Event
             };
             let connection = Connection {
                 socket: Arc::new(socket),
-                sandbox: sandbox.clone(),
+                container: container.clone(),
                 events: events.clone(),
                 exec: None,
                 null: NullStreams::default(),
@@ -70,7 +69,7 @@ struct Exec {
 
 struct Connection {
     socket: Arc<ControlSocket>,
-    sandbox: Arc<Sandbox>,
+    container: Arc<Container>,
     events: Sender<Event>,
     exec: Option<Exec>,
     /// The streams that its process does not need.
@@ -103,54 +102,40 @@ impl Connection {
             && !exec.ended.load(Ordering::Acquire)
         {
             // It may end at the same time.
-            let _ = self.sandbox.agent.signal(self.sandbox.id(), &exec.id, libc::SIGKILL as u32, false);
-            self.sandbox.set_exec_host(&exec.id, None);
+            let _ = self.container.signal(&exec.id, KILL, false);
+            self.container.set_exec_host(&exec.id, None);
         }
     }
 
     /// The answer; none if it was sent, or will be, by someone else.
     fn handle(&mut self, request: Request) -> Result<Option<Answer>, Failure> {
-        let sandbox = &self.sandbox;
-        let id = sandbox.id();
+        let container = &self.container;
         match request {
-            Request::HooksDone => sandbox.transition(Status::Creating, Status::Created, || Ok(()))?,
-            Request::Start => {
-                sandbox.transition(Status::Created, Status::Running, || {
-                    self.wire_network().map_err(|error| Failure::new(chain(&error)))?;
-                    Ok(sandbox.agent.start(id)?)
-                })?;
-            }
-            Request::Pause => {
-                sandbox.transition(Status::Running, Status::Paused, || Ok(sandbox.agent.pause(id)?))?;
-            }
-            Request::Resume => {
-                sandbox.transition(Status::Paused, Status::Running, || Ok(sandbox.agent.resume(id)?))?;
-            }
-            Request::Status => return Ok(Some(Answer::Status(sandbox.status()))),
+            Request::HooksDone => container.hooks_done()?,
+            Request::Start => container.start(|| self.wire_network().map_err(Failure::of))?,
+            Request::Pause => container.pause()?,
+            Request::Resume => container.resume()?,
+            Request::Status => return Ok(Some(Answer::Status(container.status()))),
             Request::Signal { exec_id: None, signal, all } => self.signal(signal, all)?,
             Request::Signal { exec_id: Some(exec_id), signal, all } => {
-                sandbox.agent.signal(id, &exec_id, signal, all).map_err(|error| error.failure())?;
+                container.signal(&exec_id, signal, all)?;
             }
             Request::Resize { exec_id, rows, columns } => {
-                let exec_id = exec_id.as_deref().unwrap_or("");
-                sandbox.agent.resize(id, exec_id, rows, columns).map_err(|error| error.failure())?;
+                container.resize(exec_id.as_deref().unwrap_or(""), rows, columns)?;
             }
             Request::Processes => return self.processes().map(Some),
             Request::HostProcesses => {
                 let own = i32::try_from(std::process::id()).ok();
                 return Ok(Some(Answer::HostProcesses(
-                    own.into_iter().chain(sandbox.exec_hosts()).collect(),
+                    own.into_iter().chain(container.exec_hosts()).collect(),
                 )));
             }
             Request::Stats => {
-                let stats = sandbox.agent.stats(id).map_err(|error| error.failure())?;
-                let counters = Counters { stats: stats::to_json(id, &stats), oom_kills: stats.oom_kills };
-                return Ok(Some(Answer::Stats(counters)));
+                let (stats, oom_kills) = container.stats()?;
+                return Ok(Some(Answer::Stats(Counters { stats, oom_kills })));
             }
             Request::AwaitEnd => return self.await_end(),
-            Request::Update { resources } => {
-                sandbox.update(resources)?;
-            }
+            Request::Update { resources } => container.update(resources)?,
             Request::NullStreams(null) => self.null = null,
             Request::Exec(request) => return self.exec(&request),
             Request::Wait => return self.wait(),
@@ -162,14 +147,14 @@ impl Connection {
 
     /// Sends a signal to the container's process, or to all in it.
     fn signal(&self, signal: u32, all: bool) -> Result<(), Failure> {
-        let sandbox = &self.sandbox;
+        let container = &self.container;
         if signal == KILL {
             // Nor must a reader that does not read keep it alive.
             drop(self.events.send(Event::Killed));
         }
-        match sandbox.agent.signal(sandbox.id(), "", signal, all) {
-            Err(AgentError::Refused { code: Code::NOT_FOUND, .. }) => Err(not_running(sandbox.id())),
-            Err(_) if sandbox.is_over() => Err(not_running(sandbox.id())),
+        match container.signal("", signal, all) {
+            Err(AgentError::Refused { code: Code::NOT_FOUND, .. }) => Err(not_running(container.id())),
+            Err(_) if container.is_over() => Err(not_running(container.id())),
             // Nor must a guest that does not respond.
             Err(AgentError::Silent { .. }) if signal == KILL => {
                 drop(self.events.send(Event::Destroy));
@@ -183,10 +168,10 @@ impl Connection {
     fn wire_network(&self) -> Result<(), WireError> {
         // Before the network is read, so that no change is missed.
         let changes = Netlink::changes()?;
-        if let Some(error) = self.sandbox.update_network().into_iter().next() {
+        if let Some(error) = self.container.sandbox.update_network().into_iter().next() {
             return Err(error);
         }
-        let sandbox = self.sandbox.clone();
+        let sandbox = self.container.sandbox.clone();
         watch::follow(
             changes,
             move || sandbox.update_network(),
@@ -195,7 +180,7 @@ impl Connection {
     }
 
     fn processes(&self) -> Result<Answer, Failure> {
-        let list = self.sandbox.agent.processes(self.sandbox.id()).map_err(|error| error.failure())?;
+        let list = self.container.processes()?;
         let processes = list
             .processes
             .into_iter()
@@ -216,9 +201,15 @@ impl Connection {
         if self.exec.is_some() {
             return Err(Failure::new("this connection has started a process already"));
         }
-        let (exec_id, streams) = self.sandbox.exec(request, self.null)?;
+        let (exec_id, streams) = self.container.exec(&ExecOptions {
+            process: &request.process,
+            terminal: request.terminal,
+            size: (request.rows, request.columns),
+            null: self.null,
+            cgroup: request.cgroup.as_deref().unwrap_or_default(),
+        })?;
         self.exec = Some(Exec { id: exec_id.clone(), ended: Arc::default() });
-        self.sandbox.set_exec_host(&exec_id, peer(self.socket.as_fd()));
+        self.container.set_exec_host(&exec_id, peer(self.socket.as_fd()));
         let fds: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
         self.socket
             .send(&Answer::Started { exec_id }, &fds)
@@ -231,8 +222,8 @@ impl Connection {
         let exec =
             self.exec.as_ref().ok_or_else(|| Failure::new("this connection has started no process"))?;
         let (id, ended) = (exec.id.clone(), exec.ended.clone());
-        self.answer_later("wait", move |sandbox| {
-            let answer = match sandbox.agent.wait(sandbox.id(), &id) {
+        self.answer_later("wait", move |container| {
+            let answer = match container.wait(&id) {
                 Ok(response) => Answer::Exited {
                     status: response.exit_status.min(255),
                     stdout_bytes: response.stdout_bytes,
@@ -241,14 +232,14 @@ impl Connection {
                 Err(error) => Answer::Failed(error.failure()),
             };
             ended.store(true, Ordering::Release);
-            sandbox.set_exec_host(&id, None);
+            container.set_exec_host(&id, None);
             answer
         })
     }
 
     /// Answers when the container's process has ended.
     fn await_end(&self) -> Result<Option<Answer>, Failure> {
-        self.answer_later("await-end", |sandbox| match sandbox.agent.wait(sandbox.id(), "") {
+        self.answer_later("await-end", |container| match container.wait("") {
             Ok(response) => Answer::Ended { out_of_memory: response.oom_killed },
             Err(error) => Answer::Failed(error.failure()),
         })
@@ -258,15 +249,15 @@ impl Connection {
     fn answer_later(
         &self,
         name: &str,
-        answer: impl FnOnce(&Sandbox) -> Answer + Send + 'static,
+        answer: impl FnOnce(&Container) -> Answer + Send + 'static,
     ) -> Result<Option<Answer>, Failure> {
-        let (socket, sandbox) = (self.socket.clone(), self.sandbox.clone());
+        let (socket, container) = (self.socket.clone(), self.container.clone());
         thread::Builder::new()
             .name(name.to_owned())
             .stack_size(STACK)
             .spawn(move || {
                 // The client may have disconnected.
-                let _ = socket.send(&answer(&sandbox), &[]);
+                let _ = socket.send(&answer(&container), &[]);
             })
             .map_err(|error| Failure::new(format!("a thread could not be started: {error}")))?;
         Ok(None)

@@ -11,7 +11,8 @@ use nix::sys::socket::{
 };
 use pouch_vmm_api::control::ControlSocket;
 
-use super::protocol::{Answer, Failure, Request};
+use super::protocol::{Answer, Request};
+use crate::failure::Failure;
 
 /// The host process cannot be reached, or refuses the request.
 #[derive(Debug, thiserror::Error)]

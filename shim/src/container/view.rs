@@ -14,7 +14,8 @@ use nix::mount::{MsFlags, mount};
 use pathrs::Root;
 use pouch_protocol::SHARE_MOUNT_POINT;
 
-use crate::container::guest_spec::{GuestSpec, ROOTFS, RootSource};
+use super::guest_spec::{GuestSpec, RootSource};
+use crate::sandbox::share::ROOTFS;
 
 /// The view could not be created.
 #[derive(Debug, thiserror::Error)]

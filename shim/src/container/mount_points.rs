@@ -10,7 +10,7 @@ use pathrs::Root;
 use pathrs::error::Error;
 use pathrs::flags::OpenFlags;
 
-use crate::container::guest_spec::SharedPath;
+use crate::sandbox::share::SharedPath;
 
 /// A mount point could not be created.
 #[derive(Debug, thiserror::Error)]

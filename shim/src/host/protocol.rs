@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::container::Status;
+use crate::failure::Failure;
 use crate::logging::LogFormat;
-use crate::stdio::NullStreams;
-use pouch_errors::chain;
+use crate::streams::NullStreams;
 
 /// What a sandbox host process is started with.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,28 +50,6 @@ pub enum Report {
     Created,
     /// It could not be created, and nothing is left behind.
     Failed(Failure),
-}
-
-/// Why something failed, for the user.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// A sentence.
-    pub message: String,
-    /// The exit status: 127 for a command that is not found, 126 for one that cannot be executed,
-    /// 1 for other errors.
-    pub status: u8,
-}
-
-impl Failure {
-    /// An ordinary failure.
-    pub fn new(message: impl Into<String>) -> Self {
-        Failure { message: message.into(), status: 1 }
-    }
-
-    /// An ordinary failure, with its sources.
-    pub fn of(error: impl std::error::Error + 'static) -> Self {
-        Failure::new(chain(&error))
-    }
 }
 
 /// A request.

@@ -7,9 +7,10 @@ use std::process::Child;
 use pouch_vmm_api::inherited::Inherited;
 
 use super::child as proxy;
-use super::host::Host;
-use super::protocol::{Failure, Launch, Report};
+use super::protocol::{Launch, Report};
+use super::run::Host;
 use crate::container::{ContainerDir, State, StateError, Status};
+use crate::failure::Failure;
 use pouch_errors::chain;
 
 /// The internal command that starts a host process.

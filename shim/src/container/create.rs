@@ -1,0 +1,55 @@
+//! Creates a container in a VM whose guest is set up.
+
+use std::path::Path;
+
+use pouch_protocol::GUEST_RUN_DIR;
+use pouch_protocol::agent::Storage;
+
+use super::guest_spec::RootSource;
+use crate::failure::Failure;
+use crate::sandbox::agent::Agent;
+use crate::sandbox::share::ROOTFS;
+use crate::sandbox::streams::{GuestStreams, Tokens};
+use crate::sandbox::vm::Vm;
+use crate::sandbox::vm_files::Disk;
+use crate::streams::Ends;
+
+/// Creates the container `id` from its specification in the guest's terms; returns the guest's ends of its streams.
+///
+/// # Errors
+/// [`Failure`] names what the guest refuses.
+pub fn create(
+    vm: &Vm,
+    agent: &Agent,
+    id: &str,
+    document: Vec<u8>,
+    root: &RootSource,
+    ends: &Ends,
+) -> Result<GuestStreams, Failure> {
+    let tokens =
+        Tokens::new(ends.terminal().is_some(), ends.size(), ends.null()).map_err(|error| error.failure())?;
+    agent.create(id, document, tokens.stdio(), storages(root))?;
+    tokens.connect(vm).map_err(|error| error.failure())
+}
+
+/// What the guest mounts for the container.
+fn storages(root: &RootSource) -> Vec<Storage> {
+    let RootSource::Disk { filesystem, read_only, .. } = root else { return Vec::new() };
+    let mut storage = Storage::new();
+    storage.driver = "block".to_owned();
+    storage.source = ROOTFS.to_owned();
+    storage.mount_point = Path::new(GUEST_RUN_DIR).join(ROOTFS).display().to_string();
+    storage.filesystem = (*filesystem).to_owned();
+    storage.options = if *read_only { vec!["ro".to_owned()] } else { Vec::new() };
+    vec![storage]
+}
+
+/// The disks that the VM needs for the container.
+pub fn disks(root: &RootSource) -> Vec<Disk> {
+    match root {
+        RootSource::Directory => Vec::new(),
+        RootSource::Disk { path, read_only, .. } => {
+            vec![Disk { path: path.clone(), serial: ROOTFS.to_owned(), read_only: *read_only }]
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! A container in a running VM: its state, and the operations on it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use oci_spec::runtime::LinuxResources;
+use pouch_protocol::agent::{ListProcessesResponse, WaitProcessResponse};
+use serde_json::Value;
+
+use super::{ContainerDir, State, StateError, Status, resources, size, stats};
+use crate::failure::Failure;
+use crate::sandbox::Sandbox;
+use crate::sandbox::agent::AgentError;
+use crate::sandbox::streams::{GuestStreams, Tokens};
+use crate::streams::NullStreams;
+
+/// A container that is created, with its VM.
+pub struct Container {
+    /// The container's directory.
+    pub dir: ContainerDir,
+    /// The VM that it is in.
+    pub sandbox: Arc<Sandbox>,
+    state: Mutex<State>,
+    /// Held while limits change, so that updates do not overlap.
+    updating: Mutex<()>,
+    execs: AtomicU64,
+    /// Its process has ended, or its state is unknown.
+    over: AtomicBool,
+    /// The host proxy processes of `exec`, by the name of the process.
+    exec_hosts: Mutex<BTreeMap<String, i32>>,
+}
+
+/// A process to start in a running container.
+#[derive(Clone, Copy, Debug)]
+pub struct ExecOptions<'a> {
+    /// An OCI `process` object.
+    pub process: &'a Value,
+    /// A terminal instead of three streams.
+    pub terminal: bool,
+    /// The terminal's size: rows and columns.
+    pub size: (u32, u32),
+    /// Which of the streams are `/dev/null`.
+    pub null: NullStreams,
+    /// The cgroup below the container's in which it shall be; empty for that of its first process.
+    pub cgroup: &'a str,
+}
+
+impl Container {
+    /// A container that is created in a sandbox.
+    pub fn new(dir: ContainerDir, sandbox: Arc<Sandbox>, state: State) -> Self {
+        Container {
+            dir,
+            sandbox,
+            state: Mutex::new(state),
+            updating: Mutex::default(),
+            execs: AtomicU64::new(1),
+            over: AtomicBool::new(false),
+            exec_hosts: Mutex::default(),
+        }
+    }
+
+    /// The container's name.
+    pub fn id(&self) -> &str {
+        self.dir.id().as_str()
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the container's process has ended, or that the agent cannot be asked any more.
+    pub fn set_over(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Whether the container's process has ended, as far as is known; the status changes later, when its output was
+    /// passed on.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// The container's status.
+    pub fn status(&self) -> Status {
+        self.lock_state().status
+    }
+
+    /// Records the host proxy process of a process of `exec`; none when it has ended.
+    pub fn set_exec_host(&self, exec_id: &str, pid: Option<i32>) {
+        let mut hosts = self.exec_hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        match pid {
+            Some(pid) => drop(hosts.insert(exec_id.to_owned(), pid)),
+            None => drop(hosts.remove(exec_id)),
+        }
+    }
+
+    /// The host proxy processes of `exec`.
+    pub fn exec_hosts(&self) -> Vec<i32> {
+        let hosts = self.exec_hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.values().copied().collect()
+    }
+
+    /// Changes the state and writes the state file.
+    ///
+    /// # Errors
+    /// [`StateError`] if it cannot be written.
+    pub fn update_state(&self, change: impl FnOnce(&mut State)) -> Result<(), StateError> {
+        let mut state = self.lock_state();
+        change(&mut state);
+        self.dir.save(&state)
+    }
+
+    /// Changes the status from one to another by `action`, exclusively.
+    fn transition(
+        &self,
+        from: Status,
+        to: Status,
+        action: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut state = self.lock_state();
+        if state.status != from {
+            let text = format!("container {} is {}, and must be {from} for this", state.id, state.status);
+            return Err(Failure::new(text));
+        }
+        action()?;
+        state.status = to;
+        self.dir.save(&state).map_err(Failure::of)
+    }
+
+    /// Notes that the hooks of `create` have run.
+    ///
+    /// # Errors
+    /// The container is created already.
+    pub fn hooks_done(&self) -> Result<(), Failure> {
+        self.transition(Status::Creating, Status::Created, || Ok(()))
+    }
+
+    /// Starts the container's process, after `prepare`.
+    ///
+    /// # Errors
+    /// The container is not in status *created*, `prepare` fails, or the process cannot be started.
+    pub fn start(&self, prepare: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+        self.transition(Status::Created, Status::Running, || {
+            prepare()?;
+            Ok(self.sandbox.agent.start(self.id())?)
+        })
+    }
+
+    /// Freezes all processes.
+    ///
+    /// # Errors
+    /// The container does not run, or the agent refuses.
+    pub fn pause(&self) -> Result<(), Failure> {
+        self.transition(Status::Running, Status::Paused, || Ok(self.sandbox.agent.pause(self.id())?))
+    }
+
+    /// Resumes all processes.
+    ///
+    /// # Errors
+    /// The container is not paused, or the agent refuses.
+    pub fn resume(&self) -> Result<(), Failure> {
+        self.transition(Status::Paused, Status::Running, || Ok(self.sandbox.agent.resume(self.id())?))
+    }
+
+    /// Sends a signal to a process of `exec`, to the container's own if `exec_id` is empty, or to all.
+    ///
+    /// # Errors
+    /// [`AgentError`] from the agent.
+    pub fn signal(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
+        self.sandbox.agent.signal(self.id(), exec_id, signal, all)
+    }
+
+    /// Tells the size of the terminal of a process of `exec`, or of the container's own if `exec_id` is empty.
+    ///
+    /// # Errors
+    /// [`AgentError`] from the agent.
+    pub fn resize(&self, exec_id: &str, rows: u32, columns: u32) -> Result<(), AgentError> {
+        self.sandbox.agent.resize(self.id(), exec_id, rows, columns)
+    }
+
+    /// Waits for the end of a process of `exec`, or of the container's own if `exec_id` is empty.
+    ///
+    /// # Errors
+    /// [`AgentError`] if there is no such process, or the VM is gone.
+    pub fn wait(&self, exec_id: &str) -> Result<WaitProcessResponse, AgentError> {
+        self.sandbox.agent.wait(self.id(), exec_id)
+    }
+
+    /// The container's processes in the guest.
+    ///
+    /// # Errors
+    /// [`AgentError`] from the agent.
+    pub fn processes(&self) -> Result<ListProcessesResponse, AgentError> {
+        self.sandbox.agent.processes(self.id())
+    }
+
+    /// The container's counters in runc's form, and how often the guest's out-of-memory killer killed a process.
+    ///
+    /// # Errors
+    /// [`AgentError`] from the agent.
+    pub fn stats(&self) -> Result<(Value, u64), AgentError> {
+        let stats = self.sandbox.agent.stats(self.id())?;
+        Ok((stats::to_json(self.id(), &stats), stats.oom_kills))
+    }
+
+    /// Updates limits on the host and in the guest. Limits that are not given are kept. If one of the two
+    /// refuses, nothing changes in the other.
+    ///
+    /// # Errors
+    /// Names a limit that a running VM cannot have, or that is refused.
+    pub fn update(&self, resources: Value) -> Result<(), Failure> {
+        let resources: LinuxResources = serde_json::from_value(resources)
+            .map_err(|error| Failure::new(format!("linux.resources cannot be read: {error}")))?;
+        let cpus = resources.cpu().as_ref().and_then(|cpu| cpu.cpus().as_deref());
+        if let Some(list) = cpus.filter(|list| !list.is_empty()) {
+            size::check_host_cpus(list).map_err(Failure::of)?;
+        }
+        let split = resources::split(&resources, self.sandbox.size);
+        let guest = serde_json::to_vec(&split.guest).map_err(Failure::of)?;
+        let _turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let cgroup = &self.sandbox.cgroup;
+        let before = cgroup.settings(&split.host);
+        // The guest is updated second, because the host's cgroup can be restored and the guest's cannot.
+        let updated = match cgroup.limit(&split.host) {
+            Ok(()) => self.sandbox.agent.update(self.id(), guest).map_err(Failure::from),
+            Err(error) => Err(Failure::of(error)),
+        };
+        updated.inspect_err(|_| before.restore())
+    }
+
+    /// Starts a further process; returns its name and its streams.
+    ///
+    /// # Errors
+    /// The container does not run, or the process cannot be started.
+    pub fn exec(&self, options: &ExecOptions<'_>) -> Result<(String, GuestStreams), Failure> {
+        let status = self.status();
+        if status != Status::Running {
+            return Err(Failure::new(format!(
+                "container {} is {status}, so no process can be started in it",
+                self.id()
+            )));
+        }
+        let exec_id = format!("exec-{}", self.execs.fetch_add(1, Ordering::Relaxed));
+        let process = options.process.to_string().into_bytes();
+        let streams = Tokens::new(options.terminal, options.size, options.null)
+            .and_then(|tokens| {
+                self.sandbox.exec(self.id(), &exec_id, process, tokens.stdio(), options.cgroup)?;
+                // A process without streams would be unknown to the caller.
+                tokens.connect(&self.sandbox.vm).inspect_err(|_| {
+                    let _ = self.signal(&exec_id, libc::SIGKILL as u32, false);
+                })
+            })
+            .map_err(|error| error.failure())?;
+        Ok((exec_id, streams))
+    }
+}
