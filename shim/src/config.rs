@@ -111,13 +111,21 @@ impl Config {
         }
     }
 
-    fn read(path: &Path) -> Result<Self, ConfigError> {
+    /// Reads a file that must exist.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file and the key.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text =
             fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+    /// Reads the text of a configuration; `path` names it in errors.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the key.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Config = toml::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
         let ranges = [

@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 8] = [
     &["sandbox"],
     &["container"],
     &["host"],
-    &["cli"],
+    &["cli", "task"],
 ];
 
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {

@@ -6,9 +6,9 @@ use std::process::Child;
 use clap::Args;
 
 use super::{CliError, Global, Outcome, load_config, other, write_pid_file};
-use crate::container::hooks;
-use crate::host::launch;
-use crate::host::protocol::{Launch, Request};
+use crate::host::child::ChildStreams;
+use crate::host::lifecycle;
+use crate::host::protocol::Launch;
 use crate::logging::LogFormat;
 
 /// What `create` and `run` take.
@@ -55,18 +55,19 @@ impl CreateOptions {
         })?;
         // An invalid ID is reported before anything is started.
         global.dir(id)?;
-        let child = launch::launch(&Launch {
+        let launch = Launch {
             id: id.to_owned(),
             root: absolute(&global.root)?,
             bundle,
+            piped: false,
             systemd_cgroup: global.uses_systemd(),
             console_socket: self.console_socket.as_deref().map(absolute).transpose()?,
             log: global.log.as_deref().map(absolute).transpose()?,
             log_json: global.log_format == LogFormat::Json,
             config: load_config()?,
-        })?;
-        let done = run_hooks(global, id).and_then(|()| write_pid_file(self.pid_file.as_ref(), child.id()));
-        if let Err(error) = done {
+        };
+        let child = lifecycle::create(&launch, ChildStreams::inherited())?;
+        if let Err(error) = write_pid_file(self.pid_file.as_ref(), child.id()) {
             super::delete::delete(global, id, true)?;
             return Err(error);
         }
@@ -82,20 +83,6 @@ pub fn refuse_descriptors(preserve_fds: u32) -> Result<(), CliError> {
     let text = "--preserve-fds: descriptors of the host cannot be passed into a VM; pass what they are for as \
                 standard streams, files or bind mounts";
     Err(CliError::Other(text.to_owned()))
-}
-
-/// Runs the hooks of `create`. This is not done in the host process, because that is in
-/// other namespaces.
-fn run_hooks(global: &Global, id: &str) -> Result<(), CliError> {
-    let (_, state) = global.load(id)?;
-    if hooks::awaited(state.hooks.as_ref()) {
-        for point in hooks::OF_CREATE {
-            hooks::run(point, &state).map_err(other)?;
-        }
-        // Until now it could not be started, even if this process ends.
-        global.host(id)?.ask(&Request::HooksDone)?;
-    }
-    Ok(())
 }
 
 impl Create {

@@ -17,7 +17,7 @@ use super::exec_process::ProcessOptions;
 use super::{CliError, Global, Outcome, forward, other, write_pid_file};
 use crate::container::Status;
 use crate::failure::Failure;
-use crate::host::child as proxy;
+use crate::host::child::{self as proxy, ChildStreams};
 use crate::host::client::{ClientError, HostClient};
 use crate::host::protocol::{Answer, ExecRequest, Report, Request};
 use crate::streams::terminal::RawTerminal;
@@ -95,7 +95,8 @@ impl Exec {
 
     /// Starts the host proxy process, and returns when the process in the guest runs.
     fn leave_behind(&self, host: &ExecHost) -> Outcome {
-        let (mut child, report) = proxy::start(HOST_COMMAND, None, host).map_err(other)?;
+        let (mut child, report) =
+            proxy::start(HOST_COMMAND, None, host, ChildStreams::inherited()).map_err(other)?;
         match report {
             Some(Report::Created) => {
                 if let Err(error) = write_pid_file(self.pid_file.as_ref(), child.id()) {
@@ -156,11 +157,11 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
         return Err(CliError::Other("unexpected response from the sandbox host process".to_owned()));
     };
     let own_terminal = host.console_socket.is_none();
-    let raw = match ends.terminal() {
+    let raw = match ends.console() {
         Some(file) if own_terminal => Some(RawTerminal::enter(file.as_fd()).map_err(other)?),
         _ => None,
     };
-    let console = ends.terminal().map(File::try_clone).transpose().map_err(other)?;
+    let console = ends.console().map(File::try_clone).transpose().map_err(other)?;
     let streams = fds.into_iter().map(UnixStream::from).collect();
     let outputs = start_relays(streams, ends).map_err(other)?;
     forward::signals(host.socket, Some(exec_id), console).map_err(other)?;

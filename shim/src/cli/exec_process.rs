@@ -47,16 +47,6 @@ pub struct ProcessOptions {
     process_label: Option<String>,
 }
 
-/// Adds this process's limits to those that the object has. The agent complains of an object that is malformed.
-fn inherit_limits(process: &mut serde_json::Map<String, Value>) {
-    let limits = process.entry("rlimits").or_insert(Value::Null);
-    if let Ok(all) = serde_json::from_value::<Option<Vec<_>>>(limits.clone()) {
-        let mut all = all.unwrap_or_default();
-        limits::inherit(&mut all);
-        *limits = json!(all);
-    }
-}
-
 impl ProcessOptions {
     /// The object, and whether it asks for a terminal.
     pub fn build(&self, command: &[String], state: &State, log: &Log) -> Result<(Value, bool), CliError> {
@@ -68,8 +58,8 @@ impl ProcessOptions {
             }
             None => self.of_flags(command, state)?,
         };
+        limits::inherit_in(&mut process);
         if let Some(members) = process.as_object_mut() {
-            inherit_limits(members);
             for label in LABELS {
                 // The container's own was told of when it was created.
                 let asked =

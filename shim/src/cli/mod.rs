@@ -27,11 +27,13 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, ValueEnum};
 
 use crate::config::Config;
-use crate::container::state::DEFAULT_ROOT;
+use crate::container::state::{DEFAULT_ROOT, find};
 use crate::container::{ContainerDir, ContainerId, State};
 use crate::failure::Failure;
 use crate::host::client::{ClientError, HostClient};
+use crate::host::lifecycle::LifecycleError;
 use crate::logging::{Log, LogFormat};
+pub use internal::main as internal_main;
 use pouch_errors::chain;
 
 /// What `--version` says after the program's name: runc's form, which engines parse.
@@ -140,6 +142,9 @@ enum CliError {
     /// The host process refuses or cannot be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A container could not be created or started.
+    #[error(transparent)]
+    Lifecycle(#[from] LifecycleError),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -150,6 +155,7 @@ impl CliError {
         match self {
             CliError::Failure(failure) => failure.status,
             CliError::Client(error) => error.status(),
+            CliError::Lifecycle(error) => error.status(),
             CliError::Other(_) => 1,
         }
     }
@@ -180,7 +186,7 @@ impl Global {
 
     fn dir(&self, id: &str) -> Result<ContainerDir, CliError> {
         let id: ContainerId = id.parse().map_err(other)?;
-        Ok(ContainerDir::new(&self.root, &id))
+        find(&self.root, &id).map_err(other)
     }
 
     fn load(&self, id: &str) -> Result<(ContainerDir, State), CliError> {
@@ -189,13 +195,18 @@ impl Global {
         Ok((dir, state))
     }
 
-    /// A connection to the host process of a container that has one.
-    fn host(&self, id: &str) -> Result<HostClient, CliError> {
+    /// The directory of a container that has a host process.
+    fn live(&self, id: &str) -> Result<ContainerDir, CliError> {
         let (dir, state) = self.load(id)?;
         if state.status == crate::container::Status::Stopped {
             return Err(CliError::Other(format!("container {id} is stopped")));
         }
-        Ok(HostClient::connect(&dir.socket())?)
+        Ok(dir)
+    }
+
+    /// A connection to the host process of a container that has one.
+    fn host(&self, id: &str) -> Result<HostClient, CliError> {
+        Ok(HostClient::connect(&self.live(id)?.socket())?)
     }
 }
 

@@ -2,9 +2,8 @@
 
 use clap::Args;
 
-use super::{CliError, Global, Outcome, other};
-use crate::container::hooks::{self, Point};
-use crate::host::protocol::Request;
+use super::{CliError, Global, Outcome};
+use crate::host::lifecycle;
 
 #[derive(Args)]
 pub struct Start {
@@ -19,17 +18,8 @@ impl Start {
     }
 }
 
-/// Starts the container's process, then runs the hooks for that. If one fails, the container is
-/// stopped and removed (runtime.md, "Lifecycle", since version 1.3).
+/// Starts the container's process, then runs the hooks for that.
 pub fn start(global: &Global, id: &str) -> Result<(), CliError> {
-    global.host(id)?.ask(&Request::Start)?;
-    // A container that has ended and been deleted already has none.
-    let Ok((_, state)) = global.load(id) else { return Ok(()) };
-    hooks::run(Point::Poststart, &state).map_err(|error| {
-        let failed = other(error);
-        match super::delete::delete(global, id, true) {
-            Ok(()) => failed,
-            Err(error) => CliError::Other(format!("{failed}; {error}")),
-        }
-    })
+    let dir = global.live(id)?;
+    Ok(lifecycle::start(&dir, &global.log())?)
 }

@@ -27,7 +27,7 @@ pub fn create(
     ends: &Ends,
 ) -> Result<GuestStreams, Failure> {
     let tokens =
-        Tokens::new(ends.terminal().is_some(), ends.size(), ends.null()).map_err(|error| error.failure())?;
+        Tokens::new(ends.is_terminal(), ends.size(), ends.null()).map_err(|error| error.failure())?;
     agent.create(id, document, tokens.stdio(), storages(root))?;
     tokens.connect(vm).map_err(|error| error.failure())
 }

@@ -5,6 +5,7 @@
 
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
 use rustix::process::{Resource, getrlimit};
+use serde_json::{Value, json};
 
 /// All limits that Linux has.
 const ALL: [(PosixRlimitType, Resource); 16] = [
@@ -41,6 +42,17 @@ pub fn inherit(limits: &mut Vec<PosixRlimit>) {
             (soft, hard) = (soft.min(most), hard.min(most));
         }
         limits.extend(PosixRlimitBuilder::default().typ(kind).soft(soft).hard(hard).build());
+    }
+}
+
+/// Adds this process's limits to those of a `process` object. The agent reports an object that is malformed.
+pub fn inherit_in(process: &mut Value) {
+    let Some(members) = process.as_object_mut() else { return };
+    let limits = members.entry("rlimits").or_insert(Value::Null);
+    if let Ok(all) = serde_json::from_value::<Option<Vec<_>>>(limits.clone()) {
+        let mut all = all.unwrap_or_default();
+        inherit(&mut all);
+        *limits = json!(all);
     }
 }
 

@@ -17,7 +17,24 @@ use crate::PROCESS_NAME;
 /// Bytes of the longest report.
 const MAX_REPORT: u64 = 64 * 1024;
 
-/// Starts pouch-vm's internal `command` with the standard streams of this process, in a session of its own, and
+/// The standard streams of a child.
+pub struct ChildStreams {
+    /// Its standard input.
+    pub stdin: Stdio,
+    /// Its standard output.
+    pub stdout: Stdio,
+    /// Its standard error.
+    pub stderr: Stdio,
+}
+
+impl ChildStreams {
+    /// Those of this process.
+    pub fn inherited() -> Self {
+        ChildStreams { stdin: Stdio::inherit(), stdout: Stdio::inherit(), stderr: Stdio::inherit() }
+    }
+}
+
+/// Starts pouch-vm's internal `command` with the given standard streams, in a session of its own, and
 /// waits for its report: `None` if it ended without one. `name` is shown in lists of processes.
 ///
 /// # Errors
@@ -26,6 +43,7 @@ pub fn start(
     command: &str,
     name: Option<&str>,
     task: &impl Serialize,
+    streams: ChildStreams,
 ) -> io::Result<(Child, Option<Report>)> {
     // Not on its command line: that has a limit, and all users of the host can read it.
     let (task_reader, mut task_writer) = io::pipe()?;
@@ -37,9 +55,9 @@ pub fn start(
         .arg(command)
         .args(inherited.map(|fd| fd.to_string()))
         .args(name)
-        .stdin(Stdio::inherit())
-        .stdout(Stdio::inherit())
-        .stderr(Stdio::inherit());
+        .stdin(streams.stdin)
+        .stdout(streams.stdout)
+        .stderr(streams.stderr);
     // SAFETY: the calls may be made between fork and exec, and touch no memory.
     unsafe {
         process.pre_exec(move || {

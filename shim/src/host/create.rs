@@ -25,7 +25,7 @@ use crate::sandbox::streams::GuestStreams;
 use crate::sandbox::vm::Vm;
 use crate::sandbox::vm_files::{self, VmDescription};
 use crate::sandbox::{GuestSetup, Sandbox, VmSize, settings, share};
-use crate::streams::{Ends, ends};
+use crate::streams::{Ends, StreamSource, ends};
 
 /// A created container.
 pub struct Created {
@@ -183,14 +183,17 @@ impl<'a> Plan<'a> {
 
     fn create_container(&self, vm: &Vm) -> Result<(Agent, GuestStreams, Ends), Failure> {
         let setup = GuestSetup {
-            hostname: self.guest.spec.hostname().clone().unwrap_or_default(),
+            hostname: self.guest.spec.hostname().clone().unwrap_or_else(hostname_of_host),
             settings: self.settings.clone(),
             boot_timeout: Duration::from_secs(self.launch.config.boot_timeout_seconds.into()),
         };
         let agent = Sandbox::set_up(vm, self.size, setup).map_err(Failure::of)?;
         let terminal = self.bundle.process().terminal().unwrap_or(false);
-        let ends = ends::of_command_line(self.launch.console_socket.as_deref()).open(terminal);
-        let ends = ends.map_err(Failure::of)?;
+        let source: Box<dyn StreamSource + '_> = match (&self.launch.console_socket, self.launch.piped) {
+            (_, true) => Box::new(ends::Piped),
+            (console_socket, false) => ends::of_command_line(console_socket.as_deref()),
+        };
+        let ends = source.open(terminal).map_err(Failure::of)?;
         let document = self.document.clone();
         let streams = in_guest::create(vm, &agent, &self.launch.id, document, &self.guest.root, &ends)?;
         let stand_ins = [&self.state.host, &self.state.vmm].into_iter().flatten();
@@ -204,6 +207,11 @@ impl<'a> Plan<'a> {
 fn joined(joining: Option<JoinHandle<Result<(), Failure>>>) -> Result<(), Failure> {
     let result = joining.map_or(Ok(Ok(())), JoinHandle::join);
     result.unwrap_or_else(|_| Err(Failure::new("the thread that joins the cgroup panicked".to_owned())))
+}
+
+/// What a container has under runc that is given no name.
+fn hostname_of_host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Sets oom_score_adj of this process, and of the VMM, which inherits it, to the container's

@@ -6,6 +6,8 @@ use std::process::Child;
 
 use pouch_vmm_api::inherited::Inherited;
 
+pub use super::child::ChildStreams;
+
 use super::child as proxy;
 use super::protocol::{Launch, Report};
 use super::run::Host;
@@ -16,15 +18,16 @@ use pouch_errors::chain;
 /// The internal command that starts a host process.
 pub const HOST_COMMAND: &str = "sandbox-host";
 
-/// Creates a container: on return its host process runs, and is a child of this process.
+/// Creates a container: on return its host process runs, and is a child of this process. The container's streams are
+/// those of the child.
 ///
 /// # Errors
 /// [`Failure`] for the user; nothing is left behind then.
-pub fn launch(launch: &Launch) -> Result<Child, Failure> {
+pub fn launch(launch: &Launch, streams: ChildStreams) -> Result<Child, Failure> {
     let id = launch.id.parse().map_err(|error| Failure::new(chain(&error)))?;
     let dir = ContainerDir::new(&launch.root, &id);
     claim(&dir).map_err(|error| Failure::new(chain(&error)))?;
-    let result = start_host(launch).map_err(|error| {
+    let result = start_host(launch, streams).map_err(|error| {
         Failure::new(format!("the host process of the container could not be started: {error}"))
     });
     let failure = match result {
@@ -84,8 +87,8 @@ pub fn clean_up(dir: &ContainerDir) {
     let _ = dir.remove();
 }
 
-fn start_host(launch: &Launch) -> io::Result<(Child, Report)> {
-    let (mut child, report) = proxy::start(HOST_COMMAND, Some(&launch.id), launch)?;
+fn start_host(launch: &Launch, streams: ChildStreams) -> io::Result<(Child, Report)> {
+    let (mut child, report) = proxy::start(HOST_COMMAND, Some(&launch.id), launch, streams)?;
     let report = match report {
         Some(report) => report,
         None => {

@@ -1,12 +1,14 @@
 //! The sandbox host process: it owns one VM, and handles the requests of the command line.
 //!
-//! [`launch`] starts it, [`run`] is its life, [`create`] its beginning. [`server`] handles requests, which [`client`]
-//! sends and [`protocol`] defines.
+//! [`launch`] starts it, [`run`] is its life, [`create`] its beginning, and [`delete`] removes what it leaves.
+//! [`server`] handles requests, which [`client`] sends and [`protocol`] defines. Front ends use [`lifecycle`].
 
 pub mod child;
 pub mod client;
 pub mod create;
+pub mod delete;
 pub mod launch;
+pub mod lifecycle;
 pub mod protocol;
 pub mod run;
 pub mod server;

@@ -25,6 +25,9 @@ pub struct Launch {
     pub bundle: PathBuf,
     /// Where to send the master of the container's terminal.
     pub console_socket: Option<PathBuf>,
+    /// The standard streams of the host process are pipes, also for a terminal in the guest.
+    #[serde(default)]
+    pub piped: bool,
     /// systemd makes the cgroup.
     pub systemd_cgroup: bool,
     /// Where errors after the start go.

@@ -99,7 +99,7 @@ impl Host {
         ends: Ends,
         sender: &Sender<Event>,
     ) -> Result<Vec<OutputRelay>, Failure> {
-        let console = ends.terminal().map(File::try_clone).transpose().map_err(Failure::of)?;
+        let console = ends.console().map(File::try_clone).transpose().map_err(Failure::of)?;
         let outputs = start_relays(guest, ends).map_err(Failure::of)?;
         streams::let_go(&container.dir.path().join("host.log")).map_err(Failure::of)?;
         watch_exit(container.clone(), sender.clone()).map_err(Failure::of)?;

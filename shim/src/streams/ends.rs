@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use super::terminal::{self, TerminalError};
+use super::uri::NamedError;
 use super::{NullStreams, is_null};
 
 /// Where the standard streams of a process lead on this host.
@@ -21,7 +22,14 @@ pub enum Ends {
         stderr: Option<File>,
     },
     /// A terminal, for all three.
-    Terminal(File),
+    Terminal {
+        /// Where its input comes from, if from anywhere.
+        input: Option<File>,
+        /// Where its output goes, if anywhere.
+        output: Option<File>,
+        /// The host's terminal, if input and output are one: it has a size.
+        console: Option<File>,
+    },
 }
 
 impl Ends {
@@ -31,7 +39,7 @@ impl Ends {
             Ends::Streams { stdin, stdout, stderr } => {
                 NullStreams { stdin: stdin.is_none(), stdout: stdout.is_none(), stderr: stderr.is_none() }
             }
-            Ends::Terminal(_) => NullStreams::default(),
+            Ends::Terminal { .. } => NullStreams::default(),
         }
     }
 
@@ -46,17 +54,27 @@ impl Ends {
         Ok(Ends::Streams { stdin: open(stdin)?, stdout: open(stdout)?, stderr: open(stderr)? })
     }
 
-    /// The terminal, if that is what the process has.
-    pub fn terminal(&self) -> Option<&File> {
+    /// Whether the process has a terminal.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, Ends::Terminal { .. })
+    }
+
+    /// The host's terminal, if the process has one and it is a terminal on the host too.
+    pub fn console(&self) -> Option<&File> {
         match self {
             Ends::Streams { .. } => None,
-            Ends::Terminal(terminal) => Some(terminal),
+            Ends::Terminal { console, .. } => console.as_ref(),
         }
+    }
+
+    fn of_console(name: &'static str, console: File) -> Result<Self, EndsError> {
+        let copy = || own(name, console.as_fd()).map(Some);
+        Ok(Ends::Terminal { input: copy()?, output: copy()?, console: Some(console) })
     }
 
     /// The size of the terminal as (rows, columns); zeros without one.
     pub fn size(&self) -> (u32, u32) {
-        self.terminal().and_then(|terminal| terminal::size(terminal.as_fd())).unwrap_or((0, 0))
+        self.console().and_then(|console| terminal::size(console.as_fd())).unwrap_or((0, 0))
     }
 }
 
@@ -74,6 +92,9 @@ pub enum EndsError {
         /// The kernel's error.
         source: io::Error,
     },
+    /// A stream that the engine names.
+    #[error(transparent)]
+    Named(#[from] NamedError),
     /// A console socket, and no terminal.
     #[error("--console-socket is given, but process.terminal does not ask for a terminal")]
     NotWanted,
@@ -98,7 +119,7 @@ impl StreamSource for Inherited {
             if !nix::unistd::isatty(stdin.as_fd()).unwrap_or(false) {
                 return Err(TerminalError::NoTerminal.into());
             }
-            return own("stdin", stdin.as_fd()).map(Ends::Terminal);
+            return Ends::of_console("stdin", own("stdin", stdin.as_fd())?);
         }
         let unless_null = |name, fd| if is_null(fd) { Ok(None) } else { own(name, fd).map(Some) };
         Ok(Ends::Streams {
@@ -113,6 +134,20 @@ fn own(name: &'static str, fd: BorrowedFd<'_>) -> Result<File, EndsError> {
     fd.try_clone_to_owned().map(File::from).map_err(|source| EndsError::Own { name, source })
 }
 
+/// The streams of this process, which are not terminals even if the process has one in the guest.
+pub struct Piped;
+
+impl StreamSource for Piped {
+    fn open(&self, terminal: bool) -> Result<Ends, EndsError> {
+        match Inherited.open(false)? {
+            Ends::Streams { stdin, stdout, .. } if terminal => {
+                Ok(Ends::Terminal { input: stdin, output: stdout, console: None })
+            }
+            ends => Ok(ends),
+        }
+    }
+}
+
 /// A new terminal, whose master is sent to an engine through a UNIX socket.
 pub struct ConsoleSocket<'a>(pub &'a Path);
 
@@ -121,7 +156,7 @@ impl StreamSource for ConsoleSocket<'_> {
         if !terminal {
             return Err(EndsError::NotWanted);
         }
-        Ok(Ends::Terminal(terminal::send_console(self.0)?))
+        Ends::of_console("the terminal", terminal::send_console(self.0)?)
     }
 }
 
@@ -142,7 +177,7 @@ mod tests {
         let file = || Some(tempfile::tempfile().unwrap());
         let ends = Ends::Streams { stdin: None, stdout: file(), stderr: file() };
         assert_eq!(ends.null(), NullStreams { stdin: true, ..NullStreams::default() });
-        assert!(ends.terminal().is_none());
+        assert!(!ends.is_terminal() && ends.console().is_none());
         assert_eq!(ends.size(), (0, 0));
         assert_eq!(ends.with_null_devices().unwrap().null(), NullStreams::default());
     }

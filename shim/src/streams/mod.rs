@@ -6,6 +6,7 @@ pub mod ends;
 pub mod relay;
 pub mod signals;
 pub mod terminal;
+pub mod uri;
 
 use std::fs::OpenOptions;
 use std::io;

@@ -130,10 +130,14 @@ pub fn start_relays(streams: Vec<UnixStream>, ends: Ends) -> io::Result<Vec<Outp
     let mut streams = streams.into_iter();
     let mut next = || streams.next().ok_or(io::Error::other("a stream is missing"));
     let (stdin, stdout, stderr) = match ends {
-        Ends::Terminal(terminal) => {
+        Ends::Terminal { input, output, console: _ } => {
             let stream = next()?;
-            relay_input(terminal.try_clone()?, stream.try_clone()?, "stdin")?;
-            return Ok(vec![relay_output(stream, terminal, "terminal")?]);
+            if let Some(input) = input {
+                relay_input(input, stream.try_clone()?, "stdin")?;
+            }
+            // Someone must read, so that the process does not wait.
+            let output = output.map_or_else(|| File::options().write(true).open("/dev/null"), Ok)?;
+            return Ok(vec![relay_output(stream, output, "terminal")?]);
         }
         Ends::Streams { stdin, stdout, stderr } => (stdin, stdout, stderr),
     };
