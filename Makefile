@@ -22,7 +22,7 @@ TREE := $(or $(POUCH_INSTALL_DIR),target/install)
 # The guest kernel's modules; empty for a guest root without any.
 MODULES ?= $(TARGET)/kernel/modules
 GUEST_ROOT := $(TARGET)/guest-root$(if $(MODULES),,-without-modules).erofs
-PARTS := bin/pouch-vm libexec/pouch-vm/pouch-vmm share/pouch-vm/vmlinux share/pouch-vm/guest-root.erofs
+PARTS := bin/pouch-vm bin/containerd-shim-pouch-vm-v2 libexec/pouch-vm/pouch-vmm share/pouch-vm/vmlinux share/pouch-vm/guest-root.erofs
 
 # What the build needs; the testbed's script adds what the testbed needs.
 PACKAGES := bc bison ca-certificates curl erofs-utils flex gcc kmod libc6-dev libelf-dev libseccomp-dev libssl-dev \
@@ -50,7 +50,7 @@ FORCE:
 binaries: prerequisites
 	@$(ALONE) cargo build --quiet --release --locked -p pouch-vmm -p pouch-agent -p pouch-shim
 
-$(BIN)/pouch-vm $(BIN)/pouch-vmm $(BIN)/pouch-agent: binaries ;
+$(BIN)/pouch-vm $(BIN)/containerd-shim-pouch-vm-v2 $(BIN)/pouch-vmm $(BIN)/pouch-agent: binaries ;
 
 $(TARGET)/kernel/vmlinux: $(wildcard kernel-config/*) | prerequisites
 	@$(ALONE) kernel-config/build.sh --without-modules $(@D) && touch $@
@@ -63,6 +63,7 @@ $(GUEST_ROOT): $(BIN)/pouch-agent rootfs/build.sh $(MODULES)
 	@rootfs/build.sh $@ $< $(MODULES)
 
 $(TREE)/usr/local/bin/pouch-vm: $(BIN)/pouch-vm
+$(TREE)/usr/local/bin/containerd-shim-pouch-vm-v2: $(BIN)/containerd-shim-pouch-vm-v2
 $(TREE)/usr/local/libexec/pouch-vm/pouch-vmm: $(BIN)/pouch-vmm
 $(TREE)/usr/local/share/pouch-vm/vmlinux: $(TARGET)/kernel/vmlinux
 $(TREE)/usr/local/share/pouch-vm/guest-root.erofs: $(GUEST_ROOT)

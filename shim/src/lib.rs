@@ -8,7 +8,8 @@
 //!   the guest.
 //!
 //! [`host`] is the sandbox host process, which runs these layers for one VM as long as the VM exists. [`cli`], the
-//! command line of the OCI runtime, consists of short-lived processes that send it requests.
+//! command line of the OCI runtime, consists of short-lived processes that send it requests; [`task`] is the shim for
+//! containerd, which does the same.
 
 /// The name of the container's processes on the host.
 pub const PROCESS_NAME: &std::ffi::CStr = c"pouch-vm";
@@ -24,3 +25,4 @@ pub mod logging;
 pub mod network;
 pub mod sandbox;
 pub mod streams;
+pub mod task;

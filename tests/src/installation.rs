@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::{has_vm, runtime};
 
 /// The parts of pouch-vm as `make install` lays them out.
-const PARTS: [&str; 4] = [
+const PARTS: [&str; 5] = [
     "/usr/local/bin/pouch-vm",
+    "/usr/local/bin/containerd-shim-pouch-vm-v2",
     "/usr/local/libexec/pouch-vm/pouch-vmm",
     "/usr/local/share/pouch-vm/vmlinux",
     "/usr/local/share/pouch-vm/guest-root.erofs",

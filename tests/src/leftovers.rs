@@ -25,11 +25,18 @@ const IGNORED: [&str; 7] = [
 
 /// The folder of all containers' states, which the first one makes and which stays, as runc's does.
 const STATES: &str = "/run/pouch-vm";
+/// The folder of the states of containerd's containers in there, by namespace, which stays too.
+const STATES_OF_CONTAINERD: &str = "/run/pouch-vm/.containerd";
 /// Where cgroups are mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where engines and runtimes keep what belongs to one container each.
-const CONTAINER_FOLDERS: [&str; 11] = [
+const CONTAINER_FOLDERS: [&str; 16] = [
     STATES,
+    "/run/pouch-vm/.containerd/default",
+    "/run/pouch-vm/.containerd/moby",
+    "/run/containerd/s",
+    "/run/containerd/runc/default",
+    "/run/containerd/io.containerd.runtime.v2.task/default",
     "/run/docker/runtime-runc/moby",
     "/run/docker/runtime-pouch-vm/moby",
     "/run/containerd/io.containerd.runtime.v2.task/moby",
@@ -42,7 +49,7 @@ const CONTAINER_FOLDERS: [&str; 11] = [
     "/run/netns",
 ];
 /// What engines make when they first need it, and keep; and they themselves, which may be restarted.
-const KEPT_BY_ENGINES: [&str; 11] = [
+const KEPT_BY_ENGINES: [&str; 12] = [
     "process dockerd",
     "process containerd",
     "mount /run/netns",
@@ -51,6 +58,7 @@ const KEPT_BY_ENGINES: [&str; 11] = [
     "mount /run/docker-remapped/netns/default",
     "mount /var/lib/containers/storage/overlay",
     "cgroup /sys/fs/cgroup/docker",
+    "cgroup /sys/fs/cgroup/default",
     "cgroup /sys/fs/cgroup/libpod_parent",
     "cgroup /sys/fs/cgroup/libpod_parent/conmon",
     "cgroup /sys/fs/cgroup/podman_probe",
@@ -126,6 +134,7 @@ fn look(engines: bool) -> BTreeSet<String> {
             let entries = fs::read_dir(folder).into_iter().flatten().flatten();
             found.extend(entries.map(|entry| format!("file {}", entry.path().display())));
         }
+        found.remove(&format!("file {STATES_OF_CONTAINERD}"));
         // Processes are listed as `process PID NAME ARGUMENTS`, mounts as `mount PATH of SOURCE`.
         found.retain(|item| {
             let words: Vec<&str> = item.split(' ').collect();

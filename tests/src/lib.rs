@@ -10,6 +10,7 @@
 
 pub mod bundle;
 pub mod container;
+pub mod containerd;
 pub mod differences;
 pub mod engine;
 pub mod installation;

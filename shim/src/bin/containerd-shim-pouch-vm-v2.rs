@@ -1,0 +1,10 @@
+//! The shim for containerd, `io.containerd.pouch-vm.v2`.
+
+use std::process::ExitCode;
+
+use pouch_shim::{cli, task};
+
+fn main() -> ExitCode {
+    // The sandbox host process is started from this program too.
+    ExitCode::from(cli::internal_main().unwrap_or_else(task::main))
+}

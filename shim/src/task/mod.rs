@@ -1,0 +1,29 @@
+//! The shim for containerd: its Task service, for the runtime `io.containerd.pouch-vm.v2`.
+//!
+//! containerd starts the shim with the action `start`, which leaves a server behind and prints its address
+//! ([`bootstrap`]). The server ([`service`]) handles the requests for one container ([`container`]) and its further
+//! processes ([`exec`]), and publishes events ([`events`]). After a shim was killed, containerd runs the action
+//! `delete`. The service is as thin as the command line: what it does to a container is in [`crate::host`].
+
+mod bootstrap;
+mod container;
+mod events;
+mod exec;
+mod metrics;
+mod options;
+mod rootfs;
+mod service;
+
+use std::path::{Path, PathBuf};
+
+pub use bootstrap::main;
+
+use crate::container::state::{DEFAULT_ROOT, root_of_containerd};
+
+/// What containerd calls the runtime.
+const RUNTIME: &str = "io.containerd.pouch-vm.v2";
+
+/// Where the states of containers of a namespace of containerd are.
+fn state_root(namespace: &str) -> PathBuf {
+    root_of_containerd(Path::new(DEFAULT_ROOT), namespace)
+}
