@@ -140,7 +140,7 @@ impl<'a> Plan<'a> {
             made.map_err(Failure::of)?;
             self.document = guest.document().map_err(Failure::of)?;
         }
-        share::build(&self.tree(), &self.guest.shared).map_err(Failure::of)?;
+        share::build(&self.tree(), &self.guest.shared, 0).map_err(Failure::of)?;
         Ok(placement)
     }
 

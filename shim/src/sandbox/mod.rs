@@ -9,6 +9,7 @@ pub mod disk;
 mod exec_queue;
 mod guest_network;
 pub mod idmap;
+pub mod later;
 pub mod settings;
 pub mod share;
 pub mod streams;

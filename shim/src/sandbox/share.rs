@@ -13,6 +13,7 @@ use pouch_vmm_api::mount_attributes::{self, Depth};
 use rustix::fs::CWD;
 
 use super::idmap::{self, IdMap};
+use super::later;
 
 /// The name of a container's root file system in the share tree, and the serial of a disk that holds it.
 pub const ROOTFS: &str = "rootfs";
@@ -80,17 +81,20 @@ pub fn enter_namespace() -> Result<(), ShareError> {
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).map_err(ShareError::Namespace)
 }
 
-/// Assembles the tree at `path`, which must not exist.
+/// Assembles the tree at `path`, which must not exist, with directories for so many containers that come later.
 ///
 /// # Errors
 /// [`ShareError`] names the path.
-pub fn build(path: &Path, shared: &[SharedPath]) -> Result<(), ShareError> {
+pub fn build(path: &Path, shared: &[SharedPath], slots: usize) -> Result<(), ShareError> {
     create_directory(path)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("pouch-share"), path, Some("tmpfs"), flags, Some("mode=755,size=1m"))
         .map_err(mount_error(path, "mounted"))?;
     for entry in shared {
         bind(path, entry)?;
+    }
+    for slot in 0..slots {
+        create_directory(&path.join(later::directory(slot)))?;
     }
     // The tree itself has only mount points, and the guest must not write to it.
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::inherited::Inherited;
 use crate::restricted::{self, Access};
 
+/// Where the share is in the mount namespace of a VMM that is confined.
+pub const SHARE_DIRECTORY: &str = "/share";
 /// The most vCPUs that a VM may have: what the guest kernel is built for.
 pub const MAX_VCPUS: u8 = 64;
 

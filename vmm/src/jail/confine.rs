@@ -85,7 +85,7 @@ pub fn replace_proc() -> Result<(), ConfineError> {
 }
 
 /// Where the share is after [`confine`].
-pub const SHARE: &str = "/share";
+pub const SHARE: &str = pouch_vmm_api::config::SHARE_DIRECTORY;
 
 /// Where the new root is assembled: a directory that every host has and the VMM does not need.
 const SCRATCH: &CStr = c"/sys";
