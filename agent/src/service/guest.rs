@@ -11,6 +11,7 @@ use ttrpc::proto::Code;
 
 use super::Agent;
 use crate::clock::{self, ClockError};
+use crate::container::spec::check_sysctl;
 use crate::cpus::{self, CpuError};
 use crate::error::{Coded, RequestError};
 use crate::identity::{self, IdentityError};
@@ -43,6 +44,9 @@ pub enum SetupError {
     /// Network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A kernel setting of a pod cannot be made.
+    #[error("sysctls[{0}]: the kernel refused it")]
+    Sysctl(String, #[source] io::Error),
     /// What the kernel says of itself cannot be read.
     #[error("cannot read {0}")]
     Read(&'static str, #[source] io::Error),
@@ -57,6 +61,7 @@ impl Coded for SetupError {
             Self::Cpus(error) => error.code(),
             Self::Storage(error) => error.code(),
             Self::Network(error) => error.code(),
+            Self::Sysctl(..) => Code::INVALID_ARGUMENT,
             Self::Read(..) => Code::INTERNAL,
         }
     }
@@ -94,6 +99,13 @@ pub async fn setup(
         identity::set_hostname(&request.hostname)?;
     }
     settings::inherit(&request.settings)?;
+    for (key, value) in &request.sysctls {
+        check_sysctl(&format!("sysctls[{key}]"), key)?;
+        if !agent.runtime.interface_settings.keep(NOBODY, key, value) {
+            std::fs::write(settings::path_of(key), value)
+                .map_err(|error| SetupError::Sysctl(key.clone(), error))?;
+        }
+    }
     if let Some(cpus) = request.cpus.as_ref() {
         online_cpus(cpus.clone()).await?;
     }

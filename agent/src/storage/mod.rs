@@ -214,6 +214,9 @@ fn detach(target: &str) -> Result<(), StorageError> {
 }
 
 fn perform(plan: &Plan) -> Result<(), StorageError> {
+    if plan.kind == Kind::Submount {
+        return Ok(());
+    }
     let directory = |error| StorageError::Directory(plan.target.clone(), error);
     let single_file = plan.kind == Kind::Bind && Path::new(&plan.source).is_file();
     if single_file {
@@ -228,6 +231,7 @@ fn perform(plan: &Plan) -> Result<(), StorageError> {
         Kind::FileSystem(name) => call(plan, &plan.source, Some(name), plan.flags),
         Kind::Disk(name) => call(plan, &find_disk(&plan.source)?, Some(name), plan.flags),
         Kind::Bind => bind(plan),
+        Kind::Submount => Ok(()),
     };
     if result.is_err() {
         let _ = fs::remove_dir(&plan.target);

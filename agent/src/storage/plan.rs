@@ -24,6 +24,7 @@ pub(super) enum Kind {
     FileSystem(String),
     Disk(String),
     Bind,
+    Submount,
 }
 
 /// Checks a storage.
@@ -40,10 +41,12 @@ pub(super) fn plan(storage: &Storage) -> Result<Plan, RequestError> {
             name => Kind::Disk(name.to_owned()),
         },
         "bind" if Path::new(&storage.source).is_absolute() => Kind::Bind,
+        "submount" => Kind::Submount,
         "bind" => return Err(RequestError::new(field("source"), "must be an absolute path")),
         other => return Err(RequestError::new(field("driver"), format!("{other:?} is not known"))),
     };
-    if storage.source.is_empty() && kind != Kind::FileSystem("tmpfs".to_owned()) {
+    let needs_source = kind != Kind::Submount && kind != Kind::FileSystem("tmpfs".to_owned());
+    if storage.source.is_empty() && needs_source {
         return Err(RequestError::new(field("source"), "is missing"));
     }
     let (mut flags, options) = parse_options(&storage.options)?;

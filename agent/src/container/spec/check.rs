@@ -139,11 +139,17 @@ fn check_linux(linux: &Linux) -> Result {
         }
     }
     for key in linux.sysctl().iter().flat_map(|sysctls| sysctls.keys()) {
-        if key.is_empty() || key.starts_with(['.', '/']) || key.contains("..") || key.contains('\0') {
-            return refuse(format!("linux.sysctl[{key}]"), "is not the name of a kernel setting");
-        }
+        check_sysctl(&format!("linux.sysctl[{key}]"), key)?;
     }
     linux.seccomp().as_ref().map_or(Ok(()), check_seccomp)
+}
+
+/// Checks the name of a kernel setting.
+pub fn check_sysctl(field: &str, key: &str) -> Result {
+    if key.is_empty() || key.starts_with(['.', '/']) || key.contains("..") || key.contains('\0') {
+        return refuse(field, "is not the name of a kernel setting");
+    }
+    Ok(())
 }
 
 fn check_seccomp(seccomp: &LinuxSeccomp) -> Result {

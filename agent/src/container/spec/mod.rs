@@ -10,7 +10,7 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxPersonalityDomain, LinuxSeccomp, Pr
 use crate::error::RequestError;
 
 pub use adapt::{Adapted, adapt};
-pub use check::{check, check_process};
+pub use check::{check, check_process, check_sysctl};
 pub use devices::settle as settle_devices;
 
 /// More than any engine makes; a configuration of Kubernetes has some tens of kilobytes.
