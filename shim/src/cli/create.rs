@@ -60,6 +60,7 @@ impl CreateOptions {
             root: absolute(&global.root)?,
             bundle,
             piped: false,
+            pod: false,
             systemd_cgroup: global.uses_systemd(),
             console_socket: self.console_socket.as_deref().map(absolute).transpose()?,
             log: global.log.as_deref().map(absolute).transpose()?,

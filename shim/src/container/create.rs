@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use pouch_protocol::GUEST_RUN_DIR;
 use pouch_protocol::agent::Storage;
+use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
 use super::guest_spec::RootSource;
 use crate::failure::Failure;
@@ -23,17 +23,25 @@ pub fn create(
     agent: &Agent,
     id: &str,
     document: Vec<u8>,
-    root: &RootSource,
+    storages: Vec<Storage>,
     ends: &Ends,
 ) -> Result<GuestStreams, Failure> {
     let tokens =
         Tokens::new(ends.is_terminal(), ends.size(), ends.null()).map_err(|error| error.failure())?;
-    agent.create(id, document, tokens.stdio(), storages(root))?;
+    agent.create(id, document, tokens.stdio(), storages)?;
     tokens.connect(vm).map_err(|error| error.failure())
 }
 
-/// What the guest mounts for the container.
-fn storages(root: &RootSource) -> Vec<Storage> {
+/// What the guest unmounts with a container whose files are in this directory of the share tree.
+pub fn submounts(directory: &Path) -> Vec<Storage> {
+    let mut storage = Storage::new();
+    storage.driver = "submount".to_owned();
+    storage.mount_point = Path::new(SHARE_MOUNT_POINT).join(directory).display().to_string();
+    vec![storage]
+}
+
+/// What the guest mounts for a container with this root.
+pub fn storages(root: &RootSource) -> Vec<Storage> {
     let RootSource::Disk { filesystem, read_only, .. } = root else { return Vec::new() };
     let mut storage = Storage::new();
     storage.driver = "block".to_owned();

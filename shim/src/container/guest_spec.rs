@@ -15,9 +15,29 @@ use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 use super::{Bundle, hooks, limits};
 use crate::sandbox::idmap::{IdMap, IdRange};
 use crate::sandbox::share::{MOUNTS, ROOTFS, SharedPath};
+use crate::sandbox::{self, PodSetup};
+
+/// Bytes of the shared memory of a pod that names none, as Docker and CRI have it.
+const DEFAULT_SHM: u64 = 64 << 20;
 
 /// Bytes of the longest specification that the agent takes (`SPEC_MAX` in `agent/src/container/spec/mod.rs`).
 const MAX_DOCUMENT: usize = 2 << 20;
+
+/// Where a container is in its VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The directory of its files below the share tree; empty for the only container of a VM.
+    pub directory: PathBuf,
+    /// It shares network, IPC and UTS namespaces and `/dev/shm` with the other containers of the VM.
+    pub in_pod: bool,
+}
+
+impl Place {
+    /// The path in the guest of what is at `target` of the container's files.
+    fn guest_path(&self, target: &Path) -> PathBuf {
+        Path::new(SHARE_MOUNT_POINT).join(&self.directory).join(target)
+    }
+}
 
 /// How the guest gets the root file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +66,8 @@ pub struct GuestSpec {
     pub root: RootSource,
     /// The network namespace that the container is to be in; none for a new one.
     pub network_namespace: Option<PathBuf>,
+    /// What the containers of a pod share, if this is its sandbox.
+    pub pod: Option<PodSetup>,
     /// Warnings for the user: parts that have no effect.
     pub warnings: Vec<String>,
 }
@@ -101,11 +123,11 @@ fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> Translat
     TranslateError::Unsupported { field: field.into(), problem: problem.into() }
 }
 
-/// Translates the bundle's specification.
+/// Translates the bundle's specification for a container at `place`.
 ///
 /// # Errors
 /// [`TranslateError`] names the field.
-pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
+pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateError> {
     let mut spec = bundle.spec.clone();
     let mut warnings = bundle.warnings.clone();
     if let Some((field, problem)) = spec.hooks().as_ref().and_then(hooks::check) {
@@ -131,7 +153,7 @@ pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
                 follows: false,
                 idmap: None,
             });
-            Path::new(SHARE_MOUNT_POINT).join(ROOTFS)
+            place.guest_path(Path::new(ROOTFS))
         }
         RootSource::Disk { .. } => Path::new(GUEST_RUN_DIR).join(ROOTFS),
     };
@@ -145,7 +167,7 @@ pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
             let destination = Path::new("/").join(mount.destination());
             mount.set_destination(destination);
             if is_bind(mount) {
-                shared.extend(bind_source(&bundle.path, index, mount, &own_ids)?);
+                shared.extend(bind_source(&bundle.path, index, mount, &own_ids, place)?);
             }
         }
     }
@@ -169,8 +191,60 @@ pub fn translate(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
     if spec.linux().as_ref().is_some_and(|linux| linux.mount_label().is_some()) {
         warnings.push("linux.mountLabel has no effect: the VM confines the container".to_owned());
     }
+    let network_namespace = if place.in_pod {
+        translate_linux_in_pod(&mut spec)?;
+        None
+    } else {
+        translate_linux(&mut spec)?
+    };
+    Ok(GuestSpec { spec, shared, root, network_namespace, pod: None, warnings })
+}
+
+/// What a pod's sandbox needs in the guest. Its process is not run, so only a part of its specification counts.
+///
+/// # Errors
+/// [`TranslateError`] names the field.
+pub fn of_pod(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
+    let mut spec = bundle.spec.clone();
+    let mut sysctls: Vec<(String, String)> = Vec::new();
+    if let Some(linux) = spec.linux_mut() {
+        let has = |kind| linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == kind);
+        for (kind, what) in [
+            (LinuxNamespaceType::Ipc, "hostIPC: the pod cannot share the host's IPC namespace"),
+            (LinuxNamespaceType::Pid, "hostPID: the pod cannot share the host's PID namespace"),
+        ] {
+            if !has(kind) {
+                return Err(unsupported("linux.namespaces", what));
+            }
+        }
+        if has(LinuxNamespaceType::User) {
+            return Err(unsupported(
+                "linux.namespaces user",
+                "pods with user namespaces are not supported yet",
+            ));
+        }
+        sysctls.extend(linux.sysctl().clone().unwrap_or_default());
+        // A container of a VM keeps these; the sandbox is none.
+        let own = [LinuxNamespaceType::Ipc, LinuxNamespaceType::Uts, LinuxNamespaceType::User];
+        let kept = linux.namespaces().clone().unwrap_or_default();
+        linux.set_namespaces(Some(kept.into_iter().filter(|one| !own.contains(&one.typ())).collect()));
+        // In the cgroup of the pod, which its engine limits.
+        linux.set_resources(None);
+    }
     let network_namespace = translate_linux(&mut spec)?;
-    Ok(GuestSpec { spec, shared, root, network_namespace, warnings })
+    let shm = spec.mounts().iter().flatten().find(|mount| mount.destination() == Path::new("/dev/shm"));
+    let shm = shm.and_then(|mount| tmpfs_size(mount.source().as_deref()?));
+    let pod = PodSetup { shm_size: shm.unwrap_or(DEFAULT_SHM), sysctls };
+    spec.set_process(None).set_mounts(None);
+    let warnings = bundle.warnings.clone();
+    Ok(GuestSpec {
+        spec,
+        shared: Vec::new(),
+        root: RootSource::Directory,
+        network_namespace,
+        pod: Some(pod),
+        warnings,
+    })
 }
 
 /// The linux section; returns the network namespace to be in.
@@ -212,6 +286,37 @@ fn translate_linux(spec: &mut Spec) -> Result<Option<PathBuf>, TranslateError> {
     Ok(network)
 }
 
+/// The linux section of a container that joins others: their network, IPC and UTS namespaces are those of the guest.
+fn translate_linux_in_pod(spec: &mut Spec) -> Result<(), TranslateError> {
+    let Some(linux) = spec.linux_mut() else { return Ok(()) };
+    let mut kept = Vec::new();
+    for namespace in linux.namespaces().clone().unwrap_or_default() {
+        use LinuxNamespaceType::{Ipc, Network, Uts};
+        let kind = namespace.typ();
+        match (kind, namespace.path()) {
+            (Network, _) | (Ipc | Uts, Some(_)) => {}
+            (_, Some(_)) => {
+                return Err(unsupported(
+                    format!("linux.namespaces {kind}"),
+                    "containers of a pod cannot share this namespace yet; give each its own",
+                ));
+            }
+            (_, None) => kept.push(namespace),
+        }
+    }
+    require_namespaces(&kept)?;
+    let own_name = kept.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Uts);
+    linux.set_namespaces(Some(kept));
+    linux.set_cgroups_path(None);
+    if linux.mount_label().is_some() {
+        linux.set_mount_label(None);
+    }
+    if !own_name {
+        spec.set_hostname(None).set_domainname(None);
+    }
+    Ok(())
+}
+
 /// Refuses a container that shares the host's mounts or processes.
 fn require_namespaces(kept: &[LinuxNamespace]) -> Result<(), TranslateError> {
     for (kind, what) in [(LinuxNamespaceType::Mount, "mounts"), (LinuxNamespaceType::Pid, "processes")] {
@@ -239,6 +344,7 @@ fn bind_source(
     index: usize,
     mount: &mut Mount,
     own_ids: &(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>),
+    place: &Place,
 ) -> Result<Option<SharedPath>, TranslateError> {
     let field = format!("mounts[{index}].source");
     let Some(given) = mount.source().clone() else {
@@ -262,6 +368,10 @@ fn bind_source(
         && let Some(size) = tmpfs_size(&path)
     {
         // Shared memory must be in the guest, so that its processes can share it.
+        if place.in_pod {
+            mount.set_source(Some(sandbox::pod_shm()));
+            return Ok(None);
+        }
         let options = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned).to_vec();
         mount.set_typ(Some("tmpfs".to_owned()));
         mount.set_source(Some("shm".into()));
@@ -270,7 +380,7 @@ fn bind_source(
     }
     let idmap = take_idmap(index, mount, own_ids)?;
     let target = share_target(index, &path, metadata.is_dir());
-    mount.set_source(Some(Path::new(SHARE_MOUNT_POINT).join(&target)));
+    mount.set_source(Some(place.guest_path(&target)));
     let has =
         |names: &[&str]| mount.options().iter().flatten().any(|option| names.contains(&option.as_str()));
     Ok(Some(SharedPath {

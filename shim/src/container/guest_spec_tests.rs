@@ -17,6 +17,13 @@ fn base() -> Value {
 }
 
 fn translate_with(change: impl FnOnce(&mut Value, &Path)) -> Result<GuestSpec, String> {
+    translated(change, |bundle| translate(bundle, &Place::default()))
+}
+
+fn translated(
+    change: impl FnOnce(&mut Value, &Path),
+    translate: impl FnOnce(&Bundle) -> Result<GuestSpec, TranslateError>,
+) -> Result<GuestSpec, String> {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("rootfs")).unwrap();
     let mut value = base();
@@ -190,4 +197,70 @@ fn a_specification_that_the_agent_would_refuse_is_refused_early() {
     assert!((1 << 20..2 << 20).contains(&short.len()), "{}", short.len());
     let error = with_variable(2 << 20).unwrap_err();
     assert!(error.starts_with("the specification has 20") && error.contains("process.env"), "{error}");
+}
+
+fn in_pod(namespaces: Value) -> Result<GuestSpec, String> {
+    let place = Place { directory: "containers/3".into(), in_pod: true };
+    let change = |spec: &mut Value, folder: &Path| {
+        fs::write(folder.join("file"), "").unwrap();
+        spec["linux"]["namespaces"] = namespaces;
+        spec["hostname"] = json!("pod");
+        spec["mounts"] = json!([
+            {"destination": "/file", "type": "bind", "source": folder.join("file"), "options": ["bind"]},
+            {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["bind"]},
+        ]);
+    };
+    translated(change, |bundle| translate(bundle, &place))
+}
+
+#[test]
+fn a_container_of_a_pod_shares_what_the_pod_has() {
+    let path = |kind: &str| json!({"type": kind, "path": format!("/proc/7/ns/{kind}")});
+    let joined = json!([{"type": "mount"}, {"type": "pid"}, path("network"), path("ipc"), path("uts")]);
+    let guest = in_pod(joined).unwrap();
+    let kinds = guest.spec.linux().as_ref().unwrap().namespaces().iter().flatten().map(|one| one.typ());
+    assert_eq!(kinds.collect::<Vec<_>>(), [LinuxNamespaceType::Mount, LinuxNamespaceType::Pid]);
+    assert!(guest.network_namespace.is_none() && guest.spec.hostname().is_none());
+    assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new("/run/pouch/share/containers/3/rootfs"));
+    let sources: Vec<_> =
+        guest.spec.mounts().iter().flatten().map(|mount| mount.source().clone().unwrap()).collect();
+    assert!(sources[0].starts_with("/run/pouch/share/containers/3/mounts/0"), "{sources:?}");
+    assert_eq!(sources[1], Path::new("/run/pouch/shm"));
+    // In the tree that is moved there.
+    assert!(guest.shared[1].target.starts_with("mounts/0"));
+}
+
+#[test]
+fn a_container_of_a_pod_cannot_share_everything() {
+    let error = in_pod(json!([{"type": "mount"}, {"type": "pid", "path": "/proc/7/ns/pid"}])).unwrap_err();
+    assert!(error.starts_with("linux.namespaces pid"), "{error}");
+    let error = in_pod(json!([{"type": "mount"}])).unwrap_err();
+    assert!(error.contains("no pid namespace"), "{error}");
+}
+
+#[test]
+fn of_a_pods_sandbox_only_the_surroundings_count() {
+    let of = |namespaces: Value| {
+        let change = |spec: &mut Value, _: &Path| {
+            spec["linux"]["namespaces"] = namespaces;
+            spec["linux"]["sysctl"] = json!({"net.core.somaxconn": "9"});
+            spec["hostname"] = json!("pod");
+        };
+        translated(change, of_pod)
+    };
+    let own =
+        |kinds: &[&str]| Value::from(kinds.iter().map(|kind| json!({"type": kind})).collect::<Vec<_>>());
+    let pod = of(own(&["mount", "pid", "ipc", "uts", "network"])).unwrap();
+    assert_eq!(pod.spec.hostname().as_deref(), Some("pod"));
+    let setup = PodSetup { shm_size: 64 << 20, sysctls: vec![("net.core.somaxconn".into(), "9".into())] };
+    assert_eq!((pod.pod, pod.shared.len()), (Some(setup), 0));
+    for (kinds, named) in [
+        (&["mount", "pid", "network"][..], "hostIPC"),
+        (&["mount", "ipc", "network"], "hostPID"),
+        (&["mount", "pid", "ipc"], "cannot use the host's network"),
+        (&["mount", "pid", "ipc", "network", "user"], "linux.namespaces user"),
+    ] {
+        let error = of(own(kinds)).unwrap_err();
+        assert!(error.contains(named), "{error}");
+    }
 }

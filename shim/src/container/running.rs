@@ -27,6 +27,8 @@ pub struct Container {
     execs: AtomicU64,
     /// Its process has ended, or its state is unknown.
     over: AtomicBool,
+    /// It was sent SIGKILL.
+    killed: AtomicBool,
     /// The host proxy processes of `exec`, by the name of the process.
     exec_hosts: Mutex<BTreeMap<String, i32>>,
 }
@@ -56,6 +58,7 @@ impl Container {
             updating: Mutex::default(),
             execs: AtomicU64::new(1),
             over: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
             exec_hosts: Mutex::default(),
         }
     }
@@ -78,6 +81,11 @@ impl Container {
     /// passed on.
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
+    }
+
+    /// Whether the container's process was sent SIGKILL. Then a reader that does not read its output is not waited for.
+    pub fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Acquire)
     }
 
     /// The container's status.
@@ -146,6 +154,17 @@ impl Container {
         })
     }
 
+    /// Notes that a container without a process of its own runs, after `prepare`.
+    ///
+    /// # Errors
+    /// It is not in status *created*, or `prepare` fails.
+    pub fn start_without_process(
+        &self,
+        prepare: impl FnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.transition(Status::Created, Status::Running, prepare)
+    }
+
     /// Freezes all processes.
     ///
     /// # Errors
@@ -167,6 +186,9 @@ impl Container {
     /// # Errors
     /// [`AgentError`] from the agent.
     pub fn signal(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
+        if exec_id.is_empty() && signal == libc::SIGKILL as u32 {
+            self.killed.store(true, Ordering::Release);
+        }
         self.sandbox.agent.signal(self.id(), exec_id, signal, all)
     }
 

@@ -13,6 +13,8 @@ const MIN_LIMIT_MIB: u64 = 4;
 /// The memory of the guest kernel and the agent in MiB, added so that the container can use all of its
 /// limit.
 const GUEST_OVERHEAD_MIB: u64 = 48;
+/// The beginning of the annotations with the resources of a pod.
+const CRI_PREFIX: &str = "io.kubernetes.cri.sandbox-";
 /// The divisor for the kernel's page structures (64 bytes for each page of 4,096).
 const PAGE_BOOKKEEPING: u64 = 64;
 
@@ -77,6 +79,28 @@ pub fn vm_size(spec: &Spec, config: &Config, host_cpus: u8) -> Result<VmSize, Si
     let vcpus = wanted.clamp(1, MAX_VCPUS.into());
     // The clamp fits a byte.
     Ok(VmSize { vcpus: vcpus as u8, memory_mib })
+}
+
+/// The size of the VM of a pod: what CRI says of the sum of its containers' limits, else the configuration's.
+///
+/// # Errors
+/// [`SizeError`] if no VM has so much memory.
+pub fn pod_size(spec: &Spec, config: &Config, host_cpus: u8) -> Result<VmSize, SizeError> {
+    let annotation = |name: &str| -> Option<i64> {
+        let value = spec.annotations().as_ref()?.get(&format!("{CRI_PREFIX}{name}"))?;
+        value.parse().ok().filter(|value| *value > 0)
+    };
+    let memory_mib = match annotation("memory") {
+        // A container gets no less than without a limit.
+        Some(limit) => memory_for(limit)?.max(config.default_memory_mib),
+        None => config.default_memory_mib,
+    };
+    let quota = annotation("cpu-quota").and_then(|quota| u64::try_from(quota).ok());
+    let period = annotation("cpu-period").and_then(|period| u64::try_from(period).ok()).unwrap_or(100_000);
+    let wanted =
+        quota.map_or_else(|| config.default_vcpus.min(host_cpus).into(), |quota| quota.div_ceil(period));
+    // The clamp fits a byte.
+    Ok(VmSize { vcpus: wanted.clamp(1, MAX_VCPUS.into()) as u8, memory_mib })
 }
 
 fn memory_for(limit: i64) -> Result<u32, SizeError> {
@@ -167,6 +191,21 @@ mod tests {
         assert_eq!(vcpus(r#"{"cpus":"0-2,5"}"#), 4);
         assert_eq!(vcpus(r#"{"cpus":"0-3","quota":100000}"#), 1);
         assert_eq!(vcpus(r#"{"quota":100000000}"#), MAX_VCPUS);
+    }
+
+    #[test]
+    fn a_pod_has_room_for_its_containers() {
+        let size = |annotations: &str| {
+            let text = format!(r#"{{"ociVersion":"1.0.2","annotations":{annotations}}}"#);
+            pod_size(&serde_json::from_str(&text).unwrap(), &Config::default(), 8)
+        };
+        assert_eq!(size("{}"), Ok(VmSize { vcpus: 2, memory_mib: 1024 }));
+        let large = r#"{"io.kubernetes.cri.sandbox-memory": "4294967296",
+            "io.kubernetes.cri.sandbox-cpu-quota": "350000", "io.kubernetes.cri.sandbox-cpu-period": "100000"}"#;
+        assert_eq!(size(large), Ok(VmSize { vcpus: 4, memory_mib: 4096 + 64 + 48 }));
+        let small =
+            r#"{"io.kubernetes.cri.sandbox-memory": "16777216", "io.kubernetes.cri.sandbox-cpu-quota": "0"}"#;
+        assert_eq!(size(small), Ok(VmSize { vcpus: 2, memory_mib: 1024 }));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{
@@ -73,7 +73,19 @@ impl HostClient {
     /// # Errors
     /// [`ClientError`] if there is none.
     pub fn ask(&self, request: &Request) -> Result<(Answer, Vec<OwnedFd>), ClientError> {
-        self.0.send(request, &[]).map_err(|error| ClientError::Gone(Some(error)))?;
+        self.ask_with(request, &[])
+    }
+
+    /// As [`ask`](Self::ask), with descriptors for the request.
+    ///
+    /// # Errors
+    /// [`ClientError`] if there is no answer.
+    pub fn ask_with(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(Answer, Vec<OwnedFd>), ClientError> {
+        self.0.send(request, fds).map_err(|error| ClientError::Gone(Some(error)))?;
         match self.0.receive::<Answer>() {
             Ok(Some((Answer::Failed(failure), _))) => Err(ClientError::Refused(failure)),
             Ok(Some(answer)) => Ok(answer),

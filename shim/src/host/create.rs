@@ -11,7 +11,7 @@ use pouch_vmm_api::exit::ExitReason;
 
 use super::protocol::Launch;
 use crate::cgroup::{Cgroup, CgroupPlacement};
-use crate::container::guest_spec::{self, GuestSpec, RootSource};
+use crate::container::guest_spec::{self, GuestSpec, Place, RootSource};
 use crate::container::state::HostProcess;
 use crate::container::{
     Bundle, Container, ContainerDir, State, Status, create as in_guest, hooks, mount_points, resources, size,
@@ -24,18 +24,18 @@ use crate::sandbox::agent::Agent;
 use crate::sandbox::streams::GuestStreams;
 use crate::sandbox::vm::Vm;
 use crate::sandbox::vm_files::{self, VmDescription};
-use crate::sandbox::{GuestSetup, Sandbox, VmSize, settings, share};
+use crate::sandbox::{GuestSetup, Sandbox, VmSize, later, settings, share};
 use crate::streams::{Ends, StreamSource, ends};
 
 /// A created container.
 pub struct Created {
     /// The container, with its VM.
     pub container: Container,
-    /// The guest's ends of the streams of its process.
-    pub streams: GuestStreams,
-    /// The host's ends.
-    pub ends: Ends,
+    /// The guest's and the host's ends of the streams of its process; none for the sandbox of a pod.
+    pub io: Option<(GuestStreams, Ends)>,
 }
+
+type Io = Option<(GuestStreams, Ends)>;
 
 /// What a container needs.
 struct Plan<'a> {
@@ -69,7 +69,7 @@ pub fn create(
     let placement = plan.enter_surroundings()?;
     let vm = plan.start_vm(&placement, ended)?;
     plan.state.vmm = HostProcess::find(vm.pid());
-    let (agent, streams, ends) = match plan.fill(&vm, &placement) {
+    let (agent, io) = match plan.fill(&vm, &placement) {
         Ok(filled) => filled,
         Err(failure) => {
             vm.end();
@@ -82,20 +82,25 @@ pub fn create(
     }
     let sandbox = Arc::new(Sandbox::new(vm, agent, plan.size, plan.cgroup));
     let container = Container::new(plan.dir, sandbox, plan.state);
-    Ok(Created { container, streams, ends })
+    Ok(Created { container, io })
 }
 
 impl<'a> Plan<'a> {
     /// Reads the bundle, without changes to the host.
     fn make(launch: &'a Launch, log: &Log) -> Result<Self, Failure> {
         let bundle = Bundle::load(&launch.bundle).map_err(Failure::of)?;
-        let mut guest = guest_spec::translate(&bundle).map_err(Failure::of)?;
+        let mut guest = if launch.pod {
+            guest_spec::of_pod(&bundle).map_err(Failure::of)?
+        } else {
+            guest_spec::translate(&bundle, &Place::default()).map_err(Failure::of)?
+        };
         for warning in &guest.warnings {
             log.warning(warning);
         }
         let host_cpus =
             thread::available_parallelism().map_or(1, |n| u8::try_from(n.get()).unwrap_or(u8::MAX));
-        let size = size::vm_size(&bundle.spec, &launch.config, host_cpus).map_err(Failure::of)?;
+        let size = if launch.pod { size::pod_size } else { size::vm_size };
+        let size = size(&bundle.spec, &launch.config, host_cpus).map_err(Failure::of)?;
         let id = launch.id.parse().map_err(Failure::of)?;
         let dir = ContainerDir::new(&launch.root, &id);
         let linux = bundle.spec.linux().as_ref();
@@ -135,12 +140,16 @@ impl<'a> Plan<'a> {
         namespace::enter(guest.network_namespace.as_deref()).map_err(Failure::of)?;
         self.settings.extend(settings::of_network());
         share::enter_namespace().map_err(Failure::of)?;
-        if guest.root == RootSource::Directory && bundle.root().readonly().unwrap_or(false) {
+        if !self.launch.pod
+            && guest.root == RootSource::Directory
+            && bundle.root().readonly().unwrap_or(false)
+        {
             let made = mount_points::make(&bundle.root_path(), &mut guest.spec, &guest.shared);
             made.map_err(Failure::of)?;
             self.document = guest.document().map_err(Failure::of)?;
         }
-        share::build(&self.tree(), &self.guest.shared, 0).map_err(Failure::of)?;
+        let slots = if self.launch.pod { later::SLOTS } else { 0 };
+        share::build(&self.tree(), &self.guest.shared, slots).map_err(Failure::of)?;
         Ok(placement)
     }
 
@@ -169,7 +178,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Sets the guest up and creates the container in it.
-    fn fill(&self, vm: &Vm, placement: &CgroupPlacement) -> Result<(Agent, GuestStreams, Ends), Failure> {
+    fn fill(&self, vm: &Vm, placement: &CgroupPlacement) -> Result<(Agent, Io), Failure> {
         // The VMM was started in the cgroup; this process joins it while the guest boots.
         let joining = matches!(placement, CgroupPlacement::In(_)).then(|| {
             let cgroup = self.cgroup.clone();
@@ -181,13 +190,17 @@ impl<'a> Plan<'a> {
         created.and_then(|created| limited.map(|()| created))
     }
 
-    fn create_container(&self, vm: &Vm) -> Result<(Agent, GuestStreams, Ends), Failure> {
+    fn create_container(&self, vm: &Vm) -> Result<(Agent, Io), Failure> {
         let setup = GuestSetup {
             hostname: self.guest.spec.hostname().clone().unwrap_or_else(hostname_of_host),
             settings: self.settings.clone(),
             boot_timeout: Duration::from_secs(self.launch.config.boot_timeout_seconds.into()),
+            pod: self.guest.pod.clone(),
         };
         let agent = Sandbox::set_up(vm, self.size, setup).map_err(Failure::of)?;
+        if self.launch.pod {
+            return Ok((agent, None));
+        }
         let terminal = self.bundle.process().terminal().unwrap_or(false);
         let source: Box<dyn StreamSource + '_> = match (&self.launch.console_socket, self.launch.piped) {
             (_, true) => Box::new(ends::Piped),
@@ -195,11 +208,12 @@ impl<'a> Plan<'a> {
         };
         let ends = source.open(terminal).map_err(Failure::of)?;
         let document = self.document.clone();
-        let streams = in_guest::create(vm, &agent, &self.launch.id, document, &self.guest.root, &ends)?;
+        let storages = in_guest::storages(&self.guest.root);
+        let streams = in_guest::create(vm, &agent, &self.launch.id, document, storages, &ends)?;
         let stand_ins = [&self.state.host, &self.state.vmm].into_iter().flatten();
         let pids: Vec<i32> = stand_ins.map(|process| process.pid).collect();
         view::cover(&self.tree(), &self.dir.path().join("view"), &self.guest, &pids).map_err(Failure::of)?;
-        Ok((agent, streams, ends))
+        Ok((agent, Some((streams, ends))))
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::container::Status;
+use crate::container::{State, Status};
 use crate::failure::Failure;
 use crate::logging::LogFormat;
 use crate::streams::NullStreams;
@@ -28,6 +28,9 @@ pub struct Launch {
     /// The standard streams of the host process are pipes, also for a terminal in the guest.
     #[serde(default)]
     pub piped: bool,
+    /// The bundle is of a pod's sandbox: its process is not run, and containers join later.
+    #[serde(default)]
+    pub pod: bool,
     /// systemd makes the cgroup.
     pub systemd_cgroup: bool,
     /// Where errors after the start go.
@@ -108,8 +111,32 @@ pub enum Request {
         /// Columns.
         columns: u32,
     },
+    /// The following requests of this connection concern this container of a pod.
+    Container(String),
+    /// Creates a container in a pod. Its specification in the guest's terms comes with it, as a file in memory, and then
+    /// the host's ends of its streams, without those that are /dev/null: of stdin, stdout and stderr, or of the input
+    /// and the output of a terminal.
+    Create(Box<CreateRequest>),
+    /// Removes the container of a pod, which must have ended or not have been started.
+    Remove,
+    /// Waits until the process of a pod's container has ended and its output was passed on.
+    AwaitExit,
     /// Ends the VM and this process, whatever the container does.
     Destroy,
+}
+
+/// A container to create in a pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateRequest {
+    /// Its state, which is kept in the pod's directory.
+    pub state: State,
+    /// The directory of its files in the share tree.
+    pub directory: PathBuf,
+    /// A terminal instead of three streams.
+    pub terminal: bool,
+    /// Which of the streams are `/dev/null`.
+    pub null: NullStreams,
 }
 
 /// A process to start in a running container.
@@ -171,6 +198,13 @@ pub enum Answer {
         /// Bytes that it wrote to stderr in all.
         stderr_bytes: u64,
     },
+    /// To [`Request::AwaitExit`].
+    Exit {
+        /// The exit status as in a shell.
+        status: u32,
+        /// Whether the guest's out-of-memory killer ever killed a process of the container.
+        out_of_memory: bool,
+    },
     /// It failed.
     Failed(Failure),
 }
@@ -220,6 +254,9 @@ mod tests {
             exec,
             json!("wait"),
             json!({"resize": {"exec_id": "1", "rows": 24, "columns": 80}}),
+            json!({"container": "a"}),
+            json!("remove"),
+            json!("await_exit"),
             json!("destroy"),
         ];
         check::<Request>(&requests);
@@ -234,6 +271,7 @@ mod tests {
             json!({"ended": {"out_of_memory": true}}),
             json!({"started": {"exec_id": "1"}}),
             json!({"exited": {"status": 3, "stdout_bytes": 4, "stderr_bytes": 5}}),
+            json!({"exit": {"status": 137, "out_of_memory": true}}),
             json!({"failed": {"message": "why", "status": 127}}),
         ]);
     }

@@ -18,6 +18,7 @@ use pouch_vmm_api::exit::ExitReason;
 
 use super::client::HostListener;
 use super::create::{self, Created};
+use super::pod::Members;
 use super::protocol::Launch;
 use super::server;
 use crate::container::{Container, Status};
@@ -81,9 +82,9 @@ impl Host {
         let (sender, events) = mpsc::channel();
         let ended = sender.clone();
         let created = create::create(launch, &log, move |reason| drop(ended.send(Event::VmEnded(reason))))?;
-        let Created { container, streams, ends } = created;
+        let Created { container, io } = created;
         let container = Arc::new(container);
-        match Self::attach(&container, streams, ends, &sender) {
+        match Self::attach(&container, io, &sender) {
             Ok(outputs) => Ok(Host { container, events, outputs, log }),
             Err(failure) => {
                 container.sandbox.vm.end();
@@ -95,18 +96,26 @@ impl Host {
     /// Starts the other threads, and reports that the container is created.
     fn attach(
         container: &Arc<Container>,
-        guest: GuestStreams,
-        ends: Ends,
+        io: Option<(GuestStreams, Ends)>,
         sender: &Sender<Event>,
     ) -> Result<Vec<OutputRelay>, Failure> {
-        let console = ends.console().map(File::try_clone).transpose().map_err(Failure::of)?;
-        let outputs = start_relays(guest, ends).map_err(Failure::of)?;
-        streams::let_go(&container.dir.path().join("host.log")).map_err(Failure::of)?;
-        watch_exit(container.clone(), sender.clone()).map_err(Failure::of)?;
-        forward_signals(container.clone(), console).map_err(Failure::of)?;
+        let log = container.dir.path().join("host.log");
+        let mut outputs = Vec::new();
+        let mut pod = None;
+        if let Some((guest, ends)) = io {
+            let console = ends.console().map(File::try_clone).transpose().map_err(Failure::of)?;
+            outputs = start_relays(guest, ends).map_err(Failure::of)?;
+            streams::let_go(&log).map_err(Failure::of)?;
+            watch_exit(container.clone(), sender.clone()).map_err(Failure::of)?;
+            forward_signals(container.clone(), console).map_err(Failure::of)?;
+        } else {
+            streams::let_go(&log).map_err(Failure::of)?;
+            end_at_signals(sender.clone()).map_err(Failure::of)?;
+            pod = Some(Arc::new(Members::new(container.sandbox.clone(), container.dir.clone())));
+        }
         let listener = HostListener::bind(&container.dir.socket()).map_err(Failure::of)?;
         container.update_state(|_| ()).map_err(Failure::of)?;
-        server::serve(listener, container.clone(), sender.clone()).map_err(Failure::of)?;
+        server::serve(listener, container.clone(), pod, sender.clone()).map_err(Failure::of)?;
         clock::follow(container.sandbox.clone()).map_err(Failure::of)?;
         Ok(outputs)
     }
@@ -240,6 +249,18 @@ fn watch_exit(container: Arc<Container>, sender: Sender<Event>) -> io::Result<()
         container.set_over();
         // The main thread may be on its way out.
         let _ = sender.send(event);
+    })?;
+    Ok(())
+}
+
+/// Ends a pod, which has no process that a signal could be passed on to.
+fn end_at_signals(sender: Sender<Event>) -> io::Result<()> {
+    thread::Builder::new().name("signals".to_owned()).stack_size(256 * 1024).spawn(move || {
+        while let Some(signal) = signals::next() {
+            if matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) {
+                let _ = sender.send(Event::Destroy);
+            }
+        }
     })?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Handles the requests of the command line.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -13,6 +13,7 @@ use pouch_vmm_api::control::ControlSocket;
 use ttrpc::Code;
 
 use super::client::HostListener;
+use super::pod::{Member, Members};
 use super::protocol::{Answer, Counters, ExecRequest, Process, Request};
 use super::run::Event;
 use crate::container::Container;
@@ -36,7 +37,12 @@ const MAX_PROCESSES: usize = 4096;
 ///
 /// # Errors
 /// If a thread cannot be started.
-pub fn serve(listener: HostListener, container: Arc<Container>, events: Sender<Event>) -> io::Result<()> {
+pub fn serve(
+    listener: HostListener,
+    container: Arc<Container>,
+    pod: Option<Arc<Members>>,
+    events: Sender<Event>,
+) -> io::Result<()> {
     thread::Builder::new().name("listener".to_owned()).stack_size(STACK).spawn(move || {
         loop {
             let Ok(socket) = listener.accept() else {
@@ -47,6 +53,8 @@ pub fn serve(listener: HostListener, container: Arc<Container>, events: Sender<E
             let connection = Connection {
                 socket: Arc::new(socket),
                 container: container.clone(),
+                pod: pod.clone(),
+                member: None,
                 events: events.clone(),
                 exec: None,
                 null: NullStreams::default(),
@@ -69,7 +77,12 @@ struct Exec {
 
 struct Connection {
     socket: Arc<ControlSocket>,
+    /// The container that requests concern.
     container: Arc<Container>,
+    /// The containers of the pod, if this is one.
+    pod: Option<Arc<Members>>,
+    /// The container of the pod that requests concern, instead of its sandbox.
+    member: Option<Arc<Member>>,
     events: Sender<Event>,
     exec: Option<Exec>,
     /// The streams that its process does not need.
@@ -80,7 +93,10 @@ impl Connection {
     fn serve(mut self) {
         loop {
             let answer = match self.socket.receive::<Request>() {
-                Ok(Some((request, _))) => self.handle(request),
+                Ok(Some((request, fds))) => match self.pod.clone() {
+                    Some(pod) => self.handle_in_pod(&pod, request, fds),
+                    None => self.handle(request),
+                },
                 // The command line may have been replaced by a newer one since the container was created.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Failure::new(format!(
                     "the host process of the container is of another build of pouch-vm and does not know this \
@@ -105,6 +121,61 @@ impl Connection {
             let _ = self.container.signal(&exec.id, KILL, false);
             self.container.set_exec_host(&exec.id, None);
         }
+    }
+
+    /// As [`handle`](Self::handle), in a pod: its sandbox has no process of its own.
+    fn handle_in_pod(
+        &mut self,
+        pod: &Members,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Option<Answer>, Failure> {
+        let sandbox = self.member.is_none();
+        match request {
+            Request::Container(id) => {
+                let member = pod.get(&id)?;
+                self.container = member.container.clone();
+                self.member = Some(member);
+            }
+            Request::Create(request) => pod.create(*request, fds)?,
+            Request::Remove => {
+                pod.remove(self.container.id())?;
+            }
+            Request::AwaitExit => {
+                let member = self.member.clone().ok_or_else(|| no_process("wait"))?;
+                return self.answer_later("await-exit", move |_| {
+                    let exit = member.ending.wait();
+                    Answer::Exit { status: exit.status, out_of_memory: exit.out_of_memory }
+                });
+            }
+            Request::Start if sandbox => {
+                self.container.start_without_process(|| self.wire_network().map_err(Failure::of))?;
+            }
+            // What ends the process of an ordinary sandbox ends the pod.
+            Request::Signal { exec_id: None, signal, .. } if sandbox => {
+                if [KILL, libc::SIGTERM as u32].contains(&signal) {
+                    drop(self.events.send(Event::Destroy));
+                }
+            }
+            Request::Start => self.container.start(|| Ok(()))?,
+            Request::Signal { exec_id: None, signal, all } => {
+                let signalled = self.container.signal("", signal, all);
+                if self.member.as_ref().is_some_and(|member| member.ending.get().is_some()) {
+                    return Err(not_running(self.container.id()));
+                }
+                signalled?;
+            }
+            Request::Exec(_) | Request::Pause | Request::Resume | Request::Stats | Request::Processes
+                if sandbox =>
+            {
+                return Err(no_process("do this"));
+            }
+            Request::AwaitEnd if sandbox => return Err(no_process("wait")),
+            // The limits of the sandbox are those of the pod's cgroup on the host, which its engine sets.
+            Request::Update { .. } if sandbox => {}
+            other => return self.handle(other),
+        }
+        Ok(Some(Answer::Done))
     }
 
     /// The answer; none if it was sent, or will be, by someone else.
@@ -139,6 +210,9 @@ impl Connection {
             Request::NullStreams(null) => self.null = null,
             Request::Exec(request) => return self.exec(&request),
             Request::Wait => return self.wait(),
+            Request::Container(_) | Request::Create(_) | Request::Remove | Request::AwaitExit => {
+                return Err(Failure::new(format!("container {} is not a pod", container.id())));
+            }
             // The main thread may have ended already: then this process ends anyway.
             Request::Destroy => drop(self.events.send(Event::Destroy)),
         }
@@ -262,6 +336,13 @@ impl Connection {
             .map_err(|error| Failure::new(format!("a thread could not be started: {error}")))?;
         Ok(None)
     }
+}
+
+/// The sandbox of a pod was asked for something of its process.
+fn no_process(what: &str) -> Failure {
+    Failure::new(format!(
+        "the sandbox of a pod has no process of its own, and cannot {what}; name a container of the pod"
+    ))
 }
 
 /// The container's process has ended. The message is runc's, which engines parse.

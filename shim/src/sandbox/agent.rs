@@ -131,6 +131,7 @@ impl Agent {
         cpus: u8,
         storages: Vec<Storage>,
         settings: Vec<Setting>,
+        sysctls: Vec<(String, String)>,
     ) -> Result<(), AgentError> {
         let mut request = SetupSandboxRequest::new();
         request.hostname = hostname.to_owned();
@@ -148,6 +149,7 @@ impl Agent {
         request.cpus = Some(online).into();
         request.storages = storages;
         request.settings = settings;
+        request.sysctls = sysctls.into_iter().collect();
         self.0.setup_sandbox(within(CALL), &request).map(drop).map_err(error("SetupSandbox"))
     }
 
@@ -196,6 +198,14 @@ impl Agent {
         request.stdio = Some(stdio).into();
         request.storages = storages;
         self.0.create_container(within(CALL), &request).map(drop).map_err(error("CreateContainer"))
+    }
+
+    /// Kills what is left of a container, and removes it.
+    ///
+    /// # Errors
+    /// [`AgentError`] from the agent.
+    pub fn delete(&self, id: &str) -> Result<(), AgentError> {
+        self.0.delete_container(within(CALL), &container(id)).map(drop).map_err(error("DeleteContainer"))
     }
 
     /// Starts a container's process.

@@ -17,11 +17,12 @@ pub mod vm;
 pub mod vm_files;
 pub mod vmm_log;
 
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pouch_protocol::agent::{Setting, Stdio, Storage};
-use pouch_protocol::{SHARE_MOUNT_POINT, SHARE_TAG};
+use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT, SHARE_TAG};
 
 use crate::cgroup::Cgroup;
 use crate::network::WireError;
@@ -62,6 +63,22 @@ pub struct GuestSetup {
     pub settings: Vec<Setting>,
     /// How long it may take to boot.
     pub boot_timeout: Duration,
+    /// What the containers of a pod share.
+    pub pod: Option<PodSetup>,
+}
+
+/// What the containers of a pod share, besides the guest's namespaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodSetup {
+    /// Bytes of shared memory.
+    pub shm_size: u64,
+    /// Kernel settings of the pod, as (name, value).
+    pub sysctls: Vec<(String, String)>,
+}
+
+/// The directory of a pod's shared memory in the guest.
+pub fn pod_shm() -> PathBuf {
+    Path::new(GUEST_RUN_DIR).join("shm")
 }
 
 /// A VM whose agent answers.
@@ -94,7 +111,19 @@ impl Sandbox {
         shared.driver = "virtiofs".to_owned();
         shared.source = SHARE_TAG.to_owned();
         shared.mount_point = SHARE_MOUNT_POINT.to_owned();
-        agent.setup(&setup.hostname, size.vcpus, vec![shared], setup.settings)?;
+        let mut storages = vec![shared];
+        let mut sysctls = Vec::new();
+        if let Some(pod) = setup.pod {
+            let mut shm = Storage::new();
+            shm.driver = "tmpfs".to_owned();
+            shm.source = "shm".to_owned();
+            shm.mount_point = pod_shm().display().to_string();
+            shm.options = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned).to_vec();
+            shm.options.push(format!("size={}", pod.shm_size));
+            storages.push(shm);
+            sysctls = pod.sysctls;
+        }
+        agent.setup(&setup.hostname, size.vcpus, storages, setup.settings, sysctls)?;
         Ok(agent)
     }
 

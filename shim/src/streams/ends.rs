@@ -33,13 +33,15 @@ pub enum Ends {
 }
 
 impl Ends {
-    /// Which of the streams are `/dev/null`.
+    /// Which of the streams are `/dev/null`: of a terminal, those for its input and its output.
     pub fn null(&self) -> NullStreams {
         match self {
             Ends::Streams { stdin, stdout, stderr } => {
                 NullStreams { stdin: stdin.is_none(), stdout: stdout.is_none(), stderr: stderr.is_none() }
             }
-            Ends::Terminal { .. } => NullStreams::default(),
+            Ends::Terminal { input, output, console: _ } => {
+                NullStreams { stdin: input.is_none(), stdout: output.is_none(), stderr: false }
+            }
         }
     }
 
@@ -52,6 +54,15 @@ impl Ends {
         let null = || File::options().read(true).write(true).open("/dev/null");
         let open = |end: Option<File>| end.map_or_else(null, Ok).map(Some);
         Ok(Ends::Streams { stdin: open(stdin)?, stdout: open(stdout)?, stderr: open(stderr)? })
+    }
+
+    /// The ends that there are: of stdin, stdout and stderr, or of the input and the output of a terminal.
+    pub fn into_files(self) -> Vec<File> {
+        let ends = match self {
+            Ends::Streams { stdin, stdout, stderr } => [stdin, stdout, stderr],
+            Ends::Terminal { input, output, console: _ } => [input, output, None],
+        };
+        ends.into_iter().flatten().collect()
     }
 
     /// Whether the process has a terminal.

@@ -22,6 +22,7 @@ use containerd_shim::{Config, ExitSignal, Flags, Shim, StartOpts, logger, spawn}
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::events::{Events, timestamp};
+use super::pod::{self, Part};
 use super::service::Service;
 use super::{RUNTIME, rootfs, state_root};
 use crate::container::{ContainerDir, ContainerId, IdError};
@@ -163,14 +164,27 @@ fn is_bootstrap(input: &[u8], flags: &Flags) -> bool {
             .is_ok_and(|params| params.instance_id == flags.id && params.namespace == flags.namespace)
 }
 
+/// Starts a server, or finds that of the container's pod.
 fn start_server(options: StartOpts) -> Result<String, ActionError> {
-    let id = options.id.clone();
-    let (pid, address) = spawn(options, &id, Vec::new())?;
+    // containerd calls in the directory of the bundle.
+    let group = match Part::of(Path::new(".")) {
+        Part::Member(sandbox) => sandbox,
+        Part::Alone | Part::Sandbox => options.id.clone(),
+    };
+    let existing = options.socket_address(&group);
+    if group != options.id && UnixStream::connect(socket_path(&existing)).is_ok() {
+        return written(existing);
+    }
+    let (pid, address) = spawn(options, &group, Vec::new())?;
     // It has ended, or listens. Its messages are in containerd's log.
     if !Path::new("/proc").join(pid.to_string()).join("exe").exists() {
         return Err(ActionError::Ended);
     }
-    // For containerd, which looks for it after its own restart.
+    written(address)
+}
+
+/// Writes the address for containerd, which looks for it after its own restart.
+fn written(address: String) -> Result<String, ActionError> {
     fs::write(ADDRESS, &address)
         .map_err(|error| ActionError::Io("the file address could not be written", error))?;
     Ok(address)
@@ -178,11 +192,21 @@ fn start_server(options: StartOpts) -> Result<String, ActionError> {
 
 /// Removes what a shim that was killed left behind.
 fn remove(flags: &Flags) -> Result<(), ActionError> {
-    let dir = ContainerDir::new(&state_root(&flags.namespace), &flags.id.parse()?);
-    delete::delete(&dir, &Log::default(), true)?;
+    let root = state_root(&flags.namespace);
+    let part = Part::of(Path::new("."));
+    match &part {
+        Part::Member(sandbox) => {
+            pod::remove(&ContainerDir::new(&root, &sandbox.parse()?), &flags.id.parse()?)
+        }
+        Part::Alone | Part::Sandbox => {
+            delete::delete(&ContainerDir::new(&root, &flags.id.parse()?), &Log::default(), true)?;
+        }
+    }
     rootfs::unmount(Path::new(&flags.bundle));
     // Its socket. containerd calls in the directory of the bundle.
-    if let Ok(address) = fs::read_to_string(ADDRESS) {
+    if !matches!(part, Part::Member(_))
+        && let Ok(address) = fs::read_to_string(ADDRESS)
+    {
         let _ = fs::remove_file(socket_path(&address));
     }
     let mut response = DeleteResponse::new();

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::SystemTime;
 
 use containerd_shim::api::CreateTaskRequest;
 use containerd_shim::protos::events::task::{TaskExit, TaskOOM};
@@ -14,15 +13,19 @@ use containerd_shim::protos::events::task::{TaskExit, TaskOOM};
 use super::events::{Events, timestamp};
 use super::exec::Exec;
 use super::options::{self, OptionsError};
+use super::pod::{JoinError, Membership, Part, Pod};
 use super::rootfs::{self, RootfsError};
 use super::state_root;
-use crate::container::bundle::CONFIG_FILE;
-use crate::container::{ContainerDir, IdError};
-use crate::failure::Failure;
+use crate::container::hooks::{self, Point};
+use crate::container::{ContainerDir, ContainerId, IdError};
 use crate::host::child::ChildStreams;
 use crate::host::client::{ClientError, HostClient};
+use crate::host::delete::{self, DeleteError};
+use crate::host::ending::{Ending, Exit};
 use crate::host::lifecycle::{self, LifecycleError};
+use crate::host::pod::CONTAINERS;
 use crate::host::protocol::{Answer, Launch, Request};
+use crate::logging::Log;
 use crate::streams::Ends;
 use crate::streams::uri::{Kept, Named, NamedError, Opened};
 
@@ -44,52 +47,26 @@ pub enum CreateError {
     /// Anything of the container itself.
     #[error(transparent)]
     Lifecycle(#[from] LifecycleError),
+    /// It could not join its pod.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// Its pod is not in this shim.
+    #[error("the sandbox {0} of the container's pod does not exist, or has ended")]
+    NoPod(String),
     /// Something that is not supported.
     #[error("{0}")]
     Unsupported(&'static str),
 }
 
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// Its status, as in a shell.
-    pub status: u32,
-    /// When.
-    pub time: SystemTime,
-}
-
-/// The end of a process, which others wait for.
-#[derive(Default)]
-pub struct Ending(Mutex<Option<Exit>>, Condvar);
-
-impl Ending {
-    fn lock(&self) -> MutexGuard<'_, Option<Exit>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How it ended, if it has.
-    pub fn get(&self) -> Option<Exit> {
-        *self.lock()
-    }
-
-    /// Notes the end, now.
-    pub fn set(&self, status: u32) -> Exit {
-        let exit = Exit { status, time: SystemTime::now() };
-        *self.lock() = Some(exit);
-        self.1.notify_all();
-        exit
-    }
-
-    /// Waits for the end.
-    pub fn wait(&self) -> Exit {
-        let mut ended = self.lock();
-        loop {
-            match *ended {
-                Some(exit) => return exit,
-                None => ended = self.1.wait(ended).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-    }
+/// A container could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// Its VM, or what is left of it.
+    #[error(transparent)]
+    Delete(#[from] DeleteError),
+    /// The host process of its pod.
+    #[error(transparent)]
+    Client(#[from] ClientError),
 }
 
 /// A container of the service.
@@ -109,10 +86,22 @@ pub struct TaskContainer {
     /// Its further processes, by their IDs.
     pub execs: Mutex<BTreeMap<String, Arc<Exec>>>,
     kept: Mutex<Kept>,
+    role: Role,
+}
+
+/// What a container is to a VM.
+enum Role {
+    /// It has one of its own.
+    Alone,
+    /// It is a pod's sandbox: it has a VM, and no process.
+    Sandbox(Pod),
+    /// It is in the VM of its pod.
+    Member { sandbox: Arc<TaskContainer>, membership: Membership },
 }
 
 impl TaskContainer {
-    /// Creates the container that containerd describes. When its process ends, events tell so.
+    /// Creates the container that containerd describes. `sandbox` finds that of a pod. When its process ends, events tell
+    /// so.
     ///
     /// # Errors
     /// [`CreateError`] names the part; nothing is left behind.
@@ -120,20 +109,14 @@ impl TaskContainer {
         request: &CreateTaskRequest,
         namespace: &str,
         events: &Events,
+        sandbox: impl FnOnce(&str) -> Option<Arc<TaskContainer>>,
     ) -> Result<Self, CreateError> {
         if !request.checkpoint.is_empty() {
             return Err(CreateError::Unsupported("checkpoint: restoring a container is not supported yet"));
         }
         let bundle = PathBuf::from(&request.bundle);
-        if is_of_pod(&bundle) {
-            return Err(CreateError::Unsupported(
-                "io.kubernetes.cri.container-type: pods are not supported yet; only containers that are not part of a \
-                 pod have a VM",
-            ));
-        }
-        let options = options::read(request.options.as_ref())?;
-        let root = state_root(namespace);
-        let dir = ContainerDir::new(&root, &request.id.parse()?);
+        let part = Part::of(&bundle);
+        let id: ContainerId = request.id.parse()?;
         let named = Named {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -142,48 +125,122 @@ impl TaskContainer {
             namespace: namespace.to_owned(),
         };
         rootfs::mount_all(&bundle, &request.rootfs)?;
-        let created = named.open(request.terminal).map_err(CreateError::from).and_then(|opened| {
-            let launch = Launch {
-                id: request.id.clone(),
-                root,
-                bundle: bundle.clone(),
-                console_socket: None,
-                piped: true,
-                systemd_cgroup: options.systemd_cgroup,
-                // Where runc's errors are looked for.
-                log: Some(bundle.join("log.json")),
-                log_json: true,
-                config: options.config,
-            };
+        let made = named.open(request.terminal).map_err(CreateError::from).and_then(|opened| {
             let Opened { ends, kept } = opened;
-            Ok((lifecycle::create(&launch, child_streams(ends))?, kept))
+            let made = match part {
+                Part::Member(pod) => join(&sandbox(&pod).ok_or(CreateError::NoPod(pod))?, &id, &bundle, ends),
+                part => launch(request, namespace, ends, part == Part::Sandbox),
+            };
+            Ok((made?, kept))
         });
-        let (child, kept) = created.inspect_err(|_| rootfs::unmount(&bundle))?;
+        let (made, kept) = made.inspect_err(|_| rootfs::unmount(&bundle))?;
+        let Made { dir, pid, role, child } = made;
         let container = TaskContainer {
             dir,
             bundle,
-            pid: child.id(),
+            pid,
             named,
             terminal: request.terminal,
             ending: Arc::default(),
             execs: Mutex::default(),
             kept: Mutex::new(kept),
+            role,
         };
-        container.watch(child, events.clone());
+        match child {
+            Some(child) => container.watch(child, events.clone()),
+            None => container.watch_member(events.clone()),
+        }
         Ok(container)
+    }
+
+    /// The pod, if this is its sandbox and has not ended.
+    fn pod(&self) -> Option<&Pod> {
+        match &self.role {
+            Role::Sandbox(pod) if self.ending.get().is_none() => Some(pod),
+            _ => None,
+        }
+    }
+
+    /// Whether this is the sandbox of a pod.
+    pub fn is_sandbox(&self) -> bool {
+        matches!(self.role, Role::Sandbox(_))
+    }
+
+    /// The sandbox of the container's pod.
+    pub fn sandbox(&self) -> Option<&Arc<TaskContainer>> {
+        match &self.role {
+            Role::Member { sandbox, .. } => Some(sandbox),
+            _ => None,
+        }
+    }
+
+    /// Reports the end of the process of a pod's container.
+    fn watch_member(&self, events: Events) {
+        let (id, pid, ending) = (self.dir.id().to_string(), self.pid, self.ending.clone());
+        let host = self.connect();
+        let wait = move || {
+            let answer = host.and_then(|host| host.ask(&Request::AwaitExit));
+            let exit = match answer {
+                Ok((Answer::Exit { status, out_of_memory }, _)) => {
+                    Exit { out_of_memory, ..Exit::now(status) }
+                }
+                // The pod has ended, and everything in it.
+                _ => Exit::killed(),
+            };
+            tell_end(&events, &id, pid, exit, &ending);
+        };
+        if let Err(error) = thread::Builder::new().name("exit".to_owned()).spawn(wait) {
+            log::error!("container {}: a thread could not be started: {error}", self.dir.id());
+            self.ending.set(Exit::killed());
+        }
+    }
+
+    /// Starts the process, and runs the hooks for that.
+    ///
+    /// # Errors
+    /// [`LifecycleError`] names the hook, or what refused.
+    pub fn start(&self, log: &Log) -> Result<(), LifecycleError> {
+        if self.sandbox().is_none() {
+            return lifecycle::start(&self.dir, log);
+        }
+        self.ask(&Request::Start)?;
+        Ok(hooks::run(Point::Poststart, &self.dir.load()?)?)
+    }
+
+    /// Removes what is left of the container, which has ended or was not started; returns how it ended.
+    ///
+    /// # Errors
+    /// [`RemoveError`] if something remains.
+    pub fn remove(&self, log: &Log) -> Result<Exit, RemoveError> {
+        match &self.role {
+            Role::Alone | Role::Sandbox(_) => delete::delete(&self.dir, log, true)?,
+            Role::Member { sandbox, membership } => {
+                match self.ask(&Request::Remove) {
+                    Ok(_) | Err(ClientError::Connect { .. } | ClientError::Gone(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                self.ending.set(Exit::killed());
+                if let Role::Sandbox(pod) = &sandbox.role {
+                    membership.leave(pod);
+                }
+                // With the pod's directory it may be gone.
+                let _ = self.dir.remove();
+            }
+        }
+        rootfs::unmount(&self.bundle);
+        let exit = self.ending.wait();
+        self.end_execs();
+        Ok(exit)
     }
 
     /// Reports the end of the process.
     fn watch(&self, child: Child, events: Events) {
         let (id, pid, ending) = (self.dir.id().to_string(), self.pid, self.ending.clone());
-        let out_of_memory = self.ask_whether_out_of_memory();
+        let out_of_memory = if self.is_sandbox() { None } else { self.ask_whether_out_of_memory() };
         let wait = move || {
-            let status = wait_for(child);
-            if out_of_memory.is_some_and(|thread| thread.join().unwrap_or(false)) {
-                events.publish(TaskOOM { container_id: id.clone(), ..TaskOOM::default() });
-            }
-            let exit = ending.set(status);
-            events.publish(exit_event(&id, &id, pid, exit));
+            let exit = Exit::now(wait_for(child));
+            let out_of_memory = out_of_memory.is_some_and(|thread| thread.join().unwrap_or(false));
+            tell_end(&events, &id, pid, Exit { out_of_memory, ..exit }, &ending);
         };
         // Without a thread, nobody would learn of the end.
         if let Err(error) = thread::Builder::new().name("exit".to_owned()).spawn(wait) {
@@ -200,12 +257,23 @@ impl TaskContainer {
         thread::Builder::new().name("memory".to_owned()).spawn(ask).ok()
     }
 
+    /// A connection to the host process for requests that concern this container.
+    ///
+    /// # Errors
+    /// [`ClientError`] if it is gone.
+    pub fn connect(&self) -> Result<HostClient, ClientError> {
+        let Some(sandbox) = self.sandbox() else { return HostClient::connect(&self.dir.socket()) };
+        let host = HostClient::connect(&sandbox.dir.socket())?;
+        host.ask(&Request::Container(self.dir.id().to_string()))?;
+        Ok(host)
+    }
+
     /// Asks the host process.
     ///
     /// # Errors
     /// [`ClientError`] if it refuses, or is gone.
     pub fn ask(&self, request: &Request) -> Result<Answer, ClientError> {
-        Ok(HostClient::connect(&self.dir.socket())?.ask(request)?.0)
+        Ok(self.connect()?.ask(request)?.0)
     }
 
     /// Lets the process have an end of input once containerd's client has closed the FIFO.
@@ -214,10 +282,10 @@ impl TaskContainer {
     }
 
     /// Ends the wait for processes that were not started before the container was removed.
-    pub fn end_execs(&self) {
+    fn end_execs(&self) {
         let execs = std::mem::take(&mut *self.execs.lock().unwrap_or_else(PoisonError::into_inner));
         for exec in execs.values().filter(|exec| !exec.is_started()) {
-            exec.ending.set(128 + libc::SIGKILL as u32);
+            exec.ending.set(Exit::killed());
         }
     }
 
@@ -227,11 +295,58 @@ impl TaskContainer {
     }
 }
 
-/// Whether Kubernetes made the container of this bundle. A specification that cannot be read is reported later.
-fn is_of_pod(bundle: &Path) -> bool {
-    let text = std::fs::read(bundle.join(CONFIG_FILE)).unwrap_or_default();
-    let spec: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-    spec["annotations"].get("io.kubernetes.cri.container-type").is_some()
+/// A container that was created, and its host process if it has one of its own.
+struct Made {
+    dir: ContainerDir,
+    pid: u32,
+    role: Role,
+    child: Option<Child>,
+}
+
+/// Creates a container in a VM of its own, or the VM of a pod.
+fn launch(request: &CreateTaskRequest, namespace: &str, ends: Ends, pod: bool) -> Result<Made, CreateError> {
+    let options = options::read(request.options.as_ref())?;
+    let (root, bundle) = (state_root(namespace), PathBuf::from(&request.bundle));
+    let dir = ContainerDir::new(&root, &request.id.parse()?);
+    let launch = Launch {
+        id: request.id.clone(),
+        root,
+        // Where runc's errors are looked for.
+        log: Some(bundle.join("log.json")),
+        log_json: true,
+        bundle,
+        console_socket: None,
+        piped: true,
+        pod,
+        systemd_cgroup: options.systemd_cgroup,
+        config: options.config,
+    };
+    let child = lifecycle::create(&launch, child_streams(ends))?;
+    let role = if pod { Role::Sandbox(Pod::new(&dir)?) } else { Role::Alone };
+    Ok(Made { dir, pid: child.id(), role, child: Some(child) })
+}
+
+/// Creates a container in the VM of its pod.
+fn join(
+    sandbox: &Arc<TaskContainer>,
+    id: &ContainerId,
+    bundle: &Path,
+    ends: Ends,
+) -> Result<Made, CreateError> {
+    let pod = sandbox.pod().ok_or_else(|| CreateError::NoPod(sandbox.dir.id().to_string()))?;
+    let membership = Membership::join(pod, &sandbox.dir, id.as_str(), bundle, ends)?;
+    let dir = ContainerDir::new(&sandbox.dir.path().join(CONTAINERS), id);
+    let role = Role::Member { sandbox: sandbox.clone(), membership };
+    Ok(Made { dir, pid: sandbox.pid, role, child: None })
+}
+
+/// Publishes the end of a container's process, and then notes it.
+fn tell_end(events: &Events, id: &str, pid: u32, exit: Exit, ending: &Ending) {
+    if exit.out_of_memory {
+        events.publish(TaskOOM { container_id: id.to_owned(), ..TaskOOM::default() });
+    }
+    ending.set(exit);
+    events.publish(exit_event(id, id, pid, exit));
 }
 
 /// The event of a process's end.
@@ -267,44 +382,4 @@ fn wait_for(mut child: Child) -> u32 {
         }
     };
     status.and_then(|status| u32::try_from(status).ok()).unwrap_or(255)
-}
-
-impl From<&CreateError> for Failure {
-    fn from(error: &CreateError) -> Self {
-        Failure::new(pouch_errors::chain(error))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_container_of_a_pod_is_told_by_its_annotation() {
-        let bundle = tempfile::tempdir().unwrap();
-        assert!(!is_of_pod(bundle.path()));
-        let config = bundle.path().join(CONFIG_FILE);
-        std::fs::write(&config, r#"{"annotations": {"other": "sandbox"}}"#).unwrap();
-        assert!(!is_of_pod(bundle.path()));
-        std::fs::write(&config, r#"{"annotations": {"io.kubernetes.cri.container-type": "sandbox"}}"#)
-            .unwrap();
-        assert!(is_of_pod(bundle.path()));
-    }
-
-    #[test]
-    fn all_who_wait_learn_of_the_end() {
-        let ending = Arc::new(Ending::default());
-        assert_eq!(ending.get(), None);
-        let waiting: Vec<_> = (0..3)
-            .map(|_| {
-                let ending = ending.clone();
-                thread::spawn(move || ending.wait())
-            })
-            .collect();
-        let exit = ending.set(7);
-        for thread in waiting {
-            assert_eq!(thread.join().unwrap(), exit);
-        }
-        assert_eq!(ending.wait(), exit);
-    }
 }

@@ -7,11 +7,12 @@ use std::thread;
 use containerd_shim::api::ExecProcessRequest;
 use serde_json::Value;
 
-use super::container::{Ending, exit_event};
+use super::container::{TaskContainer, exit_event};
 use super::events::Events;
-use crate::container::{ContainerDir, bundle, limits};
+use crate::container::{bundle, limits};
 use crate::failure::Failure;
 use crate::host::client::HostClient;
+use crate::host::ending::{Ending, Exit};
 use crate::host::protocol::{Answer, ExecRequest, Request};
 use crate::streams::uri::{Kept, Named};
 use crate::streams::{OutputRelay, STALL, start_relays};
@@ -72,17 +73,22 @@ impl Exec {
         })
     }
 
-    /// Starts the process in the container of this directory. When it ends, an event tells so.
+    /// Starts the process in its container. When it ends, an event tells so.
     ///
     /// # Errors
     /// [`Failure`] for the user. It can be started again then.
-    pub fn start(self: &Arc<Self>, dir: &ContainerDir, pid: u32, events: &Events) -> Result<(), Failure> {
+    pub fn start(
+        self: &Arc<Self>,
+        container: &TaskContainer,
+        pid: u32,
+        events: &Events,
+    ) -> Result<(), Failure> {
         let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         if !matches!(*stage, Stage::Added) {
             return Err(Failure::new(format!("exec {} was started already", self.id)));
         }
         let opened = self.named.open(self.terminal).map_err(Failure::of)?;
-        let host = HostClient::connect(&dir.socket()).map_err(Failure::of)?;
+        let host = container.connect().map_err(Failure::of)?;
         let (rows, columns) = *self.size.lock().unwrap_or_else(PoisonError::into_inner);
         host.ask(&Request::NullStreams(opened.ends.null())).map_err(Failure::of)?;
         let request = ExecRequest {
@@ -99,12 +105,13 @@ impl Exec {
         let guest: Vec<UnixStream> = fds.into_iter().map(UnixStream::from).collect();
         // The process ends with the connection if this fails.
         let outputs = start_relays(guest, opened.ends).map_err(Failure::of)?;
-        let (exec, container, events) = (self.clone(), dir.id().to_string(), events.clone());
+        let (exec, container, events) = (self.clone(), container.dir.id().to_string(), events.clone());
         let watch = move || {
             let status = wait(&host, &outputs);
             // Readers learn that no more comes, before the end is told.
             drop(outputs);
-            let exit = exec.ending.set(status);
+            let exit = Exit::now(status);
+            exec.ending.set(exit);
             events.publish(exit_event(&container, &exec.id, pid, exit));
         };
         thread::Builder::new().name("exec".to_owned()).spawn(watch).map_err(Failure::of)?;

@@ -11,6 +11,7 @@ mod events;
 mod exec;
 mod metrics;
 mod options;
+mod pod;
 mod rootfs;
 mod service;
 

@@ -11,6 +11,7 @@ use containerd_shim::api::{
     WaitRequest, WaitResponse,
 };
 use containerd_shim::protos::api::ProcessInfo;
+use containerd_shim::protos::cgroups_v2::metrics::Metrics;
 use containerd_shim::protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskIO, TaskPaused, TaskResumed, TaskStart,
 };
@@ -18,21 +19,18 @@ use containerd_shim::protos::ttrpc::{self, Code, get_status};
 use containerd_shim::util::convert_to_any;
 use containerd_shim::{ExitSignal, Flags, Task, TtrpcContext};
 
-use super::container::{Ending, Exit, TaskContainer};
+use super::container::TaskContainer;
 use super::events::{Events, timestamp};
 use super::exec::Exec;
-use super::{metrics, rootfs};
+use super::metrics;
 use crate::container::Status;
 use crate::failure::Failure;
 use crate::host::client::ClientError;
+use crate::host::ending::{Ending, Exit};
 use crate::host::protocol::{Answer, Request};
-use crate::host::{delete, lifecycle};
 use crate::logging::{Log, LogFormat};
 use crate::streams::uri::Named;
 use pouch_errors::chain;
-
-/// The status of a process that never ran.
-const KILLED: u32 = 128 + libc::SIGKILL as u32;
 
 /// The containers of a shim.
 pub struct Service {
@@ -104,6 +102,12 @@ impl Service {
         Log { file: Some(container.bundle.join("log.json")), format: LogFormat::Json }
     }
 
+    /// Whether there are containers in the pod of this sandbox.
+    fn has_members(&self, sandbox: &Arc<TaskContainer>) -> bool {
+        let containers = self.lock();
+        containers.values().any(|one| one.sandbox().is_some_and(|of| Arc::ptr_eq(of, sandbox)))
+    }
+
     fn delete_exec(&self, container: &TaskContainer, id: &str) -> ttrpc::Result<DeleteResponse> {
         let exec = Self::exec_of(container, id)?;
         if exec.is_started() && exec.ending.get().is_none() {
@@ -113,7 +117,7 @@ impl Service {
         let started = exec.is_started();
         if !started {
             // It will never run, and nobody need wait for it any longer.
-            exec.ending.set(KILLED);
+            exec.ending.set(Exit::killed());
         }
         Ok(deleted(if started { std::process::id() } else { 0 }, exec.ending.get()))
     }
@@ -159,7 +163,8 @@ impl Task for Service {
         if self.lock().contains_key(&request.id) {
             return Err(refused(Code::ALREADY_EXISTS, format!("container {} exists already", request.id)));
         }
-        let container = TaskContainer::create(&request, &self.namespace, &self.events);
+        let sandbox = |id: &str| self.lock().get(id).cloned();
+        let container = TaskContainer::create(&request, &self.namespace, &self.events, sandbox);
         let container = Arc::new(container.map_err(|error| failed(&error))?);
         self.lock().insert(request.id.clone(), container.clone());
         self.events.publish(TaskCreate {
@@ -177,7 +182,7 @@ impl Task for Service {
         let container = self.container(&request.id)?;
         let started = |pid| StartResponse { pid, ..StartResponse::default() };
         if request.exec_id.is_empty() {
-            lifecycle::start(&container.dir, &Self::log(&container)).map_err(|error| failed(&error))?;
+            container.start(&Self::log(&container)).map_err(|error| failed(&error))?;
             let pid = container.pid;
             self.events.publish(TaskStart { container_id: request.id, pid, ..TaskStart::default() });
             return Ok(started(pid));
@@ -185,7 +190,7 @@ impl Task for Service {
         let exec = Self::exec_of(&container, &request.exec_id)?;
         // A process in the guest has no PID on the host; this one passes its streams on.
         let pid = std::process::id();
-        exec.start(&container.dir, pid, &self.events).map_err(failure)?;
+        exec.start(&container, pid, &self.events).map_err(failure)?;
         self.events.publish(TaskExecStarted {
             container_id: request.id,
             exec_id: request.exec_id,
@@ -278,11 +283,12 @@ impl Task for Service {
                 format!("container {} has not ended", request.id),
             ));
         }
-        delete::delete(&container.dir, &Self::log(&container), true).map_err(|error| failed(&error))?;
-        rootfs::unmount(&container.bundle);
-        let exit = container.ending.wait();
+        if container.is_sandbox() && self.has_members(&container) {
+            let text = format!("the pod {} still has containers", request.id);
+            return Err(refused(Code::FAILED_PRECONDITION, text));
+        }
+        let exit = container.remove(&Self::log(&container)).map_err(|error| failed(&error))?;
         self.lock().remove(&request.id);
-        container.end_execs();
         self.events.publish(TaskDelete {
             container_id: request.id.clone(),
             pid: container.pid,
@@ -356,9 +362,15 @@ impl Task for Service {
     }
 
     fn stats(&self, _ctx: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        let answer = self.container(&request.id)?.ask(&Request::Stats).map_err(|error| of_host(&error))?;
-        let Answer::Stats(counters) = answer else { return Err(unexpected()) };
-        let metrics = metrics::of(&counters.stats, counters.oom_kills);
+        let container = self.container(&request.id)?;
+        // The sandbox of a pod has no process that could use anything.
+        let metrics = if container.is_sandbox() {
+            Metrics::new()
+        } else {
+            let answer = container.ask(&Request::Stats).map_err(|error| of_host(&error))?;
+            let Answer::Stats(counters) = answer else { return Err(unexpected()) };
+            metrics::of(&counters.stats, counters.oom_kills)
+        };
         let mut response = StatsResponse::new();
         response.stats = Some(convert_to_any(Box::new(metrics)).map_err(|error| failed(&error))?).into();
         Ok(response)

@@ -9,6 +9,7 @@ mod exec;
 mod faults;
 mod lifecycle;
 mod options;
+mod pods;
 mod refused;
 mod shim;
 mod streams;

@@ -44,15 +44,6 @@ fn the_network_of_the_host() {
 }
 
 #[test]
-fn a_container_of_a_pod() {
-    vm_only!();
-    check(|| {
-        let output = refused(&["--annotation", "io.kubernetes.cri.container-type=sandbox"], &["true"]);
-        assert!(output.errors().contains("pods are not supported yet"), "{output}");
-    });
-}
-
-#[test]
 fn a_checkpoint() {
     vm_only!();
     check(|| {

@@ -1,0 +1,290 @@
+//! Pods: which containers belong to one, and how a container joins the VM of its pod.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use pouch_vmm_api::config::SHARE_DIRECTORY;
+use serde_json::Value;
+
+use crate::container::bundle::CONFIG_FILE;
+use crate::container::guest_spec::{self, Place, RootSource, TranslateError};
+use crate::container::hooks::{self, HookError};
+use crate::container::{
+    Bundle, BundleError, ContainerDir, ContainerId, State, StateError, Status, mount_points,
+};
+use crate::host::client::{ClientError, HostClient};
+use crate::host::pod::CONTAINERS;
+use crate::host::protocol::{CreateRequest, Request};
+use crate::logging::rfc3339;
+use crate::sandbox::later::{self, LaterError, SLOTS, VmmMounts};
+use crate::streams::Ends;
+
+/// CRI's annotation of a container's part in a pod.
+const TYPE: &str = "io.kubernetes.cri.container-type";
+/// CRI's annotation with the ID of the pod's sandbox.
+const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+
+/// The part of a container in a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// It is in none.
+    Alone,
+    /// It is the sandbox.
+    Sandbox,
+    /// It joins this sandbox.
+    Member(String),
+}
+
+impl Part {
+    /// What the specification of the bundle says. One that cannot be read is reported later.
+    pub fn of(bundle: &Path) -> Self {
+        let text = std::fs::read(bundle.join(CONFIG_FILE)).unwrap_or_default();
+        let spec: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let annotation = |name: &str| spec["annotations"][name].as_str();
+        match (annotation(TYPE), annotation(SANDBOX)) {
+            (Some("sandbox"), _) => Part::Sandbox,
+            (Some("container"), Some(sandbox)) => Part::Member(sandbox.to_owned()),
+            _ => Part::Alone,
+        }
+    }
+}
+
+/// A container could not join its pod.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Its bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// Its specification.
+    #[error(transparent)]
+    Translate(#[from] TranslateError),
+    /// A mount point in a read-only root file system.
+    #[error(transparent)]
+    MountPoint(#[from] mount_points::MountPointError),
+    /// Its root file system is a disk.
+    #[error("root.path {0} is a disk, which a container that joins a pod cannot have yet")]
+    Disk(PathBuf),
+    /// There are too many.
+    #[error("a pod has at most {SLOTS} containers at a time")]
+    Full,
+    /// The share tree.
+    #[error(transparent)]
+    Files(#[from] LaterError),
+    /// A hook.
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    /// The state of the pod.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The pod ended.
+    #[error("the VM of the pod has ended")]
+    Ended,
+    /// The host process.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A file in memory.
+    #[error("the specification could not be passed on")]
+    Pass(#[from] io::Error),
+}
+
+/// What the containers of a pod have in common on the host.
+pub struct Pod {
+    mounts: VmmMounts,
+    /// Which directories of the share tree are used, and which one was given out last.
+    slots: Mutex<([bool; SLOTS], usize)>,
+}
+
+impl Pod {
+    /// The pod whose sandbox was just created in this directory.
+    ///
+    /// # Errors
+    /// Its VM has ended.
+    pub fn new(dir: &ContainerDir) -> Result<Self, JoinError> {
+        let vmm = dir.load()?.vmm.ok_or(JoinError::Ended)?;
+        let mounts = VmmMounts::of(vmm.pid)?;
+        // It was this process when it was opened, and not a later one with its number.
+        if vmm.alive() {
+            Ok(Pod { mounts, slots: Mutex::new(([false; SLOTS], 0)) })
+        } else {
+            Err(JoinError::Ended)
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ([bool; SLOTS], usize)> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next free directory after the last one: the guest may remember for a second what was in one.
+    fn take_slot(&self) -> Option<usize> {
+        let mut slots = self.lock();
+        let free = (1..=SLOTS).map(|step| (slots.1 + step) % SLOTS).find(|slot| !slots.0[*slot])?;
+        slots.0[free] = true;
+        slots.1 = free;
+        Some(free)
+    }
+
+    fn free_slot(&self, slot: usize) {
+        self.lock().0[slot] = false;
+    }
+}
+
+/// A container in the VM of its pod.
+pub struct Membership {
+    slot: usize,
+}
+
+impl Membership {
+    /// Creates a container in the pod whose sandbox is in the directory `sandbox`.
+    ///
+    /// # Errors
+    /// [`JoinError`] names the part; nothing is left then.
+    pub fn join(
+        pod: &Pod,
+        sandbox: &ContainerDir,
+        id: &str,
+        bundle: &Path,
+        ends: Ends,
+    ) -> Result<Self, JoinError> {
+        let slot = pod.take_slot().ok_or(JoinError::Full)?;
+        let joined = Self::join_at(pod, slot, sandbox, id, bundle, ends);
+        if joined.is_err() {
+            // Nothing may be mounted yet.
+            let _ = pod.mounts.remove(&target(slot));
+            pod.free_slot(slot);
+        }
+        joined
+    }
+
+    fn join_at(
+        pod: &Pod,
+        slot: usize,
+        sandbox: &ContainerDir,
+        id: &str,
+        bundle: &Path,
+        ends: Ends,
+    ) -> Result<Self, JoinError> {
+        let bundle = Bundle::load(bundle)?;
+        let place = Place { directory: later::directory(slot), in_pod: true };
+        let mut guest = guest_spec::translate(&bundle, &place)?;
+        guest.warnings.iter().for_each(|warning| log::warn!("container {id}: {warning}"));
+        if let RootSource::Disk { path, .. } = guest.root {
+            return Err(JoinError::Disk(path));
+        }
+        if bundle.root().readonly().unwrap_or(false) {
+            mount_points::make(&bundle.root_path(), &mut guest.spec, &guest.shared)?;
+        }
+        let of_pod = sandbox.load()?;
+        if of_pod.status == Status::Stopped {
+            return Err(JoinError::Ended);
+        }
+        let state = State { id: id.to_owned(), ..state_of(&bundle, &of_pod) };
+        for point in hooks::OF_CREATE {
+            hooks::run(point, &state)?;
+        }
+        let scratch = sandbox.path().join(format!("{CONTAINERS}-{slot}"));
+        pod.mounts.add(&target(slot), &scratch, &guest.shared)?;
+        let document = document_file(&guest.document()?)?;
+        let (terminal, null) = (ends.is_terminal(), ends.null());
+        let files = ends.into_files();
+        let fds: Vec<BorrowedFd<'_>> = std::iter::once(&document).chain(&files).map(AsFd::as_fd).collect();
+        let request = Request::Create(Box::new(CreateRequest {
+            state,
+            directory: later::directory(slot),
+            terminal,
+            null,
+        }));
+        HostClient::connect(&sandbox.socket())?.ask_with(&request, &fds)?;
+        Ok(Membership { slot })
+    }
+
+    /// Removes what the host has for a container that the guest has no more.
+    pub fn leave(&self, pod: &Pod) {
+        // The VM may have ended, and then so have its mounts.
+        let _ = pod.mounts.remove(&target(self.slot));
+        pod.free_slot(self.slot);
+    }
+}
+
+/// Removes a container of a pod whose shim was killed. If the VM has ended, so has the container.
+pub fn remove(sandbox: &ContainerDir, id: &ContainerId) {
+    let ask = || {
+        let host = HostClient::connect(&sandbox.socket())?;
+        host.ask(&Request::Container(id.to_string()))?;
+        let kill = Request::Signal { exec_id: None, signal: libc::SIGKILL as u32, all: true };
+        // It may have ended already, or never have been started.
+        if host.ask(&kill).is_ok() {
+            host.ask(&Request::AwaitExit)?;
+        }
+        host.ask(&Request::Remove)
+    };
+    if let Err(error) = ask() {
+        log::warn!("container {id} was not removed from its pod: {}", pouch_errors::chain(&error));
+    }
+    let _ = ContainerDir::new(&sandbox.path().join(CONTAINERS), id).remove();
+}
+
+/// A slot's directory in the VMM's mount namespace.
+fn target(slot: usize) -> PathBuf {
+    Path::new(SHARE_DIRECTORY).join(later::directory(slot))
+}
+
+fn state_of(bundle: &Bundle, of_pod: &State) -> State {
+    State {
+        id: String::new(),
+        status: Status::Creating,
+        host: of_pod.host,
+        vmm: of_pod.vmm,
+        bundle: bundle.path.clone(),
+        rootfs: bundle.root_path(),
+        created: rfc3339(std::time::SystemTime::now()),
+        owner: of_pod.owner.clone(),
+        annotations: guest_spec::annotations(&bundle.spec),
+        cgroup: None,
+        exit_status: None,
+        vm_end: None,
+        hooks: bundle.spec.hooks().clone(),
+    }
+}
+
+/// A file in memory with the specification.
+fn document_file(document: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"pouch-vm-spec", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(document)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_part_in_a_pod_is_told_by_annotations() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert_eq!(Part::of(bundle.path()), Part::Alone);
+        let part = |annotations: &str| {
+            let text = format!("{{\"annotations\": {annotations}}}");
+            std::fs::write(bundle.path().join(CONFIG_FILE), text).unwrap();
+            Part::of(bundle.path())
+        };
+        assert_eq!(part(r#"{"other": "sandbox"}"#), Part::Alone);
+        assert_eq!(part(&format!(r#"{{"{TYPE}": "sandbox", "{SANDBOX}": "a"}}"#)), Part::Sandbox);
+        let member = format!(r#"{{"{TYPE}": "container", "{SANDBOX}": "a"}}"#);
+        assert_eq!(part(&member), Part::Member("a".to_owned()));
+    }
+
+    #[test]
+    fn slots_are_given_out_in_turn_and_run_out() {
+        let this = i32::try_from(std::process::id()).unwrap();
+        let pod = Pod { mounts: VmmMounts::of(this).unwrap(), slots: Mutex::new(([false; SLOTS], 0)) };
+        let first = pod.take_slot().unwrap();
+        pod.free_slot(first);
+        assert_ne!(pod.take_slot(), Some(first), "the one that was free last comes last");
+        let rest = (1..SLOTS).filter_map(|_| pod.take_slot()).count();
+        assert_eq!((rest, pod.take_slot()), (SLOTS - 1, None));
+    }
+}
