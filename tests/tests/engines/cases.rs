@@ -22,13 +22,9 @@ macro_rules! cases {
 cases! {
     docker {
         host_sysctl: Lines, "29-host-sysctl.sh";
-        socket_families: List, "32-socket-families.sh";
-        link_kinds: List, "33-link-kinds.sh";
-        iptables: List, "35-iptables.sh";
         nftables: List, "37-nftables.sh";
         mapped_dns: Lines, "40-mapped-dns.sh";
         sysctl_of_eth0: Lines, "41-sysctl-of-eth0.sh";
-        network_settings: Lines, "42-network-settings.sh";
         own_id: Lines, "48-own-id.sh";
         loop_mount: Lines, "62-loop-mount.sh";
     }
@@ -46,8 +42,12 @@ cases! {
         compat_32bit_time: List, "26-compat-32bit-time.sh";
         statistics_in_proc: List, "27-statistics-in-proc.sh";
         overcommit: List, "30-overcommit.sh";
+        socket_families: List, "32-socket-families.sh";
+        link_kinds: List, "33-link-kinds.sh";
         traffic_control: List, "34-traffic-control.sh";
+        iptables: List, "35-iptables.sh";
         system_calls: List, "39-system-calls.sh";
+        network_settings: Lines, "42-network-settings.sh";
     }
 }
 

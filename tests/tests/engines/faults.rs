@@ -9,7 +9,8 @@ use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests,
 use serde_json::Value;
 
 engine_tests! {
-    both: the_containers_process_is_killed, the_vmm_is_killed, the_client_is_killed, the_disk_is_full;
+    both: the_containers_process_is_killed, the_vmm_is_killed, the_client_is_killed;
+    both_long: the_disk_is_full;
     docker: the_daemon_restarts, containers_come_back_with_the_daemon;
     podman: the_monitor_is_killed;
 }
