@@ -1,6 +1,7 @@
 //! The containers of a pod, which join its VM one by one.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
@@ -61,10 +62,11 @@ impl Members {
     /// [`Failure`] names what is wrong; nothing is left then.
     pub fn create(&self, request: CreateRequest, fds: Vec<OwnedFd>) -> Result<(), Failure> {
         let id = request.state.id.clone();
-        if self.lock().contains_key(&id) {
-            return Err(Failure::new(format!("container {id} exists already")));
+        // Under one lock, so that only one of two requests with the same ID creates it.
+        match self.lock().entry(id.clone()) {
+            Entry::Occupied(_) => return Err(Failure::new(format!("container {id} exists already"))),
+            Entry::Vacant(free) => drop(free.insert(None)),
         }
-        self.lock().insert(id.clone(), None);
         match self.make(request, fds) {
             Ok(member) => {
                 self.lock().insert(id, Some(member));
