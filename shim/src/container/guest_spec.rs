@@ -12,13 +12,10 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use oci_spec::runtime::{Hooks, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Mount, Root, Spec};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
-use super::{Bundle, hooks, limits};
+use super::{Bundle, hooks, limits, pod_spec};
 use crate::sandbox::idmap::{IdMap, IdRange};
 use crate::sandbox::share::{MOUNTS, ROOTFS, SharedPath};
 use crate::sandbox::{self, PodSetup};
-
-/// Bytes of the shared memory of a pod that names none, as Docker and CRI have it.
-const DEFAULT_SHM: u64 = 64 << 20;
 
 /// Bytes of the longest specification that the agent takes (`SPEC_MAX` in `agent/src/container/spec/mod.rs`).
 const MAX_DOCUMENT: usize = 2 << 20;
@@ -119,7 +116,7 @@ impl GuestSpec {
     }
 }
 
-fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> TranslateError {
+pub(super) fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> TranslateError {
     TranslateError::Unsupported { field: field.into(), problem: problem.into() }
 }
 
@@ -192,7 +189,7 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
         warnings.push("linux.mountLabel has no effect: the VM confines the container".to_owned());
     }
     let network_namespace = if place.in_pod {
-        translate_linux_in_pod(&mut spec)?;
+        pod_spec::translate_linux(&mut spec)?;
         None
     } else {
         translate_linux(&mut spec)?
@@ -200,55 +197,8 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
     Ok(GuestSpec { spec, shared, root, network_namespace, pod: None, warnings })
 }
 
-/// What a pod's sandbox needs in the guest. Its process is not run, so only a part of its specification counts.
-///
-/// # Errors
-/// [`TranslateError`] names the field.
-pub fn of_pod(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
-    let mut spec = bundle.spec.clone();
-    let mut sysctls: Vec<(String, String)> = Vec::new();
-    if let Some(linux) = spec.linux_mut() {
-        let has = |kind| linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == kind);
-        for (kind, what) in [
-            (LinuxNamespaceType::Ipc, "hostIPC: the pod cannot share the host's IPC namespace"),
-            (LinuxNamespaceType::Pid, "hostPID: the pod cannot share the host's PID namespace"),
-        ] {
-            if !has(kind) {
-                return Err(unsupported("linux.namespaces", what));
-            }
-        }
-        if has(LinuxNamespaceType::User) {
-            return Err(unsupported(
-                "linux.namespaces user",
-                "pods with user namespaces are not supported yet",
-            ));
-        }
-        sysctls.extend(linux.sysctl().clone().unwrap_or_default());
-        // A container of a VM keeps these; the sandbox is none.
-        let own = [LinuxNamespaceType::Ipc, LinuxNamespaceType::Uts, LinuxNamespaceType::User];
-        let kept = linux.namespaces().clone().unwrap_or_default();
-        linux.set_namespaces(Some(kept.into_iter().filter(|one| !own.contains(&one.typ())).collect()));
-        // In the cgroup of the pod, which its engine limits.
-        linux.set_resources(None);
-    }
-    let network_namespace = translate_linux(&mut spec)?;
-    let shm = spec.mounts().iter().flatten().find(|mount| mount.destination() == Path::new("/dev/shm"));
-    let shm = shm.and_then(|mount| tmpfs_size(mount.source().as_deref()?));
-    let pod = PodSetup { shm_size: shm.unwrap_or(DEFAULT_SHM), sysctls };
-    spec.set_process(None).set_mounts(None);
-    let warnings = bundle.warnings.clone();
-    Ok(GuestSpec {
-        spec,
-        shared: Vec::new(),
-        root: RootSource::Directory,
-        network_namespace,
-        pod: Some(pod),
-        warnings,
-    })
-}
-
 /// The linux section; returns the network namespace to be in.
-fn translate_linux(spec: &mut Spec) -> Result<Option<PathBuf>, TranslateError> {
+pub(super) fn translate_linux(spec: &mut Spec) -> Result<Option<PathBuf>, TranslateError> {
     let Some(linux) = spec.linux_mut() else { return Ok(None) };
     let namespaces = linux.namespaces().clone().unwrap_or_default();
     let mut network = None;
@@ -286,39 +236,8 @@ fn translate_linux(spec: &mut Spec) -> Result<Option<PathBuf>, TranslateError> {
     Ok(network)
 }
 
-/// The linux section of a container that joins others: their network, IPC and UTS namespaces are those of the guest.
-fn translate_linux_in_pod(spec: &mut Spec) -> Result<(), TranslateError> {
-    let Some(linux) = spec.linux_mut() else { return Ok(()) };
-    let mut kept = Vec::new();
-    for namespace in linux.namespaces().clone().unwrap_or_default() {
-        use LinuxNamespaceType::{Ipc, Network, Uts};
-        let kind = namespace.typ();
-        match (kind, namespace.path()) {
-            (Network, _) | (Ipc | Uts, Some(_)) => {}
-            (_, Some(_)) => {
-                return Err(unsupported(
-                    format!("linux.namespaces {kind}"),
-                    "containers of a pod cannot share this namespace yet; give each its own",
-                ));
-            }
-            (_, None) => kept.push(namespace),
-        }
-    }
-    require_namespaces(&kept)?;
-    let own_name = kept.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Uts);
-    linux.set_namespaces(Some(kept));
-    linux.set_cgroups_path(None);
-    if linux.mount_label().is_some() {
-        linux.set_mount_label(None);
-    }
-    if !own_name {
-        spec.set_hostname(None).set_domainname(None);
-    }
-    Ok(())
-}
-
 /// Refuses a container that shares the host's mounts or processes.
-fn require_namespaces(kept: &[LinuxNamespace]) -> Result<(), TranslateError> {
+pub(super) fn require_namespaces(kept: &[LinuxNamespace]) -> Result<(), TranslateError> {
     for (kind, what) in [(LinuxNamespaceType::Mount, "mounts"), (LinuxNamespaceType::Pid, "processes")] {
         if !kept.iter().any(|namespace| namespace.typ() == kind) {
             return Err(unsupported(
@@ -451,7 +370,7 @@ fn ranges(mappings: &[LinuxIdMapping]) -> Vec<IdRange> {
 }
 
 /// The size of the tmpfs that a path is on, in bytes.
-fn tmpfs_size(path: &Path) -> Option<u64> {
+pub(super) fn tmpfs_size(path: &Path) -> Option<u64> {
     let stat = statfs(path).ok()?;
     let size = stat.blocks().checked_mul(u64::try_from(stat.block_size()).ok()?)?;
     (stat.filesystem_type() == TMPFS_MAGIC && size > 0).then_some(size)

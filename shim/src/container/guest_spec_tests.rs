@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::container::pod_spec::of_pod;
 
 fn base() -> Value {
     json!({

@@ -8,6 +8,7 @@ pub mod hooks;
 pub mod id;
 pub mod limits;
 pub mod mount_points;
+pub mod pod_spec;
 pub mod resources;
 pub mod running;
 pub mod size;

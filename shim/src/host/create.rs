@@ -14,8 +14,8 @@ use crate::cgroup::{Cgroup, CgroupPlacement};
 use crate::container::guest_spec::{self, GuestSpec, Place, RootSource};
 use crate::container::state::HostProcess;
 use crate::container::{
-    Bundle, Container, ContainerDir, State, Status, create as in_guest, hooks, mount_points, resources, size,
-    view,
+    Bundle, Container, ContainerDir, State, Status, create as in_guest, hooks, mount_points, pod_spec,
+    resources, size, view,
 };
 use crate::failure::Failure;
 use crate::logging::{Log, rfc3339};
@@ -90,7 +90,7 @@ impl<'a> Plan<'a> {
     fn make(launch: &'a Launch, log: &Log) -> Result<Self, Failure> {
         let bundle = Bundle::load(&launch.bundle).map_err(Failure::of)?;
         let mut guest = if launch.pod {
-            guest_spec::of_pod(&bundle).map_err(Failure::of)?
+            pod_spec::of_pod(&bundle).map_err(Failure::of)?
         } else {
             guest_spec::translate(&bundle, &Place::default()).map_err(Failure::of)?
         };
