@@ -25,7 +25,7 @@ struct Arguments {
     /// The description of the VM as JSON: VmConfig in vmm/api/src/config.rs.
     #[arg(long, value_name = "FILE", required_unless_present = "config_fd")]
     config: Option<PathBuf>,
-    /// File descriptor to read the description from; for a process that is already in its namespaces.
+    /// File descriptor of the description, instead of --config. The process must be in its namespaces already.
     #[arg(long, value_name = "FD", conflicts_with = "config", requires = "control_fd")]
     config_fd: Option<RawFd>,
     /// File descriptor of the control socket.

@@ -29,10 +29,10 @@ pub struct CreateOptions {
     /// Ignored: keyrings are in the guest.
     #[arg(long)]
     pub no_new_keyring: bool,
-    /// Ignored: orphaned processes are in the guest.
+    /// Ignored: orphaned processes stay in the guest.
     #[arg(long)]
     pub no_subreaper: bool,
-    /// Pass additional file descriptors: only 0 is supported, because they cannot be passed into a VM.
+    /// Number of additional file descriptors to pass; only 0 is supported, because a VM cannot use them.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
 }

@@ -7,7 +7,7 @@ use crate::host::delete;
 
 #[derive(Args)]
 pub struct Delete {
-    /// Remove the container in any state; it is no error if it does not exist.
+    /// Remove the container in any state; a container that does not exist is not an error.
     #[arg(short, long)]
     force: bool,
     /// The container's ID.

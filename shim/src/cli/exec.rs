@@ -36,16 +36,16 @@ pub struct Exec {
     /// Return as soon as the process is running.
     #[arg(short, long)]
     detach: bool,
-    /// Write the PID of the host proxy process to this file.
+    /// Write the PID of the host process that relays the streams to this file.
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
     /// Start the process in this existing cgroup below the container's.
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,
-    /// Pass additional file descriptors: only 0 is supported, because they cannot be passed into a VM.
+    /// Number of additional file descriptors to pass; only 0 is supported, because a VM cannot use them.
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
-    /// Start the process in a paused container: not supported, resume it first.
+    /// Not supported: a process cannot be started in a paused container; resume it first.
     #[arg(long)]
     ignore_paused: bool,
     /// The container's ID.

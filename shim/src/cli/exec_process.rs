@@ -21,7 +21,7 @@ pub struct ProcessOptions {
     /// The working directory.
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
-    /// Set an environment variable.
+    /// Set an environment variable; can be repeated.
     #[arg(short, long, value_name = "NAME=VALUE")]
     env: Vec<String>,
     /// Allocate a terminal.
@@ -30,10 +30,10 @@ pub struct ProcessOptions {
     /// The user, as UID or UID:GID.
     #[arg(short, long, value_name = "UID[:GID]")]
     user: Option<String>,
-    /// An additional group.
+    /// Add a supplementary group; can be repeated.
     #[arg(short = 'g', long, value_name = "GID")]
     additional_gids: Vec<u32>,
-    /// Add a capability to those of the container.
+    /// Add a capability to those of the container; can be repeated.
     #[arg(short = 'c', long, value_name = "CAP")]
     cap: Vec<String>,
     /// Set no_new_privs: the process cannot gain privileges.

@@ -32,10 +32,10 @@ pub struct Update {
     /// 1 makes the container use only idle CPU time (cpu.idle).
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     cpu_idle: Option<i64>,
-    /// Period for real-time processes: not supported.
+    /// Not supported: period for real-time processes.
     #[arg(long, value_name = "USEC")]
     cpu_rt_period: Option<u64>,
-    /// CPU time for real-time processes: not supported.
+    /// Not supported: CPU time for real-time processes.
     #[arg(long, value_name = "USEC", allow_negative_numbers = true)]
     cpu_rt_runtime: Option<i64>,
     /// CPUs of the host that the container may use, for example 0-2,5.
@@ -44,13 +44,13 @@ pub struct Update {
     /// Memory nodes of the host that the container may use.
     #[arg(long, value_name = "LIST")]
     cpuset_mems: Option<String>,
-    /// Kernel memory limit: not supported, cgroup v2 does not have it.
+    /// Not supported: kernel memory limit, which cgroup v2 does not have.
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     kernel_memory: Option<i64>,
-    /// Kernel memory limit for TCP: not supported, cgroup v2 does not have it.
+    /// Not supported: kernel memory limit for TCP, which cgroup v2 does not have.
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     kernel_memory_tcp: Option<i64>,
-    /// Memory limit, in bytes or with b, k, m or g.
+    /// Memory limit, in bytes or with the suffix b, k, m, g or t.
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     memory: Option<i64>,
     /// Memory soft limit.
