@@ -37,18 +37,18 @@ def main(function):
 def _parser(description, **options):
     parser = argparse.ArgumentParser(description=description, **options)
     parser.add_argument("--instance", metavar="NAME", default=os.environ.get("POUCH_TESTBED_INSTANCE"),
-                        help="which testbed (default: $POUCH_TESTBED_INSTANCE, or one named after its shape)")
+                        help="name of the testbed (default: $POUCH_TESTBED_INSTANCE, or derived from the options below)")
     return parser
 
 
 def _add_shape(parser):
     parser.add_argument("--cpus", type=int, metavar="N", help="virtual CPUs (default: 1; they share one thread)")
-    parser.add_argument("--memory", metavar="M", help="memory, in MiB or with a suffix as 8G (default: 6G)")
-    parser.add_argument("--icount", action="store_true", help="time counts executed instructions: for benchmarks")
+    parser.add_argument("--memory", metavar="M", help="memory, in MiB or with a suffix, such as 8G (default: 6G)")
+    parser.add_argument("--icount", action="store_true", help="count time in executed instructions, for benchmarks")
     parser.add_argument("--older", action="store_true",
-                        help="a host with the kernel of Debian bookworm and cgroup v1")
+                        help="use a host with the kernel of Debian bookworm and cgroup v1")
     parser.add_argument("--image", metavar="NAME", choices=[recipe.name for recipe in all_recipes()], default="",
-                        help="a host with this test image alone and without engines, which is made sooner")
+                        help="use a small host with only this test image and no engines")
 
 
 def _shape(options):
@@ -58,7 +58,7 @@ def _shape(options):
     try:
         memory = int(text[:-1]) * unit if unit else int(text)
     except ValueError:
-        raise TestbedError(f"--memory {options.memory}: not a size; give MiB, or as 8G") from None
+        raise TestbedError(f"--memory {options.memory}: not a size; give MiB, or a number with a suffix, such as 8G") from None
     return Shape(cpus, memory, options.icount, options.older, options.image)
 
 
@@ -108,7 +108,7 @@ def up(arguments):
 
 def down(arguments):
     """Stop testbeds."""
-    parser = argparse.ArgumentParser(description="Stop testbeds and remove their disks; all of them, or those named.")
+    parser = argparse.ArgumentParser(description="Stop all testbeds, or those named, and remove their disks.")
     parser.add_argument("names", nargs="*", metavar="NAME")
     options = parser.parse_args(arguments)
     for instance in [Instance(name) for name in options.names] or Instance.all():
@@ -142,11 +142,13 @@ def run(arguments):
     parser = _parser("Run a command as root in a testbed, starting one if none is up.",
                      usage="run [OPTION]… [--] COMMAND [ARGUMENT]…")
     _add_shape(parser)
-    parser.add_argument("--fresh", action="store_true", help="boot a testbed for this command alone, from nothing")
-    parser.add_argument("--env", action="append", default=[], metavar="K=V", help="set a variable for the command")
-    parser.add_argument("--cwd", default="/root", metavar="FOLDER", help="where the command starts (default: /root)")
+    parser.add_argument("--fresh", action="store_true", help="boot a new testbed for this command only")
+    parser.add_argument("--env", action="append", default=[], metavar="K=V",
+                        help="set an environment variable for the command; can be repeated")
+    parser.add_argument("--cwd", default="/root", metavar="FOLDER", help="working directory of the command (default: /root)")
     parser.add_argument("--tty", action="store_true", default=None, help="give the command a terminal")
-    parser.add_argument("--no-tty", action="store_false", dest="tty", help="give it none, though standard input is one")
+    parser.add_argument("--no-tty", action="store_false", dest="tty",
+                        help="do not give it a terminal, even if standard input is one")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
