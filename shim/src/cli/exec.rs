@@ -36,7 +36,7 @@ pub struct Exec {
     /// Return as soon as the process is running.
     #[arg(short, long)]
     detach: bool,
-    /// Write the PID of the host process that relays the streams to this file.
+    /// Write the PID of the host proxy process to this file.
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
     /// Start the process in this existing cgroup below the container's.
