@@ -9,7 +9,6 @@
 // Tests may panic; the allowances in clippy.toml do not reach helper functions in them.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
-pub mod bpf;
 pub mod clock;
 pub mod container;
 pub mod cpus;

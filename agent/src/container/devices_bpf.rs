@@ -10,12 +10,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use pouch_bpf::{
+    self as bpf, AND_IMMEDIATE, EXIT, Hook, Instruction, JUMP_EQUAL, JUMP_NOT_EQUAL, LOAD_WORD,
+    MOVE_IMMEDIATE, MOVE_REGISTER, SHIFT_RIGHT, instruction,
+};
 use ttrpc::proto::Code;
 
-use crate::bpf::{
-    self, AND_IMMEDIATE, EXIT, Hook, Instruction, JUMP_EQUAL, JUMP_NOT_EQUAL, LOAD_WORD, MOVE_IMMEDIATE,
-    MOVE_REGISTER, SHIFT_RIGHT, instruction,
-};
 use crate::error::{Coded, RequestError};
 
 const MKNOD: i32 = 1;

@@ -11,12 +11,12 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use pouch_bpf::{
+    self as bpf, CALL, EXIT, Hook, Instruction, JUMP_NOT_EQUAL, JUMP_NOT_EQUAL_REGISTER, LOAD_NUMBER,
+    LOAD_WORD, MOVE_IMMEDIATE, MOVE_REGISTER, STORE_WORD, instruction,
+};
 
 use super::ResolverError;
-use crate::bpf::{
-    self, CALL, EXIT, Hook, Instruction, JUMP_NOT_EQUAL, JUMP_NOT_EQUAL_REGISTER, LOAD_NUMBER, LOAD_WORD,
-    MOVE_IMMEDIATE, MOVE_REGISTER, STORE_WORD, instruction,
-};
 
 const CGROUP: &str = "/sys/fs/cgroup";
 /// The port of DNS.

@@ -1,4 +1,4 @@
-//! BPF programs on cgroups: instructions, and the kernel's calls to load and attach them.
+//! BPF programs, written as instructions, and the kernel's calls to load and attach them (bpf(2), linux/bpf.h).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -33,12 +33,18 @@ pub const MOVE_REGISTER: u8 = 0xbf;
 pub const AND_IMMEDIATE: u8 = 0x54;
 /// `destination >>= immediate`, 32 bits.
 pub const SHIFT_RIGHT: u8 = 0x74;
+/// `destination += immediate`, 64 bits.
+pub const ADD_IMMEDIATE: u8 = 0x07;
 /// Jumps if `destination != immediate`, 32 bits.
 pub const JUMP_NOT_EQUAL: u8 = 0x56;
 /// Jumps if `destination != source`, 64 bits.
 pub const JUMP_NOT_EQUAL_REGISTER: u8 = 0x5d;
 /// Jumps if `destination == immediate`, 32 bits.
 pub const JUMP_EQUAL: u8 = 0x16;
+/// Jumps if `destination == immediate`, 64 bits.
+pub const JUMP_EQUAL_LONG: u8 = 0x15;
+/// Jumps always.
+pub const JUMP: u8 = 0x05;
 /// Calls the kernel's function with the number `immediate`.
 pub const CALL: u8 = 0x85;
 /// Returns register 0.
@@ -49,7 +55,7 @@ pub fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> Inst
     Instruction { code, registers, offset, immediate }
 }
 
-/// The hook of a program on a cgroup.
+/// The hook of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
     /// `enum bpf_prog_type`.
@@ -75,6 +81,8 @@ impl Hook {
     pub const PEER4: Hook = Hook { program_type: 18, attach_type: 29 };
     /// getpeername(2) of an IPv6 socket.
     pub const PEER6: Hook = Hook { program_type: 18, attach_type: 30 };
+    /// The choice of a socket for a packet that arrives in a network namespace.
+    pub const SOCKET_LOOKUP: Hook = Hook { program_type: 30, attach_type: 36 };
 }
 
 /// The start of `union bpf_attr` for BPF_PROG_LOAD.
@@ -108,6 +116,41 @@ struct AttachAttributes {
 
 const _: () = assert!(size_of::<AttachAttributes>() == 20);
 
+/// The start of `union bpf_attr` for BPF_LINK_CREATE.
+#[repr(C)]
+struct LinkAttributes {
+    program_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+const _: () = assert!(size_of::<LinkAttributes>() == 16);
+
+/// The start of `union bpf_attr` for BPF_MAP_CREATE.
+#[repr(C)]
+struct MapAttributes {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+const _: () = assert!(size_of::<MapAttributes>() == 20);
+
+/// The start of `union bpf_attr` for BPF_MAP_UPDATE_ELEM.
+#[repr(C)]
+struct ElementAttributes {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+const _: () = assert!(size_of::<ElementAttributes>() == 32);
+
 /// Loads a program for `hook`.
 ///
 /// # Errors
@@ -128,13 +171,8 @@ pub fn load(program: &[Instruction], hook: Hook) -> io::Result<OwnedFd> {
         interface: 0,
         attach_type: hook.attach_type,
     };
-    // SAFETY: the kernel reads the structure and what it points to, which all outlive the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &attributes, size_of_val(&attributes)) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    // SAFETY: the structure is that of the command, and what it points to outlives the call.
+    unsafe { make(PROG_LOAD, &attributes) }
 }
 
 /// Attaches a program to a cgroup, in addition to others or replacing `previous`, until the cgroup is removed.
@@ -161,7 +199,68 @@ pub fn attach(
         attributes.flags |= REPLACE;
         attributes.replace_fd = previous.as_raw_fd() as u32;
     }
-    // SAFETY: the kernel reads as many bytes as the structure has; its descriptors are open.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &attributes, size_of_val(&attributes)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    // SAFETY: the structure is that of the command, and its descriptors are open.
+    unsafe { call(PROG_ATTACH, &attributes) }.map(drop)
+}
+
+/// Attaches a program to a network namespace, until the result is dropped. Programs of others run too.
+///
+/// # Errors
+/// The error of bpf(2).
+pub fn link(program: BorrowedFd<'_>, namespace: BorrowedFd<'_>, hook: Hook) -> io::Result<OwnedFd> {
+    const LINK_CREATE: libc::c_int = 28;
+    let attributes = LinkAttributes {
+        program_fd: program.as_raw_fd() as u32,
+        target_fd: namespace.as_raw_fd() as u32,
+        attach_type: hook.attach_type,
+        flags: 0,
+    };
+    // SAFETY: the structure is that of the command, and its descriptors are open.
+    unsafe { make(LINK_CREATE, &attributes) }
+}
+
+/// A map with one socket, under the key 0: `BPF_MAP_TYPE_SOCKMAP`.
+///
+/// # Errors
+/// The error of bpf(2).
+pub fn socket_map(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const MAP_CREATE: libc::c_int = 0;
+    const MAP_UPDATE: libc::c_int = 2;
+    const SOCKMAP: u32 = 15;
+    let attributes =
+        MapAttributes { map_type: SOCKMAP, key_size: 4, value_size: 8, max_entries: 1, flags: 0 };
+    // SAFETY: the structure is that of the command.
+    let map = unsafe { make(MAP_CREATE, &attributes) }?;
+    let (key, value) = (0_u32, socket.as_raw_fd() as u64);
+    let attributes = ElementAttributes {
+        map_fd: map.as_raw_fd() as u32,
+        padding: 0,
+        key: (&raw const key) as u64,
+        value: (&raw const value) as u64,
+        flags: 0,
+    };
+    // SAFETY: the structure is that of the command; key and value have the sizes of the map, and outlive the call.
+    unsafe { call(MAP_UPDATE, &attributes) }?;
+    Ok(map)
+}
+
+/// Calls bpf(2).
+///
+/// # Safety
+/// `attributes` must be the structure of `command`, and what it points to valid.
+unsafe fn call<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_long> {
+    // SAFETY: the kernel reads as many bytes as the structure has; the rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// As [`call`], for a command that makes a descriptor.
+///
+/// # Safety
+/// As [`call`]; and `command` must return a new descriptor.
+unsafe fn make<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let fd = unsafe { call(command, attributes) }?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
