@@ -19,6 +19,7 @@ pub mod init;
 pub mod logger;
 pub mod modules;
 pub mod network;
+pub mod port_forward;
 pub mod process;
 pub mod procfs;
 pub mod reaper;

@@ -20,6 +20,7 @@ use ttrpc::proto::Code;
 use crate::container::Runtime;
 use crate::error::{Coded, status};
 use crate::network::Network;
+use crate::port_forward;
 use crate::resolver;
 
 /// The state of the agent.
@@ -220,6 +221,11 @@ impl Service for Rpc {
     ) -> ttrpc::Result<Empty> {
         let streams = self.0.runtime.streams.clone();
         complete(async move { resolver::forward(streams, request).await.map(|()| Empty::new()) }).await
+    }
+
+    async fn connect_port(&self, _: &TtrpcContext, request: ConnectPortRequest) -> ttrpc::Result<Empty> {
+        let streams = self.0.runtime.streams.clone();
+        complete(async move { port_forward::connect(streams, request).await.map(|()| Empty::new()) }).await
     }
 
     async fn online_cpus(

@@ -20,7 +20,7 @@ use crate::container::Container;
 use crate::container::running::ExecOptions;
 use crate::failure::Failure;
 use crate::network::netlink::Netlink;
-use crate::network::{WireError, watch};
+use crate::network::{WireError, loopback, watch};
 use crate::sandbox::agent::AgentError;
 use crate::streams::NullStreams;
 
@@ -150,6 +150,11 @@ impl Connection {
             }
             Request::Start if sandbox => {
                 self.container.start_without_process(|| self.wire_network().map_err(Failure::of))?;
+                // Without it only forwarded ports fail.
+                if let Err(error) = loopback::forward(self.container.sandbox.clone()) {
+                    let error = WireError::from(error);
+                    eprintln!("pouch-vm: warning: {}", pouch_errors::chain(&error));
+                }
             }
             // What ends the process of an ordinary sandbox ends the pod.
             Request::Signal { exec_id: None, signal, .. } if sandbox => {

@@ -5,9 +5,10 @@
 //! [`tap`] device, and [`redirect`] passes frames between the two. The VMM creates a virtio interface for the
 //! tap device, and the agent gives it the name, addresses and routes of the engine's interface ([`wiring`]).
 //! [`resolver`] forwards DNS queries of the guest to the engine's resolver, and [`watch`] follows later
-//! changes of the engine.
+//! changes of the engine. [`loopback`] forwards connections to the loopback addresses of a pod.
 
 pub mod inspect;
+pub mod loopback;
 pub mod namespace;
 pub mod netlink;
 pub mod occupants;
@@ -51,6 +52,12 @@ pub trait Guest {
     /// # Errors
     /// The error of the agent or the VMM.
     fn forward_resolver(&self, address: Ipv4Addr) -> Result<UnixStream, GuestError>;
+
+    /// Has the agent connect to a TCP port of the guest's loopback addresses; returns the connection.
+    ///
+    /// # Errors
+    /// The error of the agent or the VMM; the agent's, if nobody listens.
+    fn connect_port(&self, port: u16) -> Result<UnixStream, GuestError>;
 }
 
 /// The engine's network could not be set up in the guest.
@@ -101,4 +108,7 @@ pub enum WireError {
     /// The engine's resolver does not reach the guest.
     #[error("the engine's DNS resolver could not be connected to the guest")]
     Resolver(#[from] resolver::ResolverError),
+    /// Connections to loopback addresses do not reach the guest.
+    #[error("connections to localhost in the pod's network namespace could not be forwarded to the guest")]
+    Loopback(#[from] loopback::LoopbackError),
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pouch_protocol::agent::command_error::Kind;
 use pouch_protocol::agent::{
-    AddEntropyRequest, AdjustTimeRequest, CheckRequest, CheckResponse, ContainerRequest,
+    AddEntropyRequest, AdjustTimeRequest, CheckRequest, CheckResponse, ConnectPortRequest, ContainerRequest,
     CreateContainerRequest, Empty, ExecProcessRequest, ForwardResolverRequest, OnlineCpusRequest,
     ProcessRequest, ResizeTerminalRequest, SetNetworkRequest, SetTimeRequest, Setting, SetupSandboxRequest,
     SignalProcessRequest, Stdio, Storage, UpdateContainerRequest, WaitProcessResponse,
@@ -179,6 +179,14 @@ impl Agent {
     /// [`AgentError`] from the agent.
     pub fn forward_resolver(&self, request: ForwardResolverRequest) -> Result<(), AgentError> {
         self.0.forward_resolver(within(CALL), &request).map(drop).map_err(error("ForwardResolver"))
+    }
+
+    /// Has the agent connect to a port of the guest's loopback addresses.
+    ///
+    /// # Errors
+    /// [`AgentError`] from the agent, if nobody listens.
+    pub fn connect_port(&self, request: ConnectPortRequest) -> Result<(), AgentError> {
+        self.0.connect_port(within(CALL), &request).map(drop).map_err(error("ConnectPort"))
     }
 
     /// Creates a container.

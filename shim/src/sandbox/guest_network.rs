@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use pouch_protocol::STREAM_PORT;
-use pouch_protocol::agent::{ForwardResolverRequest, SetNetworkRequest};
+use pouch_protocol::agent::{ConnectPortRequest, ForwardResolverRequest, SetNetworkRequest};
 use pouch_vmm_api::config::NetworkConfig;
 
 use super::Sandbox;
@@ -27,15 +27,35 @@ impl Guest for Sandbox {
     }
 
     fn forward_resolver(&self, address: Ipv4Addr) -> Result<UnixStream, GuestError> {
-        let bytes =
-            random_bytes().ok_or_else(|| io::Error::other("the host's random number generator failed"))?;
-        let token = u64::from_le_bytes(bytes).max(1);
+        let token = new_token()?;
         let mut request = ForwardResolverRequest::new();
         request.address = address.to_string();
         request.token = token;
         self.agent.forward_resolver(request)?;
+        self.connect_stream(token)
+    }
+
+    fn connect_port(&self, port: u16) -> Result<UnixStream, GuestError> {
+        let token = new_token()?;
+        let mut request = ConnectPortRequest::new();
+        request.port = port.into();
+        request.token = token;
+        self.agent.connect_port(request)?;
+        self.connect_stream(token)
+    }
+}
+
+impl Sandbox {
+    /// Connects the stream that a request announced.
+    fn connect_stream(&self, token: u64) -> Result<UnixStream, GuestError> {
         let mut stream = self.vm.connect(STREAM_PORT, CONNECT_TIMEOUT)?;
         stream.write_all(&token.to_le_bytes())?;
         Ok(stream)
     }
+}
+
+fn new_token() -> io::Result<u64> {
+    let bytes =
+        random_bytes().ok_or_else(|| io::Error::other("the host's random number generator failed"))?;
+    Ok(u64::from_le_bytes(bytes).max(1))
 }
