@@ -12,7 +12,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use oci_spec::runtime::{Hooks, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Mount, Root, Spec};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
-use super::{Bundle, hooks, limits, pod_spec};
+use super::{Bundle, devices, hooks, limits, pod_spec};
 use crate::sandbox::idmap::{IdMap, IdRange};
 use crate::sandbox::share::{MOUNTS, ROOTFS, SharedPath};
 use crate::sandbox::{self, PodSetup};
@@ -137,6 +137,7 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
         hooks.set_start_container(Some(list));
         hooks
     }));
+    devices::check(&spec)?;
     let root = root_source(bundle)?;
     let mut shared = Vec::new();
     let guest_root = match &root {
