@@ -1,10 +1,11 @@
 //! The agent in the guest: PID 1, which mounts the basic file systems, listens on vsock, and runs containers
 //! for the host.
 //!
-//! The same binary has three roles. As PID 1 it is the agent itself: one thread with an event loop that never
+//! The same binary has several roles. As PID 1 it is the agent itself: one thread with an event loop that never
 //! blocks. Creating a container needs `clone` with namespaces, which must not happen in the agent. So the
 //! agent executes itself as a short-lived [`runner`], which calls libcontainer and reports through a pipe.
-//! The kernel executes the binary to load [`modules`].
+//! The kernel executes the binary to load [`modules`]. The first process of a PID namespace that containers share
+//! is one too ([`pause`]).
 
 // Tests may panic; the allowances in clippy.toml do not reach helper functions in them.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -19,6 +20,7 @@ pub mod init;
 pub mod logger;
 pub mod modules;
 pub mod network;
+pub mod pause;
 pub mod port_forward;
 pub mod process;
 pub mod procfs;
@@ -42,6 +44,9 @@ pub fn run() -> i32 {
     }
     if name == modules::NAME {
         return modules::main(args);
+    }
+    if name == pause::NAME {
+        return pause::main();
     }
     if std::process::id() == 1 {
         return init::main();

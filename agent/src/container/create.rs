@@ -14,6 +14,7 @@ use super::cgroup::{Cgroup, CgroupError};
 use super::copyup::{self, CopiedUp, CopyUpError};
 use super::devices_bpf::{self, DeviceRulesError};
 use super::launch::{self, LaunchError};
+use super::pid_namespace::{self, PidNamespaceError};
 use super::refresh;
 use super::spec::{self, Adapted, ForExec};
 use super::start::blocking;
@@ -56,6 +57,9 @@ pub enum CreateError {
     /// The process cannot be started.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// It cannot join the PID namespace.
+    #[error(transparent)]
+    PidNamespace(#[from] PidNamespaceError),
     /// A file of the container's cannot be made.
     #[error("cannot set up the container: {0}")]
     System(&'static str, #[source] io::Error),
@@ -72,6 +76,7 @@ impl Coded for CreateError {
             Self::Devices(error) => error.code(),
             Self::CopyUp(error) => error.code(),
             Self::Launch(error) => error.code(),
+            Self::PidNamespace(error) => error.code(),
             Self::Sysctl(..) => Code::INVALID_ARGUMENT,
             Self::System(..) => Code::INTERNAL,
         }
@@ -93,6 +98,7 @@ pub async fn create(runtime: &Arc<Runtime>, request: CreateContainerRequest) -> 
     let mut spec = spec::parse(&request.spec)?;
     spec::check(&spec)?;
     spec::settle_devices(&mut spec)?;
+    let shares_pids = pid_namespace::join(runtime, &mut spec, &request).await?;
     let reservation = runtime.containers.reserve(id)?;
     let paths = Paths::of(id);
     let cgroup = Cgroup::of(&paths.name);
@@ -105,7 +111,9 @@ pub async fn create(runtime: &Arc<Runtime>, request: CreateContainerRequest) -> 
     storage::mount_all(&runtime.storages, id, request.storages).await?;
     let made = make(runtime, id, &paths, &cgroup, adapted, prepared, ends).await;
     match made {
-        Ok(container) => {
+        Ok(mut container) => {
+            container.shares_pids = shares_pids;
+            let container = Arc::new(container);
             let pid = container.init.pid;
             runtime.events.watch(id, &cgroup.directory().join("memory.events"));
             reservation.fill(container);
@@ -138,7 +146,7 @@ async fn make(
     adapted: Adapted,
     mut prepared: PreparedStdio,
     ends: ProcessEnds,
-) -> Result<Arc<Container>, CreateError> {
+) -> Result<Container, CreateError> {
     let Adapted {
         spec,
         process,
@@ -201,7 +209,7 @@ async fn make(
         Container::new(id, paths.clone(), init.clone(), for_exec, bound, devices, launched.report);
     runtime.adopt(init);
     drop(starting);
-    Ok(Arc::new(container))
+    Ok(container)
 }
 
 /// Fills tmpfs mounts with `tmpcopyup`, and sets the modes of those without one, in a separate thread.

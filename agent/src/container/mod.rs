@@ -8,6 +8,7 @@ pub mod devices_bpf;
 pub mod exec;
 pub mod launch;
 pub mod list;
+mod pid_namespace;
 pub mod refresh;
 mod registry;
 mod runtime;
@@ -126,6 +127,8 @@ pub struct Container {
     pub turn: tokio::sync::Mutex<()>,
     /// The number of out-of-memory kills that have been reported.
     pub oom_kills: Mutex<u64>,
+    /// Its PID namespace is not its own, so the kernel does not end its processes with the first one.
+    pub shares_pids: bool,
     changing: Mutex<Changing>,
 }
 
@@ -159,6 +162,7 @@ impl Container {
             bound,
             turn: tokio::sync::Mutex::new(()),
             oom_kills: Mutex::new(0),
+            shares_pids: false,
             changing: Mutex::new(Changing {
                 started: false,
                 paused: false,

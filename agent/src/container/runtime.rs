@@ -9,6 +9,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::Containers;
 use crate::events::Events;
+use crate::pause::Pause;
 use crate::process::{Exit, Process, ProcessTable, WaitStatus, now_nanoseconds};
 use crate::settings::InterfaceSettings;
 use crate::storage::Storages;
@@ -33,6 +34,8 @@ pub struct Runtime {
     pub events: Events,
     /// Settings of specifications that wait for their interface.
     pub interface_settings: InterfaceSettings,
+    /// The first process of the PID namespace that containers share, once there is one.
+    pub pause: tokio::sync::Mutex<Option<Pause>>,
 }
 
 impl Runtime {
@@ -54,6 +57,7 @@ impl Runtime {
     /// does not report its size.
     fn finish(self: &Arc<Self>, process: Arc<Process>, status: WaitStatus) {
         let at_nanoseconds = now_nanoseconds();
+        self.end_others(&process);
         process.stdio.process_ended();
         if !process.stdio.is_terminal() {
             return self.record(&process, status, at_nanoseconds);
@@ -63,6 +67,17 @@ impl Runtime {
             let _ = tokio::time::timeout(TERMINAL_SETTLE, process.stdio.output_settled()).await;
             runtime.record(&process, status, at_nanoseconds);
         });
+    }
+
+    /// Ends the rest of a container whose first process has ended, where the kernel does not.
+    fn end_others(&self, process: &Process) {
+        let Ok(container) = self.containers.get(&process.container_id) else { return };
+        if container.shares_pids
+            && process.exec_id.is_empty()
+            && let Err(error) = container.cgroup.kill()
+        {
+            log::error!("processes of container {} remain: {}", container.id, pouch_errors::chain(&error));
+        }
     }
 
     fn record(&self, process: &Process, status: WaitStatus, at_nanoseconds: i64) {

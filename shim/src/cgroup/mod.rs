@@ -206,6 +206,22 @@ impl Cgroup {
         fs::write(self.directory().join("cgroup.procs"), "0").map_err(self.io_error("joined"))
     }
 
+    /// Moves this process into the cgroup that another process made.
+    ///
+    /// # Errors
+    /// [`CgroupError`] names it.
+    pub fn join(&self) -> Result<(), CgroupError> {
+        if self.driver != Driver::Legacy {
+            return self.enter();
+        }
+        // A controller that the kernel has without a directory for this cgroup is not in use.
+        let directories = hierarchies().map(|root| root.join(&self.path)).filter(|path| path.is_dir());
+        for directory in directories {
+            fs::write(directory.join("cgroup.procs"), "0").map_err(self.io_error("joined"))?;
+        }
+        Ok(())
+    }
+
     /// The kernel's I/O counters, if they include writes of other processes on behalf of the cgroup.
     pub fn disk_statistics(&self) -> Option<String> {
         fs::read_to_string(self.directory().join("io.stat")).ok()

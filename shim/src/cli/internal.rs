@@ -6,12 +6,12 @@ use pouch_vmm_api::inherited::Inherited;
 
 use super::exec;
 use crate::cgroup::oom;
-use crate::host::launch;
+use crate::host::{launch, proxy};
 use crate::logging::{Log, LogFormat};
 use pouch_errors::chain;
 
 /// What they are called.
-const NAMES: [&str; 3] = [launch::HOST_COMMAND, oom::VICTIM_COMMAND, exec::HOST_COMMAND];
+const NAMES: [&str; 4] = [launch::HOST_COMMAND, proxy::COMMAND, oom::VICTIM_COMMAND, exec::HOST_COMMAND];
 
 #[derive(Parser)]
 #[command(name = "pouch-vm", disable_help_flag = true, disable_help_subcommand = true)]
@@ -24,6 +24,12 @@ struct Internal {
 enum Command {
     SandboxHost {
         launch_fd: i32,
+        report_fd: i32,
+        /// Shown in lists of processes.
+        id: String,
+    },
+    ContainerHost {
+        task_fd: i32,
         report_fd: i32,
         /// Shown in lists of processes.
         id: String,
@@ -55,6 +61,9 @@ pub fn main() -> Option<u8> {
         // Statuses are from 0 to 255.
         Ok(Internal { command: Command::SandboxHost { launch_fd, report_fd, .. } }) => {
             launch::host_main(inherited, launch_fd, report_fd) as u8
+        }
+        Ok(Internal { command: Command::ContainerHost { task_fd, report_fd, .. } }) => {
+            proxy::main(inherited, task_fd, report_fd) as u8
         }
         Ok(Internal { command: Command::OomVictim }) => oom::victim_main() as u8,
         Ok(Internal { command: Command::ExecHost { host_fd, report_fd } }) => {

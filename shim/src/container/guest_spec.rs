@@ -12,10 +12,11 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use oci_spec::runtime::{Hooks, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Mount, Root, Spec};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
+use super::pod_spec::Neighbors;
 use super::{Bundle, devices, hooks, limits, pod_spec};
 use crate::sandbox::idmap::{IdMap, IdRange};
 use crate::sandbox::share::{MOUNTS, ROOTFS, SharedPath};
-use crate::sandbox::{self, PodSetup};
+use crate::sandbox::{self, PidNamespace, PodSetup};
 
 /// Bytes of the longest specification that the agent takes (`SPEC_MAX` in `agent/src/container/spec/mod.rs`).
 const MAX_DOCUMENT: usize = 2 << 20;
@@ -25,8 +26,8 @@ const MAX_DOCUMENT: usize = 2 << 20;
 pub struct Place {
     /// The directory of its files below the share tree; empty for the only container of a VM.
     pub directory: PathBuf,
-    /// It shares network, IPC and UTS namespaces and `/dev/shm` with the other containers of the VM.
-    pub in_pod: bool,
+    /// The pod with which it shares network, IPC and UTS namespaces and `/dev/shm`, if it is in one.
+    pub pod: Option<Neighbors>,
 }
 
 impl Place {
@@ -65,6 +66,8 @@ pub struct GuestSpec {
     pub network_namespace: Option<PathBuf>,
     /// What the containers of a pod share, if this is its sandbox.
     pub pod: Option<PodSetup>,
+    /// Its PID namespace.
+    pub pids: PidNamespace,
     /// Warnings for the user: parts that have no effect.
     pub warnings: Vec<String>,
 }
@@ -189,13 +192,11 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
     if spec.linux().as_ref().is_some_and(|linux| linux.mount_label().is_some()) {
         warnings.push("linux.mountLabel has no effect: the VM confines the container".to_owned());
     }
-    let network_namespace = if place.in_pod {
-        pod_spec::translate_linux(&mut spec)?;
-        None
-    } else {
-        translate_linux(&mut spec)?
+    let (network_namespace, pids) = match &place.pod {
+        Some(neighbors) => (None, pod_spec::translate_linux(&mut spec, neighbors)?),
+        None => (translate_linux(&mut spec)?, PidNamespace::Own),
     };
-    Ok(GuestSpec { spec, shared, root, network_namespace, pod: None, warnings })
+    Ok(GuestSpec { spec, shared, root, network_namespace, pod: None, pids, warnings })
 }
 
 /// The linux section; returns the network namespace to be in.
@@ -288,7 +289,7 @@ fn bind_source(
         && let Some(size) = tmpfs_size(&path)
     {
         // Shared memory must be in the guest, so that its processes can share it.
-        if place.in_pod {
+        if place.pod.is_some() {
             mount.set_source(Some(sandbox::pod_shm()));
             return Ok(None);
         }

@@ -201,7 +201,8 @@ fn a_specification_that_the_agent_would_refuse_is_refused_early() {
 }
 
 fn in_pod(namespaces: Value) -> Result<GuestSpec, String> {
-    let place = Place { directory: "containers/3".into(), in_pod: true };
+    let neighbors = Neighbors { sandbox: 7, containers: [(9, "other".to_owned())].into() };
+    let place = Place { directory: "containers/3".into(), pod: Some(neighbors) };
     let change = |spec: &mut Value, folder: &Path| {
         fs::write(folder.join("file"), "").unwrap();
         spec["linux"]["namespaces"] = namespaces;
@@ -233,8 +234,13 @@ fn a_container_of_a_pod_shares_what_the_pod_has() {
 
 #[test]
 fn a_container_of_a_pod_cannot_share_everything() {
-    let error = in_pod(json!([{"type": "mount"}, {"type": "pid", "path": "/proc/7/ns/pid"}])).unwrap_err();
-    assert!(error.starts_with("linux.namespaces pid"), "{error}");
+    let pids = |path: &str| in_pod(json!([{"type": "mount"}, {"type": "pid", "path": path}]));
+    for stranger in ["/proc/8/ns/pid", "/proc/7/ns/net", "/proc/self/ns/pid", "/run/pid"] {
+        let error = pids(stranger).unwrap_err();
+        assert!(error.starts_with(&format!("linux.namespaces pid {stranger}: ")), "{error}");
+    }
+    assert_eq!(pids("/proc/7/ns/pid").unwrap().pids, PidNamespace::Pod);
+    assert_eq!(pids("/proc/9/ns/pid").unwrap().pids, PidNamespace::Of("other".to_owned()));
     let error = in_pod(json!([{"type": "mount"}])).unwrap_err();
     assert!(error.contains("no pid namespace"), "{error}");
 }

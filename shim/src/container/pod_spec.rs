@@ -1,5 +1,6 @@
 //! What is different for a pod: the specification of its sandbox, and of containers that join it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -8,7 +9,7 @@ use super::Bundle;
 use super::guest_spec::{
     self, GuestSpec, RootSource, TranslateError, require_namespaces, tmpfs_size, unsupported,
 };
-use crate::sandbox::PodSetup;
+use crate::sandbox::{PidNamespace, PodSetup};
 
 /// Bytes of the shared memory of a pod that names none, as Docker and CRI have it.
 const DEFAULT_SHM: u64 = 64 << 20;
@@ -56,19 +57,55 @@ pub fn of_pod(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
         root: RootSource::Directory,
         network_namespace,
         pod: Some(pod),
+        pids: PidNamespace::Own,
         warnings,
     })
 }
 
+/// The processes on the host that stand for the containers of a pod. A specification names a namespace of another
+/// container as `/proc/PID/ns/…`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Neighbors {
+    /// The PID of the sandbox.
+    pub sandbox: i32,
+    /// The IDs of its containers, by their PIDs.
+    pub containers: BTreeMap<i32, String>,
+}
+
+impl Neighbors {
+    /// The PID namespace that a path of the host means.
+    fn pid_namespace(&self, path: &Path) -> Option<PidNamespace> {
+        let (pid, "ns/pid") = path.strip_prefix("/proc").ok()?.to_str()?.split_once('/')? else {
+            return None;
+        };
+        let pid = pid.parse().ok()?;
+        if pid == self.sandbox {
+            return Some(PidNamespace::Pod);
+        }
+        self.containers.get(&pid).cloned().map(PidNamespace::Of)
+    }
+}
+
 /// The linux section of a container that joins others: their network, IPC and UTS namespaces are those of the guest.
-pub(super) fn translate_linux(spec: &mut Spec) -> Result<(), TranslateError> {
-    let Some(linux) = spec.linux_mut() else { return Ok(()) };
+/// Returns the PID namespace to be in.
+pub(super) fn translate_linux(
+    spec: &mut Spec,
+    neighbors: &Neighbors,
+) -> Result<PidNamespace, TranslateError> {
+    let Some(linux) = spec.linux_mut() else { return Ok(PidNamespace::Own) };
     let mut kept = Vec::new();
+    let mut pids = PidNamespace::Own;
     for namespace in linux.namespaces().clone().unwrap_or_default() {
-        use LinuxNamespaceType::{Ipc, Network, Uts};
+        use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
         let kind = namespace.typ();
         match (kind, namespace.path()) {
             (Network, _) | (Ipc | Uts, Some(_)) => {}
+            (Pid, Some(path)) => {
+                pids = neighbors.pid_namespace(path).ok_or_else(|| {
+                    let problem = "is of no container of the pod; name one of its containers, or the pod";
+                    unsupported(format!("linux.namespaces pid {}", path.display()), problem)
+                })?;
+            }
             (_, Some(_)) => {
                 return Err(unsupported(
                     format!("linux.namespaces {kind}"),
@@ -78,7 +115,9 @@ pub(super) fn translate_linux(spec: &mut Spec) -> Result<(), TranslateError> {
             (_, None) => kept.push(namespace),
         }
     }
-    require_namespaces(&kept)?;
+    if pids == PidNamespace::Own {
+        require_namespaces(&kept)?;
+    }
     let own_name = kept.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Uts);
     linux.set_namespaces(Some(kept));
     linux.set_cgroups_path(None);
@@ -88,5 +127,5 @@ pub(super) fn translate_linux(spec: &mut Spec) -> Result<(), TranslateError> {
     if !own_name {
         spec.set_hostname(None).set_domainname(None);
     }
-    Ok(())
+    Ok(pids)
 }

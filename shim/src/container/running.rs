@@ -1,7 +1,7 @@
 //! A container in a running VM: its state, and the operations on it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::LinuxResources;
@@ -29,6 +29,8 @@ pub struct Container {
     over: AtomicBool,
     /// It was sent SIGKILL.
     killed: AtomicBool,
+    /// The host proxy process of a pod's container; 0 if there is none.
+    proxy: AtomicI32,
     /// The host proxy processes of `exec`, by the name of the process.
     exec_hosts: Mutex<BTreeMap<String, i32>>,
 }
@@ -59,6 +61,7 @@ impl Container {
             execs: AtomicU64::new(1),
             over: AtomicBool::new(false),
             killed: AtomicBool::new(false),
+            proxy: AtomicI32::new(0),
             exec_hosts: Mutex::default(),
         }
     }
@@ -91,6 +94,16 @@ impl Container {
     /// The container's status.
     pub fn status(&self) -> Status {
         self.lock_state().status
+    }
+
+    /// Records the process that stands for the container on the host, if that is not the sandbox host process.
+    pub fn set_proxy(&self, pid: Option<i32>) {
+        self.proxy.store(pid.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// The process that stands for the container on the host, if that is not the sandbox host process.
+    pub fn proxy(&self) -> Option<i32> {
+        Some(self.proxy.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
     }
 
     /// Records the host proxy process of a process of `exec`; none when it has ended.

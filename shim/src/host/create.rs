@@ -209,7 +209,8 @@ impl<'a> Plan<'a> {
         let ends = source.open(terminal).map_err(Failure::of)?;
         let document = self.document.clone();
         let storages = in_guest::storages(&self.guest.root);
-        let streams = in_guest::create(vm, &agent, &self.launch.id, document, storages, &ends)?;
+        let streams =
+            in_guest::create(vm, &agent, &self.launch.id, document, storages, &self.guest.pids, &ends)?;
         let stand_ins = [&self.state.host, &self.state.vmm].into_iter().flatten();
         let pids: Vec<i32> = stand_ins.map(|process| process.pid).collect();
         view::cover(&self.tree(), &self.dir.path().join("view"), &self.guest, &pids).map_err(Failure::of)?;

@@ -1,7 +1,7 @@
 //! The sandbox host process: it owns one VM, and handles the requests of the command line.
 //!
 //! [`launch`] starts it, [`run`] is its life, [`create`] its beginning, and [`delete`] removes what it leaves.
-//! [`server`] handles requests, which [`client`] sends and [`protocol`] defines. Front ends use [`lifecycle`].
+//! Containers that join a pod have a [`proxy`] process each. [`server`] handles requests, which [`client`] sends and [`protocol`] defines. Front ends use [`lifecycle`].
 
 pub mod child;
 pub mod client;
@@ -12,5 +12,6 @@ pub mod launch;
 pub mod lifecycle;
 pub mod pod;
 pub mod protocol;
+pub mod proxy;
 pub mod run;
 pub mod server;

@@ -115,7 +115,7 @@ impl Members {
         let (vm, agent) = (&self.sandbox.vm, &self.sandbox.agent);
         let id = state.id.clone();
         let storages = create::submounts(&request.directory);
-        let guest = create::create(vm, agent, &id, document, storages, &ends)?;
+        let guest = create::create(vm, agent, &id, document, storages, &request.pids, &ends)?;
         let started = start_relays(guest, ends).map_err(Failure::of).and_then(|outputs| {
             let container = Arc::new(Container::new(dir.clone(), self.sandbox.clone(), state));
             let member = Arc::new(Member { container, ending: Ending::default() });

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::container::{State, Status};
 use crate::failure::Failure;
 use crate::logging::LogFormat;
+use crate::sandbox::PidNamespace;
 use crate::streams::NullStreams;
 
 /// What a sandbox host process is started with.
@@ -117,6 +118,9 @@ pub enum Request {
     /// the host's ends of its streams, without those that are /dev/null: of stdin, stdout and stderr, or of the input
     /// and the output of a terminal.
     Create(Box<CreateRequest>),
+    /// The client is the host proxy process of a pod's container, which is killed if the connection closes before its
+    /// end.
+    Attend,
     /// Removes the container of a pod, which must have ended or not have been started.
     Remove,
     /// Waits until the process of a pod's container has ended and its output was passed on.
@@ -133,6 +137,9 @@ pub struct CreateRequest {
     pub state: State,
     /// The directory of its files in the share tree.
     pub directory: PathBuf,
+    /// Its PID namespace.
+    #[serde(default)]
+    pub pids: PidNamespace,
     /// A terminal instead of three streams.
     pub terminal: bool,
     /// Which of the streams are `/dev/null`.
@@ -255,6 +262,7 @@ mod tests {
             json!("wait"),
             json!({"resize": {"exec_id": "1", "rows": 24, "columns": 80}}),
             json!({"container": "a"}),
+            json!("attend"),
             json!("remove"),
             json!("await_exit"),
             json!("destroy"),

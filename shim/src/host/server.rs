@@ -56,6 +56,7 @@ pub fn serve(
                 pod: pod.clone(),
                 member: None,
                 events: events.clone(),
+                attends: false,
                 exec: None,
                 null: NullStreams::default(),
             };
@@ -84,6 +85,8 @@ struct Connection {
     /// The container of the pod that requests concern, instead of its sandbox.
     member: Option<Arc<Member>>,
     events: Sender<Event>,
+    /// The client is the container's host proxy process.
+    attends: bool,
     exec: Option<Exec>,
     /// The streams that its process does not need.
     null: NullStreams,
@@ -113,6 +116,13 @@ impl Connection {
                 break;
             }
         }
+        if self.attends
+            && let Some(member) = &self.member
+            && member.ending.get().is_none()
+        {
+            // It may end at the same time.
+            let _ = self.container.signal("", KILL, false);
+        }
         // If the client disconnects before the process that it started has ended, the process is killed.
         if let Some(exec) = &self.exec
             && !exec.ended.load(Ordering::Acquire)
@@ -138,6 +148,10 @@ impl Connection {
                 self.member = Some(member);
             }
             Request::Create(request) => pod.create(*request, fds)?,
+            Request::Attend if !sandbox => {
+                self.attends = true;
+                self.container.set_proxy(peer(self.socket.as_fd()));
+            }
             Request::Remove => {
                 pod.remove(self.container.id())?;
             }
@@ -201,7 +215,7 @@ impl Connection {
             }
             Request::Processes => return self.processes().map(Some),
             Request::HostProcesses => {
-                let own = i32::try_from(std::process::id()).ok();
+                let own = container.proxy().or_else(|| i32::try_from(std::process::id()).ok());
                 return Ok(Some(Answer::HostProcesses(
                     own.into_iter().chain(container.exec_hosts()).collect(),
                 )));
@@ -215,7 +229,11 @@ impl Connection {
             Request::NullStreams(null) => self.null = null,
             Request::Exec(request) => return self.exec(&request),
             Request::Wait => return self.wait(),
-            Request::Container(_) | Request::Create(_) | Request::Remove | Request::AwaitExit => {
+            Request::Container(_)
+            | Request::Create(_)
+            | Request::Attend
+            | Request::Remove
+            | Request::AwaitExit => {
                 return Err(Failure::new(format!("container {} is not a pod", container.id())));
             }
             // The main thread may have ended already: then this process ends anyway.

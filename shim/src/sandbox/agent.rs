@@ -18,6 +18,7 @@ use rustix::rand::GetRandomFlags;
 use ttrpc::context::{Context, with_duration};
 use ttrpc::{Code, Error};
 
+use super::PidNamespace;
 use crate::failure::Failure;
 
 /// How long an ordinary call may take. Generous: the host may be overloaded.
@@ -199,12 +200,18 @@ impl Agent {
         spec: Vec<u8>,
         stdio: Stdio,
         storages: Vec<Storage>,
+        pids: &PidNamespace,
     ) -> Result<(), AgentError> {
         let mut request = CreateContainerRequest::new();
         request.container_id = id.to_owned();
         request.spec = spec;
         request.stdio = Some(stdio).into();
         request.storages = storages;
+        match pids {
+            PidNamespace::Own => {}
+            PidNamespace::Pod => request.shared_pid_namespace = true,
+            PidNamespace::Of(other) => request.pid_namespace_of = other.clone(),
+        }
         self.0.create_container(within(CALL), &request).map(drop).map_err(error("CreateContainer"))
     }
 

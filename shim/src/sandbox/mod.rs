@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use pouch_protocol::agent::{Setting, Stdio, Storage};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT, SHARE_TAG};
+use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
 use crate::network::WireError;
@@ -74,6 +75,19 @@ pub struct PodSetup {
     pub shm_size: u64,
     /// Kernel settings of the pod, as (name, value).
     pub sysctls: Vec<(String, String)>,
+}
+
+/// The PID namespace of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PidNamespace {
+    /// One of its own.
+    #[default]
+    Own,
+    /// The one that containers of the pod share.
+    Pod,
+    /// That of the container with this ID.
+    Of(String),
 }
 
 /// The directory of a pod's shared memory in the guest.

@@ -17,6 +17,7 @@ use super::pod::{JoinError, Membership, Part, Pod};
 use super::rootfs::{self, RootfsError};
 use super::state_root;
 use crate::container::hooks::{self, Point};
+use crate::container::pod_spec::Neighbors;
 use crate::container::{ContainerDir, ContainerId, IdError};
 use crate::host::child::ChildStreams;
 use crate::host::client::{ClientError, HostClient};
@@ -75,7 +76,7 @@ pub struct TaskContainer {
     pub dir: ContainerDir,
     /// Its bundle.
     pub bundle: PathBuf,
-    /// The PID of its host process.
+    /// The PID of its host process, or of its proxy process in a pod.
     pub pid: u32,
     /// Its streams, as containerd named them.
     pub named: Named,
@@ -100,8 +101,8 @@ enum Role {
 }
 
 impl TaskContainer {
-    /// Creates the container that containerd describes. `sandbox` finds that of a pod. When its process ends, events tell
-    /// so.
+    /// Creates the container that containerd describes. `pod` finds the sandbox and the containers of a pod. When its process ends,
+    /// events tell so.
     ///
     /// # Errors
     /// [`CreateError`] names the part; nothing is left behind.
@@ -109,7 +110,7 @@ impl TaskContainer {
         request: &CreateTaskRequest,
         namespace: &str,
         events: &Events,
-        sandbox: impl FnOnce(&str) -> Option<Arc<TaskContainer>>,
+        pod: impl FnOnce(&str) -> Option<(Arc<TaskContainer>, Neighbors)>,
     ) -> Result<Self, CreateError> {
         if !request.checkpoint.is_empty() {
             return Err(CreateError::Unsupported("checkpoint: restoring a container is not supported yet"));
@@ -128,17 +129,20 @@ impl TaskContainer {
         let made = named.open(request.terminal).map_err(CreateError::from).and_then(|opened| {
             let Opened { ends, kept } = opened;
             let made = match part {
-                Part::Member(pod) => join(&sandbox(&pod).ok_or(CreateError::NoPod(pod))?, &id, &bundle, ends),
+                Part::Member(name) => {
+                    let (sandbox, neighbors) = pod(&name).ok_or(CreateError::NoPod(name))?;
+                    join(&sandbox, &id, &bundle, ends, neighbors)
+                }
                 part => launch(request, namespace, ends, part == Part::Sandbox),
             };
             Ok((made?, kept))
         });
         let (made, kept) = made.inspect_err(|_| rootfs::unmount(&bundle))?;
-        let Made { dir, pid, role, child } = made;
+        let Made { dir, role, child } = made;
         let container = TaskContainer {
             dir,
             bundle,
-            pid,
+            pid: child.id(),
             named,
             terminal: request.terminal,
             ending: Arc::default(),
@@ -146,9 +150,9 @@ impl TaskContainer {
             kept: Mutex::new(kept),
             role,
         };
-        match child {
-            Some(child) => container.watch(child, events.clone()),
-            None => container.watch_member(events.clone()),
+        match &container.role {
+            Role::Member { .. } => container.watch_member(child, events.clone()),
+            _ => container.watch(child, events.clone()),
         }
         Ok(container)
     }
@@ -175,7 +179,7 @@ impl TaskContainer {
     }
 
     /// Reports the end of the process of a pod's container.
-    fn watch_member(&self, events: Events) {
+    fn watch_member(&self, mut proxy: Child, events: Events) {
         let (id, pid, ending) = (self.dir.id().to_string(), self.pid, self.ending.clone());
         let host = self.connect();
         let wait = move || {
@@ -188,6 +192,8 @@ impl TaskContainer {
                 _ => Exit::killed(),
             };
             tell_end(&events, &id, pid, exit, &ending);
+            // It ends with the container.
+            let _ = proxy.wait();
         };
         if let Err(error) = thread::Builder::new().name("exit".to_owned()).spawn(wait) {
             log::error!("container {}: a thread could not be started: {error}", self.dir.id());
@@ -295,12 +301,11 @@ impl TaskContainer {
     }
 }
 
-/// A container that was created, and its host process if it has one of its own.
+/// A container that was created, and its process on the host.
 struct Made {
     dir: ContainerDir,
-    pid: u32,
     role: Role,
-    child: Option<Child>,
+    child: Child,
 }
 
 /// Creates a container in a VM of its own, or the VM of a pod.
@@ -323,7 +328,7 @@ fn launch(request: &CreateTaskRequest, namespace: &str, ends: Ends, pod: bool) -
     };
     let child = lifecycle::create(&launch, child_streams(ends))?;
     let role = if pod { Role::Sandbox(Pod::new(&dir)?) } else { Role::Alone };
-    Ok(Made { dir, pid: child.id(), role, child: Some(child) })
+    Ok(Made { dir, role, child })
 }
 
 /// Creates a container in the VM of its pod.
@@ -332,12 +337,13 @@ fn join(
     id: &ContainerId,
     bundle: &Path,
     ends: Ends,
+    neighbors: Neighbors,
 ) -> Result<Made, CreateError> {
     let pod = sandbox.pod().ok_or_else(|| CreateError::NoPod(sandbox.dir.id().to_string()))?;
-    let membership = Membership::join(pod, &sandbox.dir, id.as_str(), bundle, ends)?;
+    let (membership, child) = Membership::join(pod, &sandbox.dir, id.as_str(), bundle, ends, neighbors)?;
     let dir = ContainerDir::new(&sandbox.dir.path().join(CONTAINERS), id);
     let role = Role::Member { sandbox: sandbox.clone(), membership };
-    Ok(Made { dir, pid: sandbox.pid, role, child: None })
+    Ok(Made { dir, role, child })
 }
 
 /// Publishes the end of a container's process, and then notes it.

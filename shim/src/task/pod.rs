@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -13,12 +14,15 @@ use serde_json::Value;
 use crate::container::bundle::CONFIG_FILE;
 use crate::container::guest_spec::{self, Place, RootSource, TranslateError};
 use crate::container::hooks::{self, HookError};
+use crate::container::pod_spec::Neighbors;
 use crate::container::{
     Bundle, BundleError, ContainerDir, ContainerId, State, StateError, Status, mount_points,
 };
+use crate::failure::Failure;
 use crate::host::client::{ClientError, HostClient};
 use crate::host::pod::CONTAINERS;
 use crate::host::protocol::{CreateRequest, Request};
+use crate::host::proxy::{self, ProxyTask};
 use crate::logging::rfc3339;
 use crate::sandbox::later::{self, LaterError, SLOTS, VmmMounts};
 use crate::streams::Ends;
@@ -86,6 +90,9 @@ pub enum JoinError {
     /// The host process.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// Its process on the host.
+    #[error("{}", .0.message)]
+    Proxy(Failure),
     /// A file in memory.
     #[error("the specification could not be passed on")]
     Pass(#[from] io::Error),
@@ -138,7 +145,8 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Creates a container in the pod whose sandbox is in the directory `sandbox`.
+    /// Creates a container in the pod whose sandbox is in the directory `sandbox`. Returns its proxy process on the host
+    /// too.
     ///
     /// # Errors
     /// [`JoinError`] names the part; nothing is left then.
@@ -148,9 +156,10 @@ impl Membership {
         id: &str,
         bundle: &Path,
         ends: Ends,
-    ) -> Result<Self, JoinError> {
+        neighbors: Neighbors,
+    ) -> Result<(Self, Child), JoinError> {
         let slot = pod.take_slot().ok_or(JoinError::Full)?;
-        let joined = Self::join_at(pod, slot, sandbox, id, bundle, ends);
+        let joined = Self::join_at(pod, slot, sandbox, id, bundle, ends, neighbors);
         if joined.is_err() {
             // Nothing may be mounted yet.
             let _ = pod.mounts.remove(&target(slot));
@@ -166,9 +175,10 @@ impl Membership {
         id: &str,
         bundle: &Path,
         ends: Ends,
-    ) -> Result<Self, JoinError> {
+        neighbors: Neighbors,
+    ) -> Result<(Self, Child), JoinError> {
         let bundle = Bundle::load(bundle)?;
-        let place = Place { directory: later::directory(slot), in_pod: true };
+        let place = Place { directory: later::directory(slot), pod: Some(neighbors) };
         let mut guest = guest_spec::translate(&bundle, &place)?;
         guest.warnings.iter().for_each(|warning| log::warn!("container {id}: {warning}"));
         if let RootSource::Disk { path, .. } = guest.root {
@@ -194,11 +204,24 @@ impl Membership {
         let request = Request::Create(Box::new(CreateRequest {
             state,
             directory: later::directory(slot),
+            pids: guest.pids,
             terminal,
             null,
         }));
-        HostClient::connect(&sandbox.socket())?.ask_with(&request, &fds)?;
-        Ok(Membership { slot })
+        let host = HostClient::connect(&sandbox.socket())?;
+        host.ask_with(&request, &fds)?;
+        let task = ProxyTask {
+            socket: sandbox.socket(),
+            container: id.to_owned(),
+            cgroup: of_pod.cgroup,
+            host: of_pod.host.as_ref().map_or(0, |host| host.pid),
+        };
+        let child = proxy::start(&task).map_err(|failure| {
+            // The first error is reported.
+            let _ = host.ask(&Request::Container(id.to_owned())).and_then(|_| host.ask(&Request::Remove));
+            JoinError::Proxy(failure)
+        })?;
+        Ok((Membership { slot }, child))
     }
 
     /// Removes what the host has for a container that the guest has no more.

@@ -24,6 +24,7 @@ use super::events::{Events, timestamp};
 use super::exec::Exec;
 use super::metrics;
 use crate::container::Status;
+use crate::container::pod_spec::Neighbors;
 use crate::failure::Failure;
 use crate::host::client::ClientError;
 use crate::host::ending::{Ending, Exit};
@@ -102,6 +103,18 @@ impl Service {
         Log { file: Some(container.bundle.join("log.json")), format: LogFormat::Json }
     }
 
+    /// The sandbox with this ID, and the processes that stand for its containers.
+    fn pod(&self, id: &str) -> Option<(Arc<TaskContainer>, Neighbors)> {
+        let containers = self.lock();
+        let sandbox = containers.get(id)?.clone();
+        let number = |pid: u32| i32::try_from(pid).ok();
+        let members =
+            containers.iter().filter(|(_, one)| one.sandbox().is_some_and(|of| Arc::ptr_eq(of, &sandbox)));
+        let members = members.filter_map(|(id, one)| Some((number(one.pid)?, id.clone()))).collect();
+        let neighbors = Neighbors { sandbox: number(sandbox.pid)?, containers: members };
+        Some((sandbox, neighbors))
+    }
+
     /// Whether there are containers in the pod of this sandbox.
     fn has_members(&self, sandbox: &Arc<TaskContainer>) -> bool {
         let containers = self.lock();
@@ -163,8 +176,8 @@ impl Task for Service {
         if self.lock().contains_key(&request.id) {
             return Err(refused(Code::ALREADY_EXISTS, format!("container {} exists already", request.id)));
         }
-        let sandbox = |id: &str| self.lock().get(id).cloned();
-        let container = TaskContainer::create(&request, &self.namespace, &self.events, sandbox);
+        let pod = |id: &str| self.pod(id);
+        let container = TaskContainer::create(&request, &self.namespace, &self.events, pod);
         let container = Arc::new(container.map_err(|error| failed(&error))?);
         self.lock().insert(request.id.clone(), container.clone());
         self.events.publish(TaskCreate {

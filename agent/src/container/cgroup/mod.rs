@@ -197,13 +197,18 @@ impl Cgroup {
         }
     }
 
+    /// Kills every process in it, without waiting for their end.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        let kill = self.directory.join("cgroup.kill");
+        fs::write(&kill, "1").map_err(|error| CgroupError::File("write", kill, error))
+    }
+
     /// Kills every process in it and removes it. Fine if it does not exist.
     pub fn destroy(&self) -> Result<(), CgroupError> {
         if !self.directory.exists() {
             return Ok(());
         }
-        let kill = self.directory.join("cgroup.kill");
-        fs::write(&kill, "1").map_err(|error| CgroupError::File("write", kill, error))?;
+        self.kill()?;
         if !self.wait_for_event("populated", 0) {
             return Err(CgroupError::Timeout("ended"));
         }
