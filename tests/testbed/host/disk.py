@@ -20,7 +20,8 @@ _SMALL_INITRD = ("mkdir -p $1/etc/initramfs-tools/conf.d && "
                  "cp {modules} $1/etc/initramfs-tools/modules")
 _WITHOUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
 _OLDER_KERNEL = ("linux-image-cloud-amd64",)
-_DOCKER_PROGRAMS = ("usr/sbin/dockerd", "usr/bin/docker", "usr/sbin/docker-proxy")
+_DOCKER_PROGRAMS = ("usr/sbin/dockerd", "usr/bin/docker", "usr/sbin/docker-proxy", "usr/bin/containerd", "usr/bin/ctr",
+                    "usr/bin/containerd-shim-runc-v2")
 
 
 def base_root():
