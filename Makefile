@@ -113,8 +113,15 @@ host-of-container:
 	@tests/demo/run --prepare $(call quoted,$(IMAGE))
 
 # The tests of the testbed wait for much, so the tests are built beside them. The summary of all tests comes last.
+# The profile long boots it.
+PLAIN_KERNEL := $(TREE)/usr/local/share/pouch-test/vmlinux-plain
+
+$(PLAIN_KERNEL): tests/plain-kernel $(wildcard kernel-config/*) | prerequisites
+	@$(ALONE) tests/plain-kernel $(TARGET)/plain-kernel
+	@install -D -m 0644 $(TARGET)/plain-kernel/vmlinux $@
+
 .PHONY: test
-test: install-tree nextest deny ## Check formatting, lint, and run all tests (integration tests run in the testbed)
+test: install-tree $(if $(findstring long,$(TEST_OPTIONS)),$(PLAIN_KERNEL)) nextest deny ## Check formatting, lint, and run all tests (integration tests run in the testbed)
 	@cargo fmt --all --check
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-of-testbed tests
 	@status=0; POUCH_TESTBED_INSTANCE=$${POUCH_TESTBED_INSTANCE:-test}-0 $(MAKE) --no-print-directory run CMD='exit 7' || \

@@ -86,3 +86,38 @@ fn time_and_randomness_are_there() {
     assert_ne!(first[1], second[1]);
     assert!(!pouch_tests::has_vm() || first[2] != second[2], "two VMs are two boots");
 }
+
+/// A kernel that the user brings: without our patches, but for the one that finds the guest root
+/// (tests/plain-kernel).
+mod plain_kernel_long {
+    use std::fs;
+
+    use pouch_tests::{Bundle, Leftovers, vm_only};
+
+    const KERNEL: &str = "/usr/local/share/pouch-test/vmlinux-plain";
+
+    #[test]
+    fn it_runs_a_container_with_files_and_locks() {
+        vm_only!();
+        assert!(fs::exists(KERNEL).unwrap(), "tests/plain-kernel has not built {KERNEL}");
+        let folder = tempfile::tempdir().unwrap();
+        let (file, data) = (folder.path().join("config.toml"), folder.path().join("data"));
+        fs::write(&file, format!("kernel = {KERNEL:?}\n")).unwrap();
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("secret"), "secret").unwrap();
+        fs::set_permissions(data.join("secret"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
+        let script = "cd /data; echo written >file; cat file; \
+                      flock --exclusive file sh -c 'flock --nonblock --exclusive file true; echo locked $?'; \
+                      flock --nonblock file true; echo free $?; \
+                      setpriv --reuid 1000 --regid 1000 --clear-groups cat secret; sync; exit 3";
+        let before = Leftovers::picture();
+        let bundle = Bundle::debian().sh(script).mount("/data", "bind", &data, &["bind"]);
+        let output = bundle.run_invocation(&[]).env("POUCH_VM_CONFIG", &file).run();
+        assert_eq!((output.status, output.text().as_str()), (3, "written\nlocked 1\nfree 0"), "{output}");
+        assert!(output.errors().contains("Permission denied"), "{output}");
+        assert_eq!(fs::read_to_string(data.join("file")).unwrap(), "written\n");
+        fs::remove_file(data.join("file")).unwrap();
+        before.check();
+    }
+}
