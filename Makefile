@@ -27,6 +27,8 @@ PARTS := bin/pouch-vm bin/containerd-shim-pouch-vm-v2 libexec/pouch-vm/pouch-vmm
 # What the build needs; the testbed's script adds what the testbed needs.
 PACKAGES := bc bison ca-certificates curl erofs-utils flex gcc kmod libc6-dev libelf-dev libseccomp-dev libssl-dev \
 	linux-source-6.12 make openssl perl pkg-config python3 xz-utils
+# The tests' client of containerd compiles the definition of CRI.
+TEST_PACKAGES := protobuf-compiler
 
 INSTALL_TREE := $(addprefix $(TREE)/usr/local/,$(PARTS))
 
@@ -135,6 +137,7 @@ test-of-testbed:
 
 .PHONY: tests
 tests:
+	@tests/testbed/prerequisites --install $(TEST_PACKAGES)
 	@$(ALONE) cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 	@$(ALONE) cargo nextest run --workspace --locked --no-run --cargo-quiet
 

@@ -13,11 +13,13 @@ const PATIENCE_PART: u32 = 5;
 /// Folders whose files are compared. Bundles are not in them; the tests look after those.
 const FOLDERS: [&str; 5] = ["/run", "/tmp", "/dev/shm", "/dev/mqueue", "/var/lib/pouch-vm"];
 /// What changes there by itself: the engines of the testbed live there too.
-const IGNORED: [&str; 7] = [
+const IGNORED: [&str; 9] = [
     "/run/docker",
     "/run/docker-28",
     "/run/docker-remapped",
     "/run/containerd",
+    "/run/cri-1.7",
+    "/run/cri-2.1",
     "/run/udev",
     "/run/testbed",
     "/run/utmp",
@@ -30,10 +32,13 @@ const STATES_OF_CONTAINERD: &str = "/run/pouch-vm/.containerd";
 /// Where cgroups are mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where engines and runtimes keep what belongs to one container each.
-const CONTAINER_FOLDERS: [&str; 16] = [
+const CONTAINER_FOLDERS: [&str; 19] = [
     STATES,
     "/run/pouch-vm/.containerd/default",
     "/run/pouch-vm/.containerd/moby",
+    "/run/pouch-vm/.containerd/k8s.io",
+    "/run/cri-1.7/state/io.containerd.runtime.v2.task/k8s.io",
+    "/run/cri-2.1/state/io.containerd.runtime.v2.task/k8s.io",
     "/run/containerd/s",
     "/run/containerd/runc/default",
     "/run/containerd/io.containerd.runtime.v2.task/default",

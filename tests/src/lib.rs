@@ -11,6 +11,7 @@
 pub mod bundle;
 pub mod container;
 pub mod containerd;
+pub mod cri;
 pub mod differences;
 pub mod engine;
 pub mod installation;

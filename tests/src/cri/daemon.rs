@@ -1,0 +1,208 @@
+//! The containerd of a [`super::Node`]: its configuration, its images, its process.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, setsid};
+
+use super::Version;
+use crate::{Invocation, eventually, processes};
+
+/// Where CRI keeps its images and containers.
+const NAMESPACE: &str = "k8s.io";
+/// The image of a sandbox. Other runtimes run it; pouch-vm does not.
+const SANDBOX_IMAGE: &str = "docker.io/pouch-test/pause:latest";
+
+/// What differs between the daemons.
+struct Daemon {
+    name: &'static str,
+    program: &'static str,
+    /// The folder of programs that are looked for first.
+    programs: &'static str,
+    subnet: &'static str,
+}
+
+fn daemon(version: Version) -> Daemon {
+    match version {
+        Version::V1_7 => Daemon {
+            name: "cri-1.7",
+            program: "/usr/bin/containerd",
+            programs: "/usr/bin",
+            subnet: "10.217.0.0/24",
+        },
+        Version::V2_1 => Daemon {
+            name: "cri-2.1",
+            program: "/opt/docker-28/bin/containerd",
+            programs: "/opt/docker-28/bin",
+            subnet: "10.221.0.0/24",
+        },
+    }
+}
+
+impl Daemon {
+    fn run(&self) -> PathBuf {
+        Path::new("/run").join(self.name)
+    }
+
+    fn log(&self) -> PathBuf {
+        Path::new("/var/log").join(format!("{}.log", self.name))
+    }
+
+    fn pid(&self) -> Option<i32> {
+        let pid: i32 = fs::read_to_string(self.run().join("pid")).ok()?.trim().parse().ok()?;
+        let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        (program == Path::new(self.program)).then_some(pid)
+    }
+
+    /// The daemon's configuration. Version 3 of the format came with containerd 2.0.
+    fn configuration(&self, version: Version) -> String {
+        let run = self.run().display().to_string();
+        let (format, images, runtime, programs) = match version {
+            Version::V1_7 => (2, None, "io.containerd.grpc.v1.cri", "bin_dir = \"/usr/lib/cni\""),
+            Version::V2_1 => {
+                let images = Some("io.containerd.cri.v1.images");
+                (3, images, "io.containerd.cri.v1.runtime", "bin_dirs = [\"/usr/lib/cni\"]")
+            }
+        };
+        let sandbox_image = match images {
+            None => format!("[plugins.'{runtime}']\nsandbox_image = \"{SANDBOX_IMAGE}\""),
+            Some(images) => format!("[plugins.'{images}'.pinned_images]\nsandbox = \"{SANDBOX_IMAGE}\""),
+        };
+        format!(
+            "version = {format}\nroot = \"/var/lib/{name}\"\nstate = \"{run}/state\"\n\
+             [grpc]\naddress = \"{run}/containerd.sock\"\n\
+             {sandbox_image}\n\
+             [plugins.'{runtime}'.cni]\n{programs}\nconf_dir = \"{run}/cni\"\n\
+             [plugins.'{runtime}'.containerd]\ndefault_runtime_name = \"pouch-vm\"\n\
+             [plugins.'{runtime}'.containerd.runtimes.pouch-vm]\nruntime_type = \"io.containerd.pouch-vm.v2\"\n\
+             privileged_without_host_devices = true\n\
+             [plugins.'{runtime}'.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n",
+            name = self.name,
+        )
+    }
+
+    fn network(&self) -> String {
+        serde_json::json!({
+            "cniVersion": "1.0.0",
+            "name": self.name,
+            "plugins": [{
+                // Unlike a bridge, it leaves nothing behind.
+                "type": "ptp", "ipMasq": false,
+                "ipam": {
+                    "type": "host-local", "dataDir": self.run().join("addresses"),
+                    "ranges": [[{"subnet": self.subnet}]], "routes": [{"dst": "0.0.0.0/0"}],
+                },
+            }, {"type": "loopback"}],
+        })
+        .to_string()
+    }
+}
+
+/// Its socket.
+pub(super) fn socket(version: Version) -> PathBuf {
+    daemon(version).run().join("containerd.sock")
+}
+
+/// `ctr` for CRI's namespace of this daemon.
+pub(super) fn ctr(version: Version, arguments: &[&str]) -> Invocation {
+    let address = socket(version);
+    let all = ["--address", address.to_str().expect("it is ASCII"), "--namespace", NAMESPACE];
+    Invocation::of("ctr", [&all, arguments].concat())
+}
+
+/// The PID of the process that stands for a container on the host.
+#[track_caller]
+pub(super) fn pid_of(version: Version, id: &str) -> i32 {
+    let list = ctr(version, &["task", "ls"]).run().ok();
+    let line = list.lines().find(|line| line.starts_with(id)).expect("it has a task");
+    line.split_whitespace().nth(1).and_then(|pid| pid.parse().ok()).expect("a PID")
+}
+
+/// Starts the daemon of this version, unless it runs. One test at a time does it.
+#[track_caller]
+pub(super) fn ensure(version: Version) {
+    let daemon = daemon(version);
+    fs::create_dir_all(daemon.run().join("cni")).unwrap();
+    let lock = fs::File::create(daemon.run().join("lock")).unwrap();
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap();
+    if daemon.pid().is_some() {
+        return;
+    }
+    fs::write(daemon.run().join("config.toml"), daemon.configuration(version)).unwrap();
+    fs::write(daemon.run().join("cni/10-bridge.conflist"), daemon.network()).unwrap();
+    start(&daemon);
+    eventually("containerd answers", || ctr(version, &["version"]).run().status == 0);
+    // It comes last.
+    let images = ctr(version, &["images", "ls", "-q"]).run().ok();
+    if !images.contains(SANDBOX_IMAGE) {
+        load_images(version);
+    }
+}
+
+#[allow(clippy::zombie_processes, reason = "it outlives the test")]
+fn start(daemon: &Daemon) {
+    let log = fs::OpenOptions::new().create(true).append(true).open(daemon.log()).unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = std::process::Command::new(daemon.program);
+    command.arg("--config").arg(daemon.run().join("config.toml"));
+    command.env("PATH", format!("{}:/usr/local/bin:{path}", daemon.programs)).current_dir("/");
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    // SAFETY: setsid is safe between fork and exec.
+    unsafe { command.pre_exec(|| setsid().map(drop).map_err(Into::into)) };
+    let child = command.spawn().unwrap();
+    fs::write(daemon.run().join("pid"), child.id().to_string()).unwrap();
+}
+
+/// The images of the system's containerd, and one for sandboxes.
+fn load_images(version: Version) {
+    for image in ["debian", "python", "busybox"] {
+        let archive = tempfile::NamedTempFile::new().unwrap();
+        let path = archive.path().to_str().expect("it is ASCII");
+        let name = format!("docker.io/pouch-test/{image}:latest");
+        Invocation::of("ctr", ["images", "export", path, &name]).run().ok();
+        ctr(version, &["images", "import", path]).run().ok();
+        if image == "busybox" {
+            load_sandbox_image(version, path);
+        }
+    }
+}
+
+/// busybox, but with a process that does nothing.
+fn load_sandbox_image(version: Version, archive: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let layout = format!("{}:pause", folder.path().join("layout").display());
+    let out = folder.path().join("pause.tar");
+    let out = out.to_str().expect("it is ASCII");
+    let skopeo = |from: &str, to: &str| {
+        Invocation::of("skopeo", ["copy", "--quiet", from, to]).run().ok();
+    };
+    skopeo(&format!("oci-archive:{archive}"), &format!("oci:{layout}"));
+    Invocation::of(
+        "umoci",
+        ["config", "--image", &layout, "--config.cmd", "sleep", "--config.cmd", "1000000"],
+    )
+    .run()
+    .ok();
+    skopeo(&format!("oci:{layout}"), &format!("oci-archive:{out}:{SANDBOX_IMAGE}"));
+    ctr(version, &["images", "import", out]).run().ok();
+}
+
+/// Ends the daemon; its containers go on.
+#[track_caller]
+pub(super) fn stop(version: Version) {
+    let daemon = daemon(version);
+    let pid = daemon.pid().expect("containerd runs");
+    nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    eventually("containerd ends", || !processes::runs(pid));
+}
+
+/// The last lines of its log.
+pub(super) fn log_tail(version: Version) -> String {
+    let log = fs::read_to_string(daemon(version).log()).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().rev().take(20).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,151 @@
+//! What a pod is: its containers, what they share, its network, its end.
+
+use std::io::Read;
+use std::net::TcpStream;
+
+use pouch_tests::cri::{Namespace, Node};
+use pouch_tests::{eventually, vm_only};
+
+tests! {
+    both: a_pod_of_two, names_and_settings;
+    shared_process_namespace, a_container_that_looks_at_another, namespaces_of_the_host, a_pod_ends_with_its_containers,
+    size_of_the_vm,
+}
+
+/// An init container, two that share localhost, memory and a volume, their logs, and one that is started again.
+fn a_pod_of_two(node: Node) {
+    let pod = node.pod("two").run();
+    let volume = pod.volume("data");
+    let init = pod.container("init").mount(&volume, "/data").sh("echo prepared >/data/state").run();
+    assert_eq!(init.status, 0, "{init:?}");
+    let server = "until cat /data/state; do sleep 0.1; done; echo shared >/dev/shm/word; \
+                  while :; do echo hello | nc -l -p 7000; done";
+    let server = pod.container("server").mount(&volume, "/data").sh(server).start();
+    let client = pod.container("client").mount(&volume, "/data");
+    let script = "until nc 127.0.0.1 7000 </dev/null | grep hello; do sleep 0.2; done; cat /dev/shm/word; echo no >&2; exit 3";
+    let ended = client.sh(script).run();
+    assert_eq!(
+        (ended.status, ended.stdout.as_str(), ended.stderr.as_str()),
+        (3, "hello\nshared", "no"),
+        "{ended:?}"
+    );
+    assert_eq!(ended.reason, "Error");
+    eventually("its log is there", || server.log().iter().any(|line| line.text == "prepared"));
+    let executed = server.sh("echo out; echo err >&2; exit 9");
+    assert_eq!((executed.status, executed.stdout.as_str(), executed.stderr.as_str()), (9, "out", "err"));
+    server.try_stop(1).unwrap();
+    assert_eq!(server.status().exit_code, 137, "it does not end by SIGTERM");
+    server.remove();
+    let again = pod.container("server").attempt(1).mount(&volume, "/data").start();
+    assert_eq!(again.exec("cat /data/state /dev/shm/word"), "prepared\nshared");
+    again.try_stop(20).unwrap();
+    assert_eq!(again.status().exit_code, 7);
+    assert!(pod.is_ready(), "the pod does not end with its containers");
+    let id = pod.id.clone();
+    pod.remove();
+    assert!(!node.lists(&id));
+}
+
+fn names_and_settings(node: Node) {
+    let pod = node.pod("named").sysctls(&[("net.core.somaxconn", "777"), ("kernel.shm_rmid_forced", "1")]);
+    let pod = pod.dns(&["10.96.0.10"], &["default.svc.cluster.local"]).run();
+    let script = "hostname; cat /proc/sys/net/core/somaxconn /proc/sys/kernel/shm_rmid_forced; grep -v '^options' /etc/resolv.conf; \
+                  cat /etc/hostname; ip -4 -o addr show eth0 | awk '{print $4}'; df -h /dev/shm | awk 'END {print $2}'";
+    let ended = pod.container("one").sh(script).run();
+    let address = pod.address();
+    let expected = format!(
+        "named\n777\n1\nsearch default.svc.cluster.local\nnameserver 10.96.0.10\nnamed\n{address}/24\n64.0M"
+    );
+    assert_eq!(ended.stdout, expected, "{ended:?}");
+    let server = pod.container("server").sh("while :; do echo hello | nc -l -p 80; done").start();
+    eventually("the host reaches it", || {
+        let mut text = String::new();
+        let read =
+            TcpStream::connect((address.as_str(), 80)).and_then(|mut peer| peer.read_to_string(&mut text));
+        assert!(server.runs(), "{:?}", server.ended());
+        read.is_ok() && text == "hello\n"
+    });
+}
+
+/// `shareProcessNamespace: true`.
+fn shared_process_namespace(node: Node) {
+    let pod = node.pod("pids").shared_pids().run();
+    let one = pod.container("one").command(&["/bin/sleep", "100001"]).start();
+    let two = pod.container("two").command(&["/bin/sleep", "100002"]).start();
+    let list = two.exec("ps -o pid,args");
+    assert!(list.contains("sleep 100001") && list.contains("sleep 100002"), "{list}");
+    assert_ne!(
+        two.exec("cat /proc/1/cmdline | tr '\\0' ' '"),
+        "/bin/sleep 100002",
+        "its process is not the first"
+    );
+    assert_eq!(two.sh("kill -TERM $(pidof -s sleep); true").status, 0);
+    one.try_stop(0).unwrap();
+    assert!(two.exec("ps -o args").contains("sleep 100002"), "the other goes on");
+    two.try_stop(0).unwrap();
+    two.remove();
+    let three = pod.container("three").start();
+    let list = three.exec("ps -o args");
+    assert!(!list.contains("sleep 10000"), "nothing of the others is left: {list}");
+}
+
+/// An ephemeral container that targets another one, as `kubectl debug --target` makes it.
+fn a_container_that_looks_at_another(node: Node) {
+    let pod = node.pod("debug").run();
+    let target = pod.container("target").command(&["/bin/sleep", "100003"]).start();
+    let debug = pod.container("debugger").namespaces(|namespaces| {
+        namespaces.pid = Namespace::Target as i32;
+        namespaces.target_id = target.id.clone();
+    });
+    let ended = debug.sh("ps -o pid,args; kill -0 1 && echo may").run();
+    assert!(ended.stdout.contains("1 /bin/sleep 100003") && ended.stdout.ends_with("may"), "{ended:?}");
+    assert!(target.runs());
+}
+
+fn namespaces_of_the_host(node: Node) {
+    vm_only!();
+    for (name, choose) in [
+        (
+            "network",
+            (|namespaces| namespaces.network = Namespace::Node as i32)
+                as fn(&mut k8s_cri::v1::NamespaceOption),
+        ),
+        ("PID", |namespaces| namespaces.pid = Namespace::Node as i32),
+        ("IPC", |namespaces| namespaces.ipc = Namespace::Node as i32),
+    ] {
+        let error = node.pod("host").namespaces(choose).try_run().err().expect("it is refused");
+        assert!(error.message().contains(name), "{name}: {error}");
+    }
+}
+
+fn a_pod_ends_with_its_containers(node: Node) {
+    let pod = node.pod("ends").run();
+    let stubborn = pod.container("stubborn").sh("trap '' TERM; while :; do sleep 1; done").start();
+    let other = pod.container("other").start();
+    pod.try_stop().unwrap();
+    assert!(!pod.is_ready());
+    for container in [&stubborn, &other] {
+        assert!(!container.runs());
+        assert_eq!(container.status().exit_code, 137);
+    }
+    pod.try_stop().unwrap();
+    pod.try_remove().unwrap();
+    pod.try_remove().unwrap();
+}
+
+/// The VM has what the limits of all containers add up to.
+fn size_of_the_vm(node: Node) {
+    vm_only!();
+    let resources = k8s_cri::v1::LinuxContainerResources {
+        memory_limit_in_bytes: 1500 << 20,
+        cpu_period: 100_000,
+        cpu_quota: 100_000,
+        ..Default::default()
+    };
+    let pod = node.pod("sized").resources(resources).run();
+    let ended = pod.container("one").memory(1200).sh("nproc; free -m | awk '/Mem:/ {print $2}'").run();
+    let [cpus, memory] = ended.stdout.lines().collect::<Vec<_>>()[..] else { panic!("{ended:?}") };
+    assert_eq!(cpus, "1");
+    let memory: u64 = memory.parse().unwrap();
+    assert!((1380..=1600).contains(&memory), "{memory} MiB");
+}
