@@ -28,6 +28,7 @@ impl<'a> ContainerBuilder<'a> {
         let namespaces = sandbox.and_then(|context| context.namespace_options.clone());
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+            image: Some(ImageSpec { image: crate::containerd::IMAGE.to_owned(), ..Default::default() }),
             log_path: format!("{name}.log"),
             linux: Some(LinuxContainerConfig {
                 security_context: Some(LinuxContainerSecurityContext {
@@ -40,14 +41,7 @@ impl<'a> ContainerBuilder<'a> {
             }),
             ..Default::default()
         };
-        ContainerBuilder { pod, config }.image("busybox").sh(IDLE)
-    }
-
-    /// Takes another image of the tests.
-    pub fn image(mut self, name: &str) -> Self {
-        let image = format!("docker.io/pouch-test/{name}:latest");
-        self.config.image = Some(ImageSpec { image, ..Default::default() });
-        self
+        ContainerBuilder { pod, config }.sh(IDLE)
     }
 
     /// Runs this command.

@@ -157,18 +157,13 @@ fn start(daemon: &Daemon) {
     fs::write(daemon.run().join("pid"), child.id().to_string()).unwrap();
 }
 
-/// The images of the system's containerd, and one for sandboxes.
+/// The image of the system's containerd that tests use, and one for sandboxes.
 fn load_images(version: Version) {
-    for image in ["debian", "python", "busybox"] {
-        let archive = tempfile::NamedTempFile::new().unwrap();
-        let path = archive.path().to_str().expect("it is ASCII");
-        let name = format!("docker.io/pouch-test/{image}:latest");
-        Invocation::of("ctr", ["images", "export", path, &name]).run().ok();
-        ctr(version, &["images", "import", path]).run().ok();
-        if image == "busybox" {
-            load_sandbox_image(version, path);
-        }
-    }
+    let archive = tempfile::NamedTempFile::new().unwrap();
+    let path = archive.path().to_str().expect("it is ASCII");
+    Invocation::of("ctr", ["images", "export", path, "docker.io/pouch-test/busybox:latest"]).run().ok();
+    ctr(version, &["images", "import", path]).run().ok();
+    load_sandbox_image(version, path);
 }
 
 /// busybox, but with a process that does nothing.

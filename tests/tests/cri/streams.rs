@@ -1,6 +1,6 @@
 //! Streams through containerd's streaming server: exec, attach, and forwarded ports.
 
-use pouch_tests::cri::{Node, Stream, StreamChannel as Channel};
+use pouch_tests::cri::{Node, StreamChannel as Channel};
 use pouch_tests::eventually;
 
 tests! {
@@ -8,31 +8,20 @@ tests! {
     a_process_with_streams, a_process_with_a_terminal, attached_to_a_container,
 }
 
-/// Answers each connection with the line that it gets.
-const SERVER: &str = "
-import socket
-with socket.create_server(('127.0.0.1', 8080)) as server:
-    while True:
-        peer, _ = server.accept()
-        with peer, peer.makefile('rw') as lines:
-            lines.write('got ' + lines.readline())
-";
-
 /// A server listens on localhost in the pod.
 fn forwarded_ports(node: Node) {
     let pod = node.pod("ports").run();
-    let container = pod.container("server").image("python").command(&["python3", "-c", SERVER]).start();
-    let answer = |text: &str| -> String {
-        let mut stream: Stream = pod.forward(8080);
-        stream.send(Channel::Input, format!("{text}\n").as_bytes());
-        stream.await_end();
-        stream.text(Channel::Input)
-    };
+    let server = "while :; do echo answer | nc -l -s 127.0.0.1 -p 8080 >>/received; done";
+    let container = pod.container("server").sh(server).start();
     for round in ["one", "two"] {
         eventually("the server answers", || {
             assert!(container.runs(), "{:?}", container.ended());
-            answer(round) == format!("got {round}\n")
+            let mut stream = pod.forward(8080);
+            stream.send(Channel::Input, format!("{round}\n").as_bytes());
+            stream.await_end();
+            stream.text(Channel::Input) == "answer\n"
         });
+        eventually("the server has the bytes", || container.exec("cat /received").ends_with(round));
     }
     let mut closed = pod.forward(81);
     closed.await_end();
