@@ -4,6 +4,7 @@ pub mod bundle;
 pub mod create;
 pub mod default_spec;
 mod devices;
+pub mod features;
 pub mod guest_spec;
 pub mod hooks;
 pub mod id;

@@ -14,9 +14,10 @@ use std::time::{Duration, SystemTime};
 use containerd_shim::api::DeleteResponse;
 use containerd_shim::bootstrap::BootstrapParams;
 use containerd_shim::protos::protobuf::Message;
+use containerd_shim::protos::protobuf::well_known_types::any::Any;
 use containerd_shim::protos::shim::shim_ttrpc::create_task;
 use containerd_shim::protos::ttrpc::Server;
-use containerd_shim::protos::types::introspection::RuntimeInfo;
+use containerd_shim::protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use containerd_shim::publisher::RemotePublisher;
 use containerd_shim::{Config, ExitSignal, Flags, Shim, StartOpts, logger, spawn};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -25,7 +26,7 @@ use super::events::{Events, timestamp};
 use super::pod::{self, Part};
 use super::service::Service;
 use super::{RUNTIME, rootfs, state_root};
-use crate::container::{ContainerDir, ContainerId, IdError};
+use crate::container::{ContainerDir, ContainerId, IdError, features};
 use crate::host::delete;
 use crate::logging::Log;
 use pouch_errors::chain;
@@ -34,6 +35,8 @@ use pouch_errors::chain;
 const TASK_V2: &str = "containerd.task.v2.Task";
 /// The name since containerd 2.0, which the library has. The messages are the same.
 const TASK_V3: &str = "containerd.task.v3.Task";
+/// The type of the features document (containerd, `pkg/oci` and `typeurl`).
+const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 /// Bytes of the longest message that is read from containerd.
 const MAX_INPUT: u64 = 10 << 20;
 /// The environment variable with the address of containerd's service for events.
@@ -295,12 +298,19 @@ impl Shim for Actions {
         unreachable!("the server is started without the library")
     }
 
-    fn runtime_info(
-        runtime: &str,
-        _options: Option<&containerd_shim::protos::protobuf::well_known_types::any::Any>,
-    ) -> containerd_shim::Result<RuntimeInfo> {
+    fn runtime_info(runtime: &str, _options: Option<&Any>) -> containerd_shim::Result<RuntimeInfo> {
         let mut info = RuntimeInfo::new();
         info.name = runtime.to_owned();
+        let mut version = RuntimeVersion::new();
+        version.version = env!("CARGO_PKG_VERSION").to_owned();
+        info.version = Some(version).into();
+        // As Go's typeurl encodes a type that is not of protobuf.
+        let features = Any {
+            type_url: FEATURES.to_owned(),
+            value: features::document().to_string().into_bytes(),
+            ..Any::default()
+        };
+        info.features = Some(features).into();
         Ok(info)
     }
 }
@@ -316,7 +326,7 @@ mod tests {
     #[test]
     fn options_of_the_runtime_are_no_bootstrap_message() {
         assert!(!is_bootstrap(b"", &flags()));
-        let mut any = containerd_shim::protos::protobuf::well_known_types::any::Any::new();
+        let mut any = Any::new();
         any.type_url = "containerd.runc.v1.Options".to_owned();
         assert!(!is_bootstrap(&any.write_to_bytes().unwrap(), &flags()));
         let params =

@@ -17,7 +17,10 @@ fn version() {
 fn information() {
     vm_only!();
     let output = Invocation::of(SHIM, ["-info"]).run();
-    assert!(output.ok().contains("io.containerd.pouch-vm.v2"), "{output}");
+    let text = output.ok();
+    for expected in ["io.containerd.pouch-vm.v2", "runtime-spec/1/features/Features", "\"mountOptions\""] {
+        assert!(text.contains(expected), "{expected}: {output}");
+    }
 }
 
 #[test]
