@@ -23,5 +23,5 @@ impl Delete {
 
 /// Removes the container; with `force` whatever its state.
 pub fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
-    delete::delete(&global.dir(id)?, &global.log(), force).map_err(other)
+    delete::delete(&global.own_dir(id)?, &global.log(), force).map_err(other)
 }

@@ -1,6 +1,5 @@
 //! `events`: prints a container's counters, at intervals or once, and out-of-memory events.
 
-use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use serde_json::json;
 
 use super::{CliError, Global, Outcome, other, print};
 use crate::container::Status;
-use crate::host::client::{ClientError, HostClient};
+use crate::host::client::{ClientError, HostAddress, HostClient};
 use crate::host::protocol::{Answer, Counters, Request};
 
 /// How often the counter of out-of-memory kills is read.
@@ -61,12 +60,13 @@ impl Events {
             // runc's message, which engines parse.
             return Err(CliError::Other(format!("container not running: {}", self.id)));
         }
-        let host = HostClient::connect(&dir.socket())?;
+        let address = HostAddress::of(&dir);
+        let host = address.connect()?;
         if self.stats {
             print(&format!("{}\n", counters(&host)?.stats));
             return Ok(0);
         }
-        let ended = await_end(&dir.socket())?;
+        let ended = await_end(&address)?;
         self.follow(&host, &ended)
     }
 
@@ -119,8 +119,8 @@ fn counters(host: &HostClient) -> Result<Counters, CliError> {
 }
 
 /// Reports when the container's process has ended, and whether an out-of-memory kill happened.
-fn await_end(socket: &Path) -> Result<Receiver<bool>, CliError> {
-    let host = HostClient::connect(socket)?;
+fn await_end(address: &HostAddress) -> Result<Receiver<bool>, CliError> {
+    let host = address.connect()?;
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new()
         .name("end".to_owned())

@@ -14,11 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use super::create::refuse_descriptors;
 use super::exec_process::ProcessOptions;
-use super::{CliError, Global, Outcome, forward, other, write_pid_file};
+use super::{CliError, Global, Outcome, other, write_pid_file};
 use crate::container::Status;
 use crate::failure::Failure;
 use crate::host::child::{self as proxy, ChildStreams};
-use crate::host::client::{ClientError, HostClient};
+use crate::host::client::{ClientError, HostAddress};
+use crate::host::forward;
 use crate::host::protocol::{Answer, ExecRequest, Report, Request};
 use crate::streams::terminal::RawTerminal;
 use crate::streams::{self, NullStreams, STALL, ends, signals, start_relays};
@@ -58,7 +59,7 @@ pub struct Exec {
 /// What an exec's process on the host is started with.
 #[derive(Serialize, Deserialize)]
 struct ExecHost {
-    socket: PathBuf,
+    address: HostAddress,
     request: ExecRequest,
     console_socket: Option<PathBuf>,
 }
@@ -78,10 +79,11 @@ impl Exec {
         }
         let (process, terminal) = self.process.build(&self.command, &state, &global.log())?;
         let request = ExecRequest { process, terminal, rows: 0, columns: 0, cgroup: self.cgroup.clone() };
-        let socket = std::path::absolute(dir.socket()).map_err(other)?;
+        let mut address = HostAddress::of(&dir);
+        address.socket = std::path::absolute(address.socket).map_err(other)?;
         let console_socket =
             self.console_socket.as_deref().map(std::path::absolute).transpose().map_err(other)?;
-        let host = ExecHost { socket, request, console_socket };
+        let host = ExecHost { address, request, console_socket };
         if self.detach || host.console_socket.is_some() {
             if terminal && host.console_socket.is_none() {
                 let text = "a detached process with a terminal needs --console-socket";
@@ -121,7 +123,7 @@ impl Exec {
 pub fn exec_host(inherited: &mut Inherited, host_fd: RawFd, report_fd: RawFd) -> Outcome {
     let taken = proxy::take(inherited, host_fd, report_fd);
     let (host, mut ready_pipe): (ExecHost, _) = taken.map_err(other)?;
-    let log = host.socket.with_file_name("host.log");
+    let log = host.address.socket.with_file_name("host.log");
     let result = run_here(host, || {
         // An engine waits until the output of the operation is closed.
         streams::let_go(&log).map_err(other)?;
@@ -142,8 +144,8 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
     let ends = ends::of_command_line(host.console_socket.as_deref().filter(|_| host.request.terminal));
     let mut ends = ends.open(host.request.terminal).map_err(other)?;
     (host.request.rows, host.request.columns) = ends.size();
-    let socket = host.socket.clone();
-    let client = HostClient::connect(&socket)?;
+    let address = host.address;
+    let client = address.connect()?;
     let null = ends.null();
     if null != NullStreams::default() {
         match client.ask(&Request::NullStreams(null)) {
@@ -164,7 +166,7 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
     let console = ends.console().map(File::try_clone).transpose().map_err(other)?;
     let streams = fds.into_iter().map(UnixStream::from).collect();
     let outputs = start_relays(streams, ends).map_err(other)?;
-    forward::signals(host.socket, Some(exec_id), console).map_err(other)?;
+    forward::signals(address.clone(), Some(exec_id), console).map_err(other)?;
     started()?;
     let (answer, _) = client.ask(&Request::Wait)?;
     let Answer::Exited { status, stdout_bytes, stderr_bytes } = answer else {
@@ -173,7 +175,7 @@ fn run_here(mut host: ExecHost, started: impl FnOnce() -> Result<(), CliError>) 
     for (output, bytes) in outputs.iter().zip([stdout_bytes, stderr_bytes]) {
         // 128 and more is a signal's. A container that is gone has taken the process along.
         output.finish(bytes, || {
-            let killed = status > 128 || HostClient::connect(&socket).is_err();
+            let killed = status > 128 || address.connect().is_err();
             killed.then_some(STALL)
         });
     }

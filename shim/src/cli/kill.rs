@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::{CliError, Global, Outcome};
 use crate::container::Status;
-use crate::host::client::{ClientError, HostClient};
+use crate::host::client::{ClientError, HostAddress};
 use crate::host::protocol::Request;
 use crate::host::server::not_running;
 
@@ -37,7 +37,7 @@ impl Kill {
             return Err(not_running(&self.id).into());
         }
         let request = Request::Signal { exec_id: None, signal, all: self.all };
-        let asked = HostClient::connect(&dir.socket()).and_then(|host| host.ask(&request));
+        let asked = HostAddress::of(&dir).connect().and_then(|host| host.ask(&request));
         match asked {
             Ok(_) => Ok(0),
             // It has a socket from its creation to its end.

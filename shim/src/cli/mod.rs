@@ -8,7 +8,6 @@ mod events;
 mod exec;
 mod exec_process;
 mod features;
-mod forward;
 mod internal;
 mod kill;
 mod list;
@@ -30,7 +29,7 @@ use crate::config::Config;
 use crate::container::state::{DEFAULT_ROOT, find};
 use crate::container::{ContainerDir, ContainerId, State};
 use crate::failure::Failure;
-use crate::host::client::{ClientError, HostClient};
+use crate::host::client::{ClientError, HostAddress, HostClient};
 use crate::host::lifecycle::LifecycleError;
 use crate::logging::{Log, LogFormat};
 pub use internal::main as internal_main;
@@ -189,6 +188,19 @@ impl Global {
         find(&self.root, &id).map_err(other)
     }
 
+    /// The directory of a container that is created, started and removed by itself, and not with the requests of an
+    /// engine for a pod.
+    fn own_dir(&self, id: &str) -> Result<ContainerDir, CliError> {
+        let dir = self.dir(id)?;
+        match dir.pod().and_then(std::path::Path::file_name) {
+            None => Ok(dir),
+            Some(pod) => Err(CliError::Other(format!(
+                "container {id} is in the pod {}; start and remove it with the engine that created it",
+                pod.display()
+            ))),
+        }
+    }
+
     fn load(&self, id: &str) -> Result<(ContainerDir, State), CliError> {
         let dir = self.dir(id)?;
         let state = dir.load().map_err(other)?;
@@ -206,7 +218,7 @@ impl Global {
 
     /// A connection to the host process of a container that has one.
     fn host(&self, id: &str) -> Result<HostClient, CliError> {
-        Ok(HostClient::connect(&self.live(id)?.socket())?)
+        Ok(HostAddress::of(&self.live(id)?).connect()?)
     }
 }
 

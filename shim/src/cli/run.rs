@@ -8,8 +8,10 @@ use std::process::Child;
 use clap::Args;
 
 use super::create::CreateOptions;
-use super::{CliError, Global, Outcome, delete, forward, other, start};
+use super::{CliError, Global, Outcome, delete, other, start};
 use crate::container::Bundle;
+use crate::host::client::HostAddress;
+use crate::host::forward;
 use crate::streams::signals;
 use crate::streams::terminal::RawTerminal;
 
@@ -63,7 +65,7 @@ impl Run {
         } else {
             None
         };
-        forward::signals(dir.socket(), None, console).map_err(other)?;
+        forward::signals(HostAddress::of(&dir), None, console).map_err(other)?;
         let status = child.wait().map_err(other)?;
         drop(raw);
         if let Ok(state) = dir.load()

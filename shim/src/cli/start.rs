@@ -20,6 +20,7 @@ impl Start {
 
 /// Starts the container's process, then runs the hooks for that.
 pub fn start(global: &Global, id: &str) -> Result<(), CliError> {
+    global.own_dir(id)?;
     let dir = global.live(id)?;
     Ok(lifecycle::start(&dir, &global.log())?)
 }

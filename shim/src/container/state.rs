@@ -29,6 +29,8 @@ pub const OCI_VERSION: &str = oci_version!();
 
 const STATE_FILE: &str = "state.json";
 /// The directory of containers that containerd's shim made, by namespace of containerd. No container has this name,
+/// The directories of a pod's containers, in that of the pod.
+const MEMBERS: &str = "containers";
 /// because an ID cannot start with a dot.
 const OF_CONTAINERD: &str = ".containerd";
 
@@ -180,12 +182,25 @@ pub enum StateError {
 pub struct ContainerDir {
     id: ContainerId,
     path: PathBuf,
+    /// The directory of its pod, if it has joined one.
+    pod: Option<PathBuf>,
 }
 
 impl ContainerDir {
     /// The directory of a container, which need not exist.
     pub fn new(root: &Path, id: &ContainerId) -> Self {
-        ContainerDir { id: id.clone(), path: root.join(id.as_str()) }
+        ContainerDir { id: id.clone(), path: root.join(id.as_str()), pod: None }
+    }
+
+    /// The directory of a container of the pod that has this directory. It need not exist.
+    pub fn of_member(&self, id: &ContainerId) -> Self {
+        let path = self.path.join(MEMBERS).join(id.as_str());
+        ContainerDir { id: id.clone(), path, pod: Some(self.path.clone()) }
+    }
+
+    /// The directory of its pod, if it has joined one.
+    pub fn pod(&self) -> Option<&Path> {
+        self.pod.as_deref()
     }
 
     /// Makes the directory.
@@ -255,7 +270,7 @@ impl ContainerDir {
 
     /// The socket of the sandbox host process.
     pub fn socket(&self) -> PathBuf {
-        self.path.join("host.sock")
+        self.pod.as_ref().unwrap_or(&self.path).join("host.sock")
     }
 
     fn error(&self, path: &Path, source: io::Error) -> StateError {
@@ -313,8 +328,8 @@ impl ContainerDir {
     }
 }
 
-/// The directory of a container: the command line's own, or one that containerd's shim made. If there is none, it is
-/// where the command line would create it.
+/// The directory of a container: the command line's own, or one that containerd's shim made, also in a pod. If there is
+/// none, it is where the command line would create it.
 ///
 /// # Errors
 /// [`StateError::Io`] if a directory cannot be read.
@@ -323,18 +338,32 @@ pub fn find(root: &Path, id: &ContainerId) -> Result<ContainerDir, StateError> {
     if own.exists() {
         return Ok(own);
     }
-    let others = namespaces(root)?.into_iter().map(|root| ContainerDir::new(&root, id));
-    Ok(others.into_iter().find(ContainerDir::exists).unwrap_or(own))
+    for root in namespaces(root)? {
+        let alone = ContainerDir::new(&root, id);
+        if alone.exists() {
+            return Ok(alone);
+        }
+        let member = list_one(&root)?.iter().map(|pod| pod.of_member(id)).find(ContainerDir::exists);
+        if let Some(member) = member {
+            return Ok(member);
+        }
+    }
+    Ok(own)
 }
 
-/// All containers, by name: those of the command line, and then those of each namespace of containerd.
+/// All containers, by name: those of the command line, and then those of each namespace of containerd. Those of a pod
+/// follow its sandbox.
 ///
 /// # Errors
 /// [`StateError::Io`] if a directory cannot be read.
 pub fn list(root: &Path) -> Result<Vec<ContainerDir>, StateError> {
     let mut found = list_one(root)?;
     for root in namespaces(root)? {
-        found.extend(list_one(&root)?);
+        for dir in list_one(&root)? {
+            let members = list_one(&dir.path.join(MEMBERS))?;
+            found.push(dir.clone());
+            found.extend(members.iter().map(|member| dir.of_member(&member.id)));
+        }
     }
     Ok(found)
 }
@@ -424,6 +453,12 @@ mod tests {
         let listed = list(root.path()).unwrap();
         let paths: Vec<&Path> = listed.iter().map(ContainerDir::path).collect();
         assert_eq!(paths, [own.path(), theirs.path()]);
+        let member = theirs.of_member(&"b".parse().unwrap());
+        member.create().unwrap();
+        let found = find(root.path(), member.id()).unwrap();
+        assert_eq!((found.path(), found.pod()), (member.path(), Some(theirs.path())));
+        assert_eq!(found.socket(), theirs.socket());
+        assert_eq!(list(root.path()).unwrap().last().unwrap().path(), member.path());
     }
 
     #[test]

@@ -10,8 +10,10 @@ use nix::sys::socket::{
     sockopt,
 };
 use pouch_vmm_api::control::ControlSocket;
+use serde::{Deserialize, Serialize};
 
 use super::protocol::{Answer, Request};
+use crate::container::ContainerDir;
 use crate::failure::Failure;
 
 /// The host process cannot be reached, or refuses the request.
@@ -43,6 +45,35 @@ impl ClientError {
             ClientError::Refused(failure) => failure.status,
             _ => 1,
         }
+    }
+}
+
+/// How the host process of a container is reached.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostAddress {
+    /// The socket of the process.
+    pub socket: PathBuf,
+    /// The container, if it is one of a pod.
+    pub member: Option<String>,
+}
+
+impl HostAddress {
+    /// That of the container with this directory.
+    pub fn of(dir: &ContainerDir) -> Self {
+        HostAddress { socket: dir.socket(), member: dir.pod().map(|_| dir.id().to_string()) }
+    }
+
+    /// Connects, for requests that concern the container.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] if no process listens; [`ClientError::Refused`] if the pod has no such container.
+    pub fn connect(&self) -> Result<HostClient, ClientError> {
+        let host = HostClient::connect(&self.socket)?;
+        if let Some(id) = &self.member {
+            host.ask(&Request::Container(id.clone()))?;
+        }
+        Ok(host)
     }
 }
 

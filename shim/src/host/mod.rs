@@ -8,6 +8,7 @@ pub mod client;
 pub mod create;
 pub mod delete;
 pub mod ending;
+pub mod forward;
 pub mod launch;
 pub mod lifecycle;
 pub mod pod;

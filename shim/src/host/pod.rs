@@ -15,8 +15,6 @@ use crate::failure::Failure;
 use crate::sandbox::Sandbox;
 use crate::streams::{Ends, OutputRelay, STALL, start_relays};
 
-/// The directory of the containers' states, in that of the pod's.
-pub const CONTAINERS: &str = "containers";
 /// Bytes of the longest specification, which the agent refuses anyway.
 const MAX_DOCUMENT: u64 = 2 << 20;
 
@@ -92,7 +90,7 @@ impl Members {
             Ends::Streams { stdin, stdout, stderr }
         };
         let id = request.state.id.parse().map_err(Failure::of)?;
-        let dir = ContainerDir::new(&self.dir.path().join(CONTAINERS), &id);
+        let dir = self.dir.of_member(&id);
         dir.create().map_err(Failure::of)?;
         let made = self.make_in_guest(&dir, request, document, ends);
         if made.is_err() {

@@ -5,16 +5,15 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::thread;
 
 use nix::sched::CloneFlags;
 use pouch_vmm_api::inherited::Inherited;
 use serde::{Deserialize, Serialize};
 
 use super::child::{self, ChildStreams};
-use super::client::HostClient;
+use super::client::{HostAddress, HostClient};
+use super::forward;
 use super::protocol::{Answer, Report, Request};
 use crate::cgroup::Cgroup;
 use crate::failure::Failure;
@@ -29,10 +28,8 @@ const KILLED: i32 = 137;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProxyTask {
-    /// The socket of the pod's host process.
-    pub socket: PathBuf,
-    /// The container's ID.
-    pub container: String,
+    /// The container.
+    pub address: HostAddress,
     /// The cgroup of the pod.
     pub cgroup: Option<Cgroup>,
     /// Where the namespaces of the pod are: the PID of its host process.
@@ -48,7 +45,8 @@ pub fn start(task: &ProxyTask) -> Result<Child, Failure> {
     let failed = |error: io::Error| {
         Failure::new(format!("the host proxy process of the container could not be started: {error}"))
     };
-    let (mut child, report) = child::start(COMMAND, Some(&task.container), task, streams).map_err(failed)?;
+    let (mut child, report) =
+        child::start(COMMAND, task.address.member.as_deref(), task, streams).map_err(failed)?;
     let failure = match report {
         Some(Report::Created) => return Ok(child),
         Some(Report::Failed(failure)) => failure,
@@ -88,27 +86,8 @@ fn attach(task: &ProxyTask) -> Result<HostClient, Failure> {
     let joined = std::fs::File::open(&namespace)
         .and_then(|file| Ok(nix::sched::setns(file, CloneFlags::CLONE_NEWNET)?));
     joined.map_err(|error| Failure::new(format!("{namespace} could not be joined: {error}")))?;
-    let client = HostClient::connect(&task.socket).map_err(Failure::of)?;
-    client.ask(&Request::Container(task.container.clone())).map_err(Failure::of)?;
+    let client = task.address.connect().map_err(Failure::of)?;
     client.ask(&Request::Attend).map_err(Failure::of)?;
-    forward_signals(task.socket.clone(), task.container.clone()).map_err(Failure::of)?;
+    forward::signals(task.address.clone(), None, None).map_err(Failure::of)?;
     Ok(client)
-}
-
-/// Passes signals on to the container's process.
-fn forward_signals(socket: PathBuf, container: String) -> io::Result<()> {
-    let send = move |signal: u32| {
-        let client = HostClient::connect(&socket)?;
-        client.ask(&Request::Container(container.clone()))?;
-        client.ask(&Request::Signal { exec_id: None, signal, all: false })
-    };
-    thread::Builder::new().name("signals".to_owned()).stack_size(128 * 1024).spawn(move || {
-        while let Some(signal) = signals::next() {
-            // The process may have ended. It has no terminal here whose size could change.
-            if signal != nix::sys::signal::Signal::SIGWINCH {
-                let _ = send(signal as u32);
-            }
-        }
-    })?;
-    Ok(())
 }

@@ -18,6 +18,7 @@ use super::protocol::{Answer, Counters, ExecRequest, Process, Request};
 use super::run::Event;
 use crate::container::Container;
 use crate::container::running::ExecOptions;
+use crate::container::state::HostProcess;
 use crate::failure::Failure;
 use crate::network::netlink::Netlink;
 use crate::network::{WireError, loopback, watch};
@@ -150,7 +151,10 @@ impl Connection {
             Request::Create(request) => pod.create(*request, fds)?,
             Request::Attend if !sandbox => {
                 self.attends = true;
-                self.container.set_proxy(peer(self.socket.as_fd()));
+                let pid = peer(self.socket.as_fd());
+                self.container.set_proxy(pid);
+                let process = pid.and_then(HostProcess::find);
+                self.container.update_state(|state| state.host = process).map_err(Failure::of)?;
             }
             Request::Remove => {
                 pod.remove(self.container.id())?;

@@ -20,11 +20,10 @@ use crate::container::hooks::{self, Point};
 use crate::container::pod_spec::Neighbors;
 use crate::container::{ContainerDir, ContainerId, IdError};
 use crate::host::child::ChildStreams;
-use crate::host::client::{ClientError, HostClient};
+use crate::host::client::{ClientError, HostAddress, HostClient};
 use crate::host::delete::{self, DeleteError};
 use crate::host::ending::{Ending, Exit};
 use crate::host::lifecycle::{self, LifecycleError};
-use crate::host::pod::CONTAINERS;
 use crate::host::protocol::{Answer, Launch, Request};
 use crate::logging::Log;
 use crate::streams::Ends;
@@ -268,10 +267,7 @@ impl TaskContainer {
     /// # Errors
     /// [`ClientError`] if it is gone.
     pub fn connect(&self) -> Result<HostClient, ClientError> {
-        let Some(sandbox) = self.sandbox() else { return HostClient::connect(&self.dir.socket()) };
-        let host = HostClient::connect(&sandbox.dir.socket())?;
-        host.ask(&Request::Container(self.dir.id().to_string()))?;
-        Ok(host)
+        HostAddress::of(&self.dir).connect()
     }
 
     /// Asks the host process.
@@ -341,7 +337,7 @@ fn join(
 ) -> Result<Made, CreateError> {
     let pod = sandbox.pod().ok_or_else(|| CreateError::NoPod(sandbox.dir.id().to_string()))?;
     let (membership, child) = Membership::join(pod, &sandbox.dir, id.as_str(), bundle, ends, neighbors)?;
-    let dir = ContainerDir::new(&sandbox.dir.path().join(CONTAINERS), id);
+    let dir = sandbox.dir.of_member(id);
     let role = Role::Member { sandbox: sandbox.clone(), membership };
     Ok(Made { dir, role, child })
 }

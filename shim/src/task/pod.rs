@@ -19,8 +19,7 @@ use crate::container::{
     Bundle, BundleError, ContainerDir, ContainerId, State, StateError, Status, mount_points,
 };
 use crate::failure::Failure;
-use crate::host::client::{ClientError, HostClient};
-use crate::host::pod::CONTAINERS;
+use crate::host::client::{ClientError, HostAddress, HostClient};
 use crate::host::protocol::{CreateRequest, Request};
 use crate::host::proxy::{self, ProxyTask};
 use crate::logging::rfc3339;
@@ -195,7 +194,7 @@ impl Membership {
         for point in hooks::OF_CREATE {
             hooks::run(point, &state)?;
         }
-        let scratch = sandbox.path().join(format!("{CONTAINERS}-{slot}"));
+        let scratch = sandbox.path().join(format!("joining-{slot}"));
         pod.mounts.add(&target(slot), &scratch, &guest.shared)?;
         let document = document_file(&guest.document()?)?;
         let (terminal, null) = (ends.is_terminal(), ends.null());
@@ -211,8 +210,7 @@ impl Membership {
         let host = HostClient::connect(&sandbox.socket())?;
         host.ask_with(&request, &fds)?;
         let task = ProxyTask {
-            socket: sandbox.socket(),
-            container: id.to_owned(),
+            address: HostAddress { socket: sandbox.socket(), member: Some(id.to_owned()) },
             cgroup: of_pod.cgroup,
             host: of_pod.host.as_ref().map_or(0, |host| host.pid),
         };
@@ -247,7 +245,7 @@ pub fn remove(sandbox: &ContainerDir, id: &ContainerId) {
     if let Err(error) = ask() {
         log::warn!("container {id} was not removed from its pod: {}", pouch_errors::chain(&error));
     }
-    let _ = ContainerDir::new(&sandbox.path().join(CONTAINERS), id).remove();
+    let _ = sandbox.of_member(id).remove();
 }
 
 /// A slot's directory in the VMM's mount namespace.

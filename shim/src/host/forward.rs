@@ -3,23 +3,22 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::thread;
 
 use nix::sys::signal::Signal;
 
-use crate::host::client::HostClient;
-use crate::host::protocol::Request;
+use super::client::HostAddress;
+use super::protocol::Request;
 use crate::streams::signals;
 use crate::streams::terminal;
 
 /// Passes signals, which must be blocked, and changes of the size of the terminal `console` on to the process
-/// `exec_id`, or to the container's own, through the host process that listens at `socket`. Both end with this
+/// `exec_id`, or to the container's own, through the host process at `address`. Both end with this
 /// process.
 ///
 /// # Errors
 /// If a thread cannot be started.
-pub fn signals(socket: PathBuf, exec_id: Option<String>, console: Option<File>) -> io::Result<()> {
+pub fn signals(address: HostAddress, exec_id: Option<String>, console: Option<File>) -> io::Result<()> {
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         while let Some(signal) = signals::next() {
             let exec_id = exec_id.clone();
@@ -32,7 +31,7 @@ pub fn signals(socket: PathBuf, exec_id: Option<String>, console: Option<File>) 
                 Request::Signal { exec_id, signal: signal as u32, all: false }
             };
             // The process may be ending.
-            if let Ok(host) = HostClient::connect(&socket) {
+            if let Ok(host) = address.connect() {
                 let _ = host.ask(&request);
             }
         }
