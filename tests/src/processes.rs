@@ -82,6 +82,25 @@ pub fn pss_kib(pid: i32) -> u64 {
     field_kib(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
 }
 
+/// KiB of memory that a process has for itself (its part of shared pages counts), and of the guest's memory and root that it
+/// maps.
+pub fn own_and_guest_kib(pid: i32) -> (u64, u64) {
+    let (mut own, mut guest, mut is_guest) = (0, 0, false);
+    for line in fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default().lines() {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next().and_then(|word| word.parse::<u64>().ok())) {
+            (Some("Rss:"), Some(kib)) if is_guest => guest += kib,
+            (Some("Pss:"), Some(kib)) if !is_guest => own += kib,
+            (Some(name), _) if !name.ends_with(':') => {
+                // The guest root is mapped from a mount of its own, where its path is "/".
+                is_guest = line.contains("pouch-vm-memory") || line.split_whitespace().nth(5) == Some("/");
+            }
+            _ => {}
+        }
+    }
+    (own, guest)
+}
+
 /// KiB of memory that are a process's alone, such as its heap.
 pub fn anonymous_kib(pid: i32) -> u64 {
     field_kib(&format!("/proc/{pid}/smaps_rollup"), "Pss_Anon:")

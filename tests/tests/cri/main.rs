@@ -20,8 +20,10 @@ macro_rules! tests {
     };
 }
 
+mod command_line;
 mod containers;
 mod faults;
+mod many;
 mod pods;
 mod streams;
 mod volumes;

@@ -8,10 +8,10 @@ tests! {
     a_process_with_streams, a_process_with_a_terminal, attached_to_a_container,
 }
 
-/// A server listens on localhost in the pod.
+/// As by `kubectl port-forward`.
 fn forwarded_ports(node: Node) {
     let pod = node.pod("ports").run();
-    let server = "while :; do echo answer | nc -l -s 127.0.0.1 -p 8080 >>/received; done";
+    let server = "while :; do echo answer | nc -l -p 8080 >>/received; done";
     let container = pod.container("server").sh(server).start();
     for round in ["one", "two"] {
         eventually("the server answers", || {
