@@ -141,8 +141,16 @@ tests:
 	@$(ALONE) cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 	@$(ALONE) cargo nextest run --workspace --locked --no-run --cargo-quiet
 
+# A program for the testbed.
+POD_BENCH := $(TREE)/usr/local/share/pouch-test/pod-bench
+
+$(POD_BENCH): FORCE | prerequisites
+	@tests/testbed/prerequisites --install $(TEST_PACKAGES)
+	@$(ALONE) cargo build --quiet --locked -p pouch-tests --bin pod-bench
+	@install -D -m 0755 $(TARGET)/$(TRIPLE)/debug/pod-bench $@
+
 .PHONY: bench
-bench: install-tree ## Compare start time, size and throughput with other runtimes; write target/bench.json and docs/performance.md
+bench: install-tree $(POD_BENCH) ## Compare start time, size and throughput with other runtimes; write target/bench.json and docs/performance.md
 	@tests/bench/run "$(TREE)/usr/local"
 
 # Where a tool of cargo is missing it is built, in the cache and not among the user's own programs.

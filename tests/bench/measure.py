@@ -19,6 +19,8 @@ import time
 
 SHARE = pathlib.Path("/usr/local/share/pouch-vm")
 VMM = "/usr/local/libexec/pouch-vm/pouch-vmm"
+POD_COUNTS = ("1", "10", "30")
+POD_BENCH = "/usr/local/share/pouch-test/pod-bench"
 WORK = pathlib.Path("/tmp/bench")
 ROUNDS = 5
 AGENT_PORT = 1024
@@ -328,6 +330,34 @@ def docker():
     return [figure(f"docker-run-true beside {peer}", ours, "ms", peer, one(peer)) for peer in RUNTIMES]
 
 
+# --- pods ---------------------------------------------------------------------------------------------------------
+
+def pods():
+    """Pods of containerd's CRI plugin: until the first container runs, a second one, and the end."""
+    if "POUCH_TESTBED" not in os.environ:
+        sys.exit("measure.py: the part `pods` mounts over /var/lib/cri-1.7 and needs the testbed's images: in a testbed only")
+    say("starting containerd with its CRI plugin, whose files are in memory")
+    folder = pathlib.Path("/var/lib/cri-1.7")
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+
+    def one(handler):
+        say(f"pods under {handler}")
+        output = subprocess.run([POD_BENCH, "time", handler, str(ROUNDS)], check=True, stdout=subprocess.PIPE).stdout
+        return {name: statistics.median(times) for name, times in json.loads(output).items()}
+
+    ours, theirs = one("pouch-vm"), one("runc")
+    names = {"first": "pod until its first container runs", "second": "second container of a pod", "end": "end of a pod"}
+    figures = [figure(text, ours[name], "ms", "runc", theirs[name]) for name, text in names.items()]
+    say("the memory of idle pods")
+    output = subprocess.run([POD_BENCH, "memory", *POD_COUNTS], check=True, stdout=subprocess.PIPE).stdout
+    for size in json.loads(output):
+        which = "one idle pod" if size["pods"] == 1 else f"each of {size['pods']} idle pods"
+        figures.append(figure(f"memory-host of {which}", size["processes"] / 1024, "MiB"))
+        figures.append(figure(f"memory-guest of {which}", size["guest"] / 1024, "MiB"))
+    return figures
+
+
 # --- network ------------------------------------------------------------------------------------------------------
 
 NETWORK_MIB = 32
@@ -459,8 +489,8 @@ def inner_clock(script):
     return f"a=$({stamp}); {script}; sync; b=$({stamp}); echo $(((b - a) / 1000000))"
 
 
-PARTS = {"boot": boot, "run": run, "memory": memory, "disk": disk, "stream": stream, "docker": docker, "network": network,
-         "files": files}
+PARTS = {"boot": boot, "run": run, "memory": memory, "disk": disk, "stream": stream, "docker": docker, "pods": pods,
+         "network": network, "files": files}
 
 
 def main(names):

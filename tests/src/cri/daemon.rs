@@ -10,12 +10,16 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, setsid};
 
 use super::Version;
+use crate::containerd::IMAGE;
 use crate::{Invocation, eventually, processes};
 
 /// Where CRI keeps its images and containers.
 const NAMESPACE: &str = "k8s.io";
 /// The image of a sandbox. Other runtimes run it; pouch-vm does not.
 const SANDBOX_IMAGE: &str = "docker.io/pouch-test/pause:latest";
+
+/// The images of the testbed.
+const LAYOUT: &str = "oci:/var/lib/pouch-test/oci";
 
 /// What differs between the daemons.
 struct Daemon {
@@ -157,33 +161,27 @@ fn start(daemon: &Daemon) {
     fs::write(daemon.run().join("pid"), child.id().to_string()).unwrap();
 }
 
-/// The image of the system's containerd that tests use, and one for sandboxes.
+/// The image that tests use, and one for sandboxes: the same, but with a process that does nothing.
 fn load_images(version: Version) {
-    let archive = tempfile::NamedTempFile::new().unwrap();
-    let path = archive.path().to_str().expect("it is ASCII");
-    Invocation::of("ctr", ["images", "export", path, "docker.io/pouch-test/busybox:latest"]).run().ok();
-    ctr(version, &["images", "import", path]).run().ok();
-    load_sandbox_image(version, path);
-}
-
-/// busybox, but with a process that does nothing.
-fn load_sandbox_image(version: Version, archive: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let layout = format!("{}:pause", folder.path().join("layout").display());
-    let out = folder.path().join("pause.tar");
-    let out = out.to_str().expect("it is ASCII");
+    let layout = format!("oci:{}:pause", folder.path().join("layout").display());
+    let archive = folder.path().join("image.tar");
+    let archive = archive.to_str().expect("it is ASCII");
     let skopeo = |from: &str, to: &str| {
         Invocation::of("skopeo", ["copy", "--quiet", from, to]).run().ok();
     };
-    skopeo(&format!("oci-archive:{archive}"), &format!("oci:{layout}"));
-    Invocation::of(
-        "umoci",
-        ["config", "--image", &layout, "--config.cmd", "sleep", "--config.cmd", "1000000"],
-    )
-    .run()
-    .ok();
-    skopeo(&format!("oci:{layout}"), &format!("oci-archive:{out}:{SANDBOX_IMAGE}"));
-    ctr(version, &["images", "import", out]).run().ok();
+    let import = |from: &str, name: &str| {
+        skopeo(from, &format!("oci-archive:{archive}:{name}"));
+        ctr(version, &["images", "import", archive]).run().ok();
+        fs::remove_file(archive).unwrap();
+    };
+    let source = format!("{LAYOUT}:{IMAGE}");
+    import(&source, IMAGE);
+    skopeo(&source, &layout);
+    let image = layout.trim_start_matches("oci:");
+    let command = ["--config.cmd", "sleep", "--config.cmd", "1000000"];
+    Invocation::of("umoci", [&["config", "--image", image], &command[..]].concat()).run().ok();
+    import(&layout, SANDBOX_IMAGE);
 }
 
 /// Ends the daemon; its containers go on.

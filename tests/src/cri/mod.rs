@@ -20,7 +20,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Response, Status};
 
 pub use container::{Container, ContainerBuilder, Ended, Executed, LogLine};
-pub use pod::{KeptPod, Namespace, Pod, PodBuilder};
+pub use pod::{KeptPod, Namespace, Pod, PodBuilder, memory_kib};
 pub use stream::{Channel as StreamChannel, Stream};
 
 use crate::HANG;

@@ -13,7 +13,7 @@ use k8s_cri::v1::{
 use tonic::Status;
 
 use super::{ContainerBuilder, Node, Stream, address};
-use crate::{bundle, has_vm};
+use crate::{bundle, has_vm, processes};
 
 /// The cgroup of all pods, which the kubelet makes.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -50,6 +50,12 @@ impl<'a> PodBuilder<'a> {
             ..Default::default()
         };
         PodBuilder { node, config, handler: if has_vm() { "pouch-vm" } else { "runc" }.to_owned() }
+    }
+
+    /// Takes another runtime than the one that is tested, by the name of its handler.
+    pub fn handler(mut self, name: &str) -> Self {
+        self.handler = name.to_owned();
+        self
     }
 
     /// Changes its configuration in another way than those below.
@@ -251,6 +257,13 @@ impl<'a> Pod<'a> {
         Stream::to_port(&url)
     }
 
+    /// Its processes on the host: the shim, and what that started.
+    #[track_caller]
+    pub fn processes(&self) -> Vec<i32> {
+        let shim = processes::find(self.pid()).expect("it runs").parent;
+        [vec![shim], processes::descendants(shim)].concat()
+    }
+
     /// The use of resources that CRI tells of it.
     #[track_caller]
     pub fn stats(&self) -> PodSandboxStats {
@@ -296,4 +309,12 @@ impl Drop for Pod<'_> {
         let _ = self.try_stop();
         let _ = self.try_remove();
     }
+}
+
+/// KiB of memory for each of these pods: of their processes on the host, and of guest memory and guest root.
+#[track_caller]
+pub fn memory_kib(pods: &[Pod<'_>]) -> (u64, u64) {
+    let all = pods.iter().flat_map(Pod::processes).map(processes::own_and_guest_kib);
+    let (own, guest) = all.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
+    (own / pods.len() as u64, guest / pods.len() as u64)
 }
