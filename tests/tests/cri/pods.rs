@@ -3,44 +3,53 @@
 use std::io::Read;
 use std::net::TcpStream;
 
-use pouch_tests::cri::{Namespace, Node};
+use k8s_cri::v1::{LinuxContainerResources, NamespaceOption};
+use pouch_tests::cri::{Container, Namespace, Node, StreamChannel};
 use pouch_tests::{eventually, vm_only};
 
 tests! {
-    both: a_pod_of_two, names_and_settings;
+    both: a_pod_with_everything, names_and_settings;
     shared_process_namespace, a_container_that_looks_at_another, namespaces_of_the_host, a_pod_ends_with_its_containers,
     size_of_the_vm,
 }
 
-/// An init container, two that share localhost, memory and a volume, their logs, and one that is started again.
-fn a_pod_of_two(node: Node) {
-    let pod = node.pod("two").run();
+/// An init container, a sidecar, and two containers that share localhost, memory, message queues and a volume. The logs
+/// are followed, a port is forwarded, one container is resized, and then started again.
+fn a_pod_with_everything(node: Node) {
+    let pod = node.pod("all").run();
     let volume = pod.volume("data");
     let init = pod.container("init").mount(&volume, "/data").sh("echo prepared >/data/state").run();
     assert_eq!(init.status, 0, "{init:?}");
-    let server = "until cat /data/state; do sleep 0.1; done; echo shared >/dev/shm/word; \
+    let sidecar = pod.container("sidecar").mount(&volume, "/data").sh("tail -f /data/state").start();
+    let server = "cat /data/state; echo shared >/dev/shm/word; touch /dev/mqueue/queue; \
                   while :; do echo hello | nc -l -p 7000; done";
-    let server = pod.container("server").mount(&volume, "/data").sh(server).start();
-    let client = pod.container("client").mount(&volume, "/data");
-    let script = "until nc 127.0.0.1 7000 </dev/null | grep hello; do sleep 0.2; done; cat /dev/shm/word; echo no >&2; exit 3";
-    let ended = client.sh(script).run();
-    assert_eq!(
-        (ended.status, ended.stdout.as_str(), ended.stderr.as_str()),
-        (3, "hello\nshared", "no"),
-        "{ended:?}"
-    );
-    assert_eq!(ended.reason, "Error");
-    eventually("its log is there", || server.log().iter().any(|line| line.text == "prepared"));
+    let server = pod.container("server").mount(&volume, "/data").memory(64).sh(server).start();
+    let client = "until nc 127.0.0.1 7000 </dev/null | grep hello; do sleep 0.2; done; \
+                  cat /dev/shm/word; ls /dev/mqueue; echo seen >>/data/state; echo no >&2; exit 3";
+    let ended = pod.container("client").mount(&volume, "/data").sh(client).run();
+    assert_eq!((ended.status, ended.reason.as_str(), ended.stderr.as_str()), (3, "Error", "no"), "{ended:?}");
+    assert_eq!(ended.stdout, "hello\nshared\nqueue");
+    let lines =
+        |container: &Container<'_>| container.log().into_iter().map(|line| line.text).collect::<Vec<_>>();
+    eventually("the sidecar follows", || lines(&sidecar) == ["prepared", "seen"]);
+    assert_eq!(lines(&server), ["prepared"]);
     let executed = server.sh("echo out; echo err >&2; exit 9");
     assert_eq!((executed.status, executed.stdout.as_str(), executed.stderr.as_str()), (9, "out", "err"));
+    eventually("the port is forwarded", || {
+        let mut stream = pod.forward(7000);
+        stream.await_end();
+        stream.text(StreamChannel::Input) == "hello\n"
+    });
+    server.update(LinuxContainerResources { memory_limit_in_bytes: 96 << 20, ..Default::default() }).unwrap();
+    assert_eq!(server.exec("cat /sys/fs/cgroup/memory.max"), (96 << 20).to_string());
     server.try_stop(1).unwrap();
     assert_eq!(server.status().exit_code, 137, "it does not end by SIGTERM");
     server.remove();
     let again = pod.container("server").attempt(1).mount(&volume, "/data").start();
-    assert_eq!(again.exec("cat /data/state /dev/shm/word"), "prepared\nshared");
+    assert_eq!(again.exec("cat /data/state /dev/shm/word"), "prepared\nseen\nshared");
     again.try_stop(20).unwrap();
     assert_eq!(again.status().exit_code, 7);
-    assert!(pod.is_ready(), "the pod does not end with its containers");
+    assert!(pod.is_ready() && sidecar.runs(), "the pod does not end with a container");
     let id = pod.id.clone();
     pod.remove();
     assert!(!node.lists(&id));
@@ -105,11 +114,7 @@ fn a_container_that_looks_at_another(node: Node) {
 fn namespaces_of_the_host(node: Node) {
     vm_only!();
     for (name, choose) in [
-        (
-            "network",
-            (|namespaces| namespaces.network = Namespace::Node as i32)
-                as fn(&mut k8s_cri::v1::NamespaceOption),
-        ),
+        ("network", (|namespaces| namespaces.network = Namespace::Node as i32) as fn(&mut NamespaceOption)),
         ("PID", |namespaces| namespaces.pid = Namespace::Node as i32),
         ("IPC", |namespaces| namespaces.ipc = Namespace::Node as i32),
     ] {
@@ -136,7 +141,7 @@ fn a_pod_ends_with_its_containers(node: Node) {
 /// The VM has what the limits of all containers add up to.
 fn size_of_the_vm(node: Node) {
     vm_only!();
-    let resources = k8s_cri::v1::LinuxContainerResources {
+    let resources = LinuxContainerResources {
         memory_limit_in_bytes: 1500 << 20,
         cpu_period: 100_000,
         cpu_quota: 100_000,
