@@ -15,6 +15,9 @@ use crate::streams::{StreamTable, TokenError};
 /// How long a connection may take: a server whose queue is full does not answer.
 const CONNECT_TIME: Duration = Duration::from_secs(30);
 
+/// How long the host may take to connect the stream.
+const STREAM_TIME: Duration = Duration::from_secs(30);
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
@@ -47,7 +50,9 @@ pub async fn connect(streams: StreamTable, request: ConnectPortRequest) -> Resul
     let mut claim = streams.claim("token", request.token)?;
     let mut server = connect_to(port).await.map_err(|error| PortError::Connect(port, error))?;
     tokio::spawn(async move {
-        if let Some(mut connection) = claim.connection().await {
+        // The host may fail after this request.
+        let connection = tokio::time::timeout(STREAM_TIME, claim.connection()).await;
+        if let Ok(Some(mut connection)) = connection {
             // Either side may end it at any time.
             let _ = copy_bidirectional(&mut connection, &mut server).await;
         }

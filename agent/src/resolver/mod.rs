@@ -54,7 +54,7 @@ pub async fn forward(streams: StreamTable, request: ForwardResolverRequest) -> R
         let problem = format!("{:?} is not an IPv4 loopback address", request.address);
         RequestError::new("resolver.address", problem)
     })?;
-    let mut claim = streams.claim("resolver_token", request.token)?;
+    let mut claim = streams.claim("token", request.token)?;
     let (udp, tcp) = listen(address).await.map_err(|error| ResolverError::Listen(address, error))?;
     let port = udp.local_addr().map_err(|error| ResolverError::Listen(address, error))?.port();
     detour::lay(address, port)?;

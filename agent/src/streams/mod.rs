@@ -37,10 +37,10 @@ pub type Connection = Box<dyn Duplex>;
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// Another process has it already.
-    #[error("stdio.{0}: the token is in use already")]
+    #[error("{0}: the token is in use already")]
     InUse(&'static str),
     /// The table is full.
-    #[error("stdio.{0}: {EXPECTED_MAX} streams already wait for a connection")]
+    #[error("{0}: {EXPECTED_MAX} streams already wait for a connection")]
     TooMany(&'static str),
 }
 

@@ -78,14 +78,14 @@ pub fn prepare(
     if request.terminal {
         let claim = match request.terminal_token {
             0 => None,
-            token => Some(table.claim("terminal_token", token)?),
+            token => Some(table.claim("stdio.terminal_token", token)?),
         };
         let ends = ProcessEnds { stdin: null(true)?, stdout: null(false)?, stderr: null(false)? };
         return Ok((PreparedStdio { streams: Streams::Terminal(claim), rows, columns }, ends));
     }
     let (stdin, stdin_end) = input(table, request.stdin_token, owner)?;
-    let (stdout, stdout_end) = output(table, "stdout_token", request.stdout_token, owner)?;
-    let (stderr, stderr_end) = output(table, "stderr_token", request.stderr_token, owner)?;
+    let (stdout, stdout_end) = output(table, "stdio.stdout_token", request.stdout_token, owner)?;
+    let (stderr, stderr_end) = output(table, "stdio.stderr_token", request.stderr_token, owner)?;
     let ends = ProcessEnds { stdin: stdin_end, stdout: stdout_end, stderr: stderr_end };
     Ok((PreparedStdio { streams: Streams::Pipes { stdin, stdout, stderr }, rows, columns }, ends))
 }
@@ -136,7 +136,7 @@ fn input(
     if token == 0 {
         return Ok((None, null(true)?));
     }
-    let claim = table.claim("stdin_token", token)?;
+    let claim = table.claim("stdio.stdin_token", token)?;
     let (theirs, ours) = new_pipe(owner, |ends| &ends.1)?;
     let sender = pipe::Sender::from_owned_fd_unchecked(ours);
     Ok((Some((sender.map_err(|error| StdioError::System("stdin", error))?, claim)), theirs))
