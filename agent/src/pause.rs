@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -20,7 +19,8 @@ use nix::unistd::{ForkResult, Gid, Uid, chdir, fork, pivot_root, setgid, setgrou
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 
-use crate::process::{ProcessTable, open_pidfd};
+use crate::container::launch;
+use crate::process::{ProcessTable, open_pidfd, send_signal};
 
 /// The name (`argv[0]`) that the agent starts it with.
 pub const NAME: &str = "pouch-pause";
@@ -31,9 +31,9 @@ const START_TIME: Duration = Duration::from_secs(60);
 
 /// A running one, as the agent knows it.
 pub struct Pause {
-    pid: i32,
-    /// Keeps the PID from being used again.
-    _handle: OwnedFd,
+    handle: OwnedFd,
+    /// The PID namespace whose first process it is.
+    pub namespace: File,
 }
 
 impl Pause {
@@ -52,21 +52,29 @@ impl Pause {
             .stderr(Stdio::null())
             .spawn()?;
         // The reaper waits for it; `Child` does not on drop.
-        let ended = table.add_runner(child.id() as i32);
+        let starter = child.id() as i32;
+        let ended = table.add_runner(starter);
         let reader = OwnedFd::from(reader);
         crate::streams::stdio::set_nonblocking(&reader)?;
         let mut line = String::new();
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd_unchecked(reader)?);
-        let read = tokio::time::timeout(START_TIME, lines.read_line(&mut line)).await;
-        read.map_err(|_| io::ErrorKind::TimedOut)??;
+        let Ok(read) = tokio::time::timeout(START_TIME, lines.read_line(&mut line)).await else {
+            launch::abandon(starter);
+            return Err(io::ErrorKind::TimedOut.into());
+        };
+        read?;
         let _ = tokio::time::timeout(START_TIME, ended).await;
-        let pid = line.trim().parse().map_err(|_| io::Error::other(line.trim().to_owned()))?;
-        Ok(Pause { pid, _handle: open_pidfd(pid)? })
+        let pid: i32 = line.trim().parse().map_err(|_| io::Error::other(line.trim().to_owned()))?;
+        let handle = open_pidfd(pid)?;
+        let namespace = File::open(format!("/proc/{pid}/ns/pid"))?;
+        let pause = Pause { handle, namespace };
+        // If it lives, the file is that of this process, and not of a later one with its PID.
+        if pause.lives() { Ok(pause) } else { Err(io::ErrorKind::BrokenPipe.into()) }
     }
 
-    /// The PID namespace whose first process it is.
-    pub fn namespace(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/ns/pid", self.pid))
+    /// Whether it lives. A container with the right to reboot can end it (reboot(2)).
+    pub fn lives(&self) -> bool {
+        send_signal(&self.handle, 0).is_ok()
     }
 }
 

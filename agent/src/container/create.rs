@@ -98,7 +98,7 @@ pub async fn create(runtime: &Arc<Runtime>, request: CreateContainerRequest) -> 
     let mut spec = spec::parse(&request.spec)?;
     spec::check(&spec)?;
     spec::settle_devices(&mut spec)?;
-    let shares_pids = pid_namespace::join(runtime, &mut spec, &request).await?;
+    let pids = pid_namespace::join(runtime, &mut spec, &request).await?;
     let reservation = runtime.containers.reserve(id)?;
     let paths = Paths::of(id);
     let cgroup = Cgroup::of(&paths.name);
@@ -109,10 +109,9 @@ pub async fn create(runtime: &Arc<Runtime>, request: CreateContainerRequest) -> 
         stdio::prepare(&request.stdio, &runtime.streams, stream_owner(&adapted.process, &adapted.for_exec))?;
 
     storage::mount_all(&runtime.storages, id, request.storages).await?;
-    let made = make(runtime, id, &paths, &cgroup, adapted, prepared, ends).await;
+    let made = make(runtime, id, &paths, &cgroup, adapted, prepared, ends, pids.is_some()).await;
     match made {
-        Ok(mut container) => {
-            container.shares_pids = shares_pids;
+        Ok(container) => {
             let container = Arc::new(container);
             let pid = container.init.pid;
             runtime.events.watch(id, &cgroup.directory().join("memory.events"));
@@ -146,6 +145,7 @@ async fn make(
     adapted: Adapted,
     mut prepared: PreparedStdio,
     ends: ProcessEnds,
+    shares_pids: bool,
 ) -> Result<Container, CreateError> {
     let Adapted {
         spec,
@@ -185,7 +185,7 @@ async fn make(
         console_socket: prepared.is_terminal().then(|| bundle.join("console.sock")),
         process,
         seccomp: for_exec.seccomp.clone(),
-        task: Task::Create { loopback: own_network, readonly_paths },
+        task: Task::Create { loopback: own_network, readonly_paths, hidden: shares_pids },
     };
     let starting = runtime.processes.starting();
     let launched = launch::launch(&runtime.processes, &job, &bundle.join("job.json"), ends).await?;
@@ -205,8 +205,9 @@ async fn make(
         .map_err(|error| CreateError::System("its process", error))?;
     let init = Arc::new(init);
     let bound = refresh::sources(&spec);
-    let container =
+    let mut container =
         Container::new(id, paths.clone(), init.clone(), for_exec, bound, devices, launched.report);
+    container.shares_pids = shares_pids;
     runtime.adopt(init);
     drop(starting);
     Ok(container)

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use pouch_protocol::agent::command_error::Kind;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
 use ttrpc::proto::Code;
@@ -26,6 +26,8 @@ use crate::streams::stdio::ProcessEnds;
 const RUNNER_TIME: Duration = Duration::from_secs(120);
 /// How long the terminal may take once the runner is done.
 const CONSOLE_TIME: Duration = Duration::from_secs(10);
+/// Bytes of the longest report.
+const LINE_MAX: u64 = 64 * 1024;
 /// How many details of a failure are reported.
 const DETAILS_MAX: usize = 8;
 
@@ -89,8 +91,9 @@ impl Report {
         let mut line = Vec::new();
         loop {
             line.clear();
-            match self.0.read_until(b'\n', &mut line).await {
-                Ok(1..) => {}
+            // The process that writes may be the container's in all but name.
+            match (&mut self.0).take(LINE_MAX).read_until(b'\n', &mut line).await {
+                Ok(1..) if line.ends_with(b"\n") => {}
                 _ => return None,
             }
             if let Some(message) = decode(&line) {
@@ -108,8 +111,8 @@ impl Report {
                 Message::NotFound(text) => return Err(LaunchError::NotFound(text)),
                 Message::NotExecutable(text) => return Err(LaunchError::NotExecutable(text)),
                 Message::Failed(text) => return Err(LaunchError::Failed(text)),
-                Message::Detail(text) => details.push(text),
-                Message::Done { .. } => {}
+                Message::Detail(text) if details.len() < DETAILS_MAX => details.push(text),
+                Message::Detail(_) | Message::Done { .. } => {}
             }
         }
         if details.is_empty() { Ok(()) } else { Err(failure(details, None)) }

@@ -51,8 +51,7 @@ fn command(arguments: &[u8], name: &str) -> String {
 pub fn signal_all(container: &Container, signal: u32) -> Result<(), SignalError> {
     check_signal(signal)?;
     if signal == libc::SIGKILL as u32 {
-        let kill = container.cgroup.directory().join("cgroup.kill");
-        return fs::write(kill, "1").map_err(SignalError::Refused);
+        return container.cgroup.kill().map_err(|error| SignalError::Refused(std::io::Error::other(error)));
     }
     for pid in container.cgroup.processes() {
         let Ok(handle) = open_pidfd(pid) else { continue };

@@ -35,7 +35,7 @@ pub struct Runtime {
     /// Settings of specifications that wait for their interface.
     pub interface_settings: InterfaceSettings,
     /// The first process of the PID namespace that containers share, once there is one.
-    pub pause: tokio::sync::Mutex<Option<Pause>>,
+    pub pause: tokio::sync::Mutex<Option<Arc<Pause>>>,
 }
 
 impl Runtime {
@@ -69,7 +69,8 @@ impl Runtime {
         });
     }
 
-    /// Ends the rest of a container whose first process has ended, where the kernel does not.
+    /// Kills the rest of a container's processes if its first process has ended. In a PID namespace of its own the
+    /// kernel has done so.
     fn end_others(&self, process: &Process) {
         let Ok(container) = self.containers.get(&process.container_id) else { return };
         if container.shares_pids

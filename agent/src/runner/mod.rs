@@ -64,6 +64,8 @@ pub enum Task {
         loopback: bool,
         /// What the container cannot write.
         readonly_paths: Vec<String>,
+        /// Other containers see the process, and must not access it while it holds resources of the guest.
+        hidden: bool,
     },
     /// Start a further process.
     Exec(enter::Target),
@@ -121,10 +123,15 @@ fn run(file: &Path, reporter: Reporter) -> Result<i32, RunnerError> {
         return Err(RunnerError::Container(LibcontainerError::OtherIO(error)));
     }
     let program = Program { process: job.process, seccomp: job.seccomp };
-    let (loopback, readonly_paths) = match job.task {
+    let (loopback, readonly_paths, hidden) = match job.task {
         Task::Exec(target) => return enter::run(&target, program, job.console_socket, reporter),
-        Task::Create { loopback, readonly_paths } => (loopback, readonly_paths),
+        Task::Create { loopback, readonly_paths, hidden } => (loopback, readonly_paths, hidden),
     };
+    if hidden {
+        // Until the container's program is executed (prctl(2), PR_SET_DUMPABLE).
+        nix::sys::prctl::set_dumpable(false)
+            .map_err(|error| RunnerError::Enter("this process", error.into()))?;
+    }
     let limits = program.process.rlimits().clone().unwrap_or_default();
     ids::provide(&job.bundle).map_err(RunnerError::Ids)?;
     let container = ContainerBuilder::new(job.name, SyscallType::default())
