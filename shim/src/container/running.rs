@@ -253,6 +253,10 @@ impl Container {
         let split = resources::split(&resources, self.sandbox.size);
         let guest = serde_json::to_vec(&split.guest).map_err(Failure::of)?;
         let _turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.dir.pod().is_some() {
+            // The cgroup on the host is that of the whole pod, which the engine limits.
+            return Ok(self.sandbox.agent.update(self.id(), guest)?);
+        }
         let cgroup = &self.sandbox.cgroup;
         let before = cgroup.settings(&split.host);
         // The guest is updated second, because the host's cgroup can be restored and the guest's cannot.

@@ -4,7 +4,7 @@ use std::fs;
 
 use k8s_cri::v1::LinuxContainerResources;
 use pouch_tests::cri::Node;
-use pouch_tests::eventually;
+use pouch_tests::{eventually, has_vm};
 
 tests! {
     both: exec_with_a_timeout, out_of_memory;
@@ -54,6 +54,8 @@ fn statistics(node: Node) {
 fn limits_that_change(node: Node) {
     let pod = node.pod("resized").run();
     let container = pod.container("one").memory(64).start();
+    let of_host = || fs::read_to_string(pod.cgroup().join(&pod.id).join("cpu.max")).unwrap();
+    let before = of_host();
     assert_eq!(container.exec("cat /sys/fs/cgroup/memory.max"), (64 << 20).to_string());
     let resources = LinuxContainerResources {
         memory_limit_in_bytes: 96 << 20,
@@ -66,6 +68,7 @@ fn limits_that_change(node: Node) {
         container.exec("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max"),
         format!("{}\n50000 100000", 96 << 20)
     );
+    assert!(!has_vm() || of_host() == before, "the limits of the pod are not those of a container");
 }
 
 /// What a pod's security context asks for, and what every container has.
