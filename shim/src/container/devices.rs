@@ -1,5 +1,5 @@
-//! Devices of the host that a specification names. Most are refused by the agent, because the guest does not have them.
-//! A loop device the guest does have, under the same number, but with other content.
+//! Devices of the host that a specification names. The agent refuses those that the guest does not have. The guest has
+//! loop devices with the same numbers as the host's, but their content is different, so they are checked here.
 
 use std::path::Path;
 
@@ -23,9 +23,11 @@ fn check_with(spec: &Spec, in_use: impl Fn(i64) -> bool) -> Result<(), Translate
     let Some(linux) = spec.linux() else { return Ok(()) };
     let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_ref());
     let every = rules.and_then(|rules| rules.last()).is_some_and(|rule| {
-        rule.allow()
-            && rule.major().is_none_or(|major| major < 0)
-            && rule.minor().is_none_or(|minor| minor < 0)
+        let all = |number: Option<i64>| number.is_none_or(|number| number < 0);
+        let kind = matches!(rule.typ(), None | Some(LinuxDeviceType::A));
+        let access =
+            rule.access().as_deref().is_none_or(|access| access.contains('r') && access.contains('w'));
+        rule.allow() && kind && access && all(rule.major()) && all(rule.minor())
     });
     if every {
         return Ok(());

@@ -304,12 +304,14 @@ impl Shim for Actions {
         let mut version = RuntimeVersion::new();
         version.version = env!("CARGO_PKG_VERSION").to_owned();
         info.version = Some(version).into();
+        let mut document = features::document();
+        // containerd asks for pods, which have no user namespaces yet.
+        if let Some(namespaces) = document["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|name| name != "user");
+        }
         // As Go's typeurl encodes a type that is not of protobuf.
-        let features = Any {
-            type_url: FEATURES.to_owned(),
-            value: features::document().to_string().into_bytes(),
-            ..Any::default()
-        };
+        let features =
+            Any { type_url: FEATURES.to_owned(), value: document.to_string().into_bytes(), ..Any::default() };
         info.features = Some(features).into();
         Ok(info)
     }
