@@ -82,8 +82,8 @@ pub fn pss_kib(pid: i32) -> u64 {
     field_kib(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
 }
 
-/// KiB of memory that a process has for itself (its part of shared pages counts), and of the guest's memory and root that it
-/// maps.
+/// KiB of memory that a process has for itself (its part of shared pages counts), and of the guest's memory and root
+/// that it maps.
 pub fn own_and_guest_kib(pid: i32) -> (u64, u64) {
     let (mut own, mut guest, mut is_guest) = (0, 0, false);
     for line in fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default().lines() {

@@ -14,12 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use super::create::refuse_descriptors;
 use super::exec_process::ProcessOptions;
-use super::{CliError, Global, Outcome, other, write_pid_file};
+use super::{CliError, Global, Outcome, forward, other, write_pid_file};
 use crate::container::Status;
 use crate::failure::Failure;
 use crate::host::child::{self as proxy, ChildStreams};
 use crate::host::client::{ClientError, HostAddress};
-use crate::host::forward;
 use crate::host::protocol::{Answer, ExecRequest, Report, Request};
 use crate::streams::terminal::RawTerminal;
 use crate::streams::{self, NullStreams, STALL, ends, signals, start_relays};

@@ -8,6 +8,7 @@ mod events;
 mod exec;
 mod exec_process;
 mod features;
+mod forward;
 mod internal;
 mod kill;
 mod list;
@@ -188,8 +189,7 @@ impl Global {
         find(&self.root, &id).map_err(other)
     }
 
-    /// The directory of a container that is created, started and removed by itself, and not with the requests of an
-    /// engine for a pod.
+    /// The directory of a container that the command line may start and remove: one that is not in a pod.
     fn own_dir(&self, id: &str) -> Result<ContainerDir, CliError> {
         let dir = self.dir(id)?;
         match dir.pod().and_then(std::path::Path::file_name) {

@@ -8,10 +8,9 @@ use std::process::Child;
 use clap::Args;
 
 use super::create::CreateOptions;
-use super::{CliError, Global, Outcome, delete, other, start};
+use super::{CliError, Global, Outcome, delete, forward, other, start};
 use crate::container::Bundle;
 use crate::host::client::HostAddress;
-use crate::host::forward;
 use crate::streams::signals;
 use crate::streams::terminal::RawTerminal;
 

@@ -29,10 +29,10 @@ pub const OCI_VERSION: &str = oci_version!();
 
 const STATE_FILE: &str = "state.json";
 /// The directory of containers that containerd's shim made, by namespace of containerd. No container has this name,
-/// The directories of a pod's containers, in that of the pod.
-const MEMBERS: &str = "containers";
 /// because an ID cannot start with a dot.
 const OF_CONTAINERD: &str = ".containerd";
+/// The directories of a pod's containers, in that of the pod.
+const MEMBERS: &str = "containers";
 
 /// The root of the states of a namespace of containerd, below the root of all states.
 pub fn root_of_containerd(root: &Path, namespace: &str) -> PathBuf {
@@ -105,6 +105,9 @@ pub struct State {
     pub status: Status,
     /// The sandbox host process.
     pub host: Option<HostProcess>,
+    /// The host proxy process, if the container is in a pod.
+    #[serde(default)]
+    pub proxy: Option<HostProcess>,
     /// The VMM's process.
     pub vmm: Option<HostProcess>,
     /// The bundle directory.
@@ -134,7 +137,7 @@ impl State {
     pub fn to_oci(&self) -> Value {
         let pid = match self.status {
             Status::Stopped => 0,
-            _ => self.host.map_or(0, |host| host.pid),
+            _ => self.proxy.or(self.host).map_or(0, |process| process.pid),
         };
         json!({
             "ociVersion": OCI_VERSION,
@@ -400,6 +403,7 @@ mod tests {
             id: "a".into(),
             status: Status::Running,
             host,
+            proxy: None,
             vmm: None,
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),

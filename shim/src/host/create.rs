@@ -242,6 +242,7 @@ fn initial_state(launch: &Launch, bundle: &Bundle, cgroup: Cgroup) -> State {
         id: launch.id.clone(),
         status: Status::Creating,
         host: i32::try_from(std::process::id()).ok().and_then(HostProcess::find),
+        proxy: None,
         vmm: None,
         bundle: bundle.path.clone(),
         rootfs: bundle.root_path(),

@@ -1,14 +1,14 @@
 //! The sandbox host process: it owns one VM, and handles the requests of the command line.
 //!
 //! [`launch`] starts it, [`run`] is its life, [`create`] its beginning, and [`delete`] removes what it leaves.
-//! Containers that join a pod have a [`proxy`] process each. [`server`] handles requests, which [`client`] sends and [`protocol`] defines. Front ends use [`lifecycle`].
+//! Containers that join a pod have a [`proxy`] process each. [`server`] handles requests, which [`client`] sends and
+//! [`protocol`] defines. Front ends use [`lifecycle`].
 
 pub mod child;
 pub mod client;
 pub mod create;
 pub mod delete;
 pub mod ending;
-pub mod forward;
 pub mod launch;
 pub mod lifecycle;
 pub mod pod;

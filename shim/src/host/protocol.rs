@@ -114,9 +114,9 @@ pub enum Request {
     },
     /// The following requests of this connection concern this container of a pod.
     Container(String),
-    /// Creates a container in a pod. Its specification in the guest's terms comes with it, as a file in memory, and then
-    /// the host's ends of its streams, without those that are /dev/null: of stdin, stdout and stderr, or of the input
-    /// and the output of a terminal.
+    /// Creates a container in a pod. Its specification in the guest's terms comes with it, as a file in memory, and
+    /// then the host's ends of its streams, without those that are /dev/null: of stdin, stdout and stderr, or of the
+    /// input and the output of a terminal.
     Create(Box<CreateRequest>),
     /// The client is the host proxy process of a pod's container, which is killed if the connection closes before its
     /// end.

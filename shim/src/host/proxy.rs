@@ -1,19 +1,23 @@
 //! The host proxy process of a pod's container: what has the container's PID on the host.
 //!
-//! It is in the cgroup and the network namespace of the pod, passes signals on to the container's process, and exits with
-//! its status. If it is killed, so is the container. It sees nothing of what the guest sends.
+//! It is in the cgroup and the network namespace of the pod, passes signals on to the container's process, and exits
+//! with its status. If it is killed, so is the container. It has no files, and sees nothing of what the guest sends.
 
 use std::io;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::process::{Child, Stdio};
+use std::thread;
 
-use nix::sched::CloneFlags;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use nix::unistd::{chdir, pivot_root};
 use pouch_vmm_api::inherited::Inherited;
 use serde::{Deserialize, Serialize};
 
 use super::child::{self, ChildStreams};
 use super::client::{HostAddress, HostClient};
-use super::forward;
 use super::protocol::{Answer, Report, Request};
 use crate::cgroup::Cgroup;
 use crate::failure::Failure;
@@ -32,7 +36,7 @@ pub struct ProxyTask {
     pub address: HostAddress,
     /// The cgroup of the pod.
     pub cgroup: Option<Cgroup>,
-    /// Where the namespaces of the pod are: the PID of its host process.
+    /// The PID of the sandbox host process, which is in the network namespace of the pod.
     pub host: i32,
 }
 
@@ -76,7 +80,7 @@ pub fn main(inherited: &mut Inherited, task_fd: RawFd, report_fd: RawFd) -> i32 
     }
 }
 
-/// Joins the pod on the host, and becomes the process that stands for the container.
+/// Joins the pod on the host, becomes the process that stands for the container, and gives up the host's files.
 fn attach(task: &ProxyTask) -> Result<HostClient, Failure> {
     signals::block();
     if let Some(cgroup) = &task.cgroup {
@@ -88,6 +92,39 @@ fn attach(task: &ProxyTask) -> Result<HostClient, Failure> {
     joined.map_err(|error| Failure::new(format!("{namespace} could not be joined: {error}")))?;
     let client = task.address.connect().map_err(Failure::of)?;
     client.ask(&Request::Attend).map_err(Failure::of)?;
-    forward::signals(task.address.clone(), None, None).map_err(Failure::of)?;
+    // Later it cannot be reached. A thread that is started before keeps the root.
+    let for_signals = task.address.connect().map_err(Failure::of)?;
+    let empty = task.address.socket.parent().unwrap_or(Path::new("/"));
+    empty_root(empty)
+        .map_err(|error| Failure::new(format!("the host's files could not be given up: {error}")))?;
+    forward_signals(for_signals).map_err(Failure::of)?;
     Ok(client)
+}
+
+/// Passes signals on to the container's process.
+fn forward_signals(host: HostClient) -> io::Result<()> {
+    thread::Builder::new().name("signals".to_owned()).stack_size(128 * 1024).spawn(move || {
+        while let Some(signal) = signals::next() {
+            // The process has no terminal on the host whose size could change. It may have ended.
+            if signal != Signal::SIGWINCH {
+                let _ = host.ask(&Request::Signal { exec_id: None, signal: signal as u32, all: false });
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Replaces the root by an empty directory, which is mounted at `place` meanwhile. Who enters the mount namespace by
+/// the PID of a container expects the container's files, and must not find the host's.
+fn empty_root(place: &Path) -> nix::Result<()> {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), place, Some("tmpfs"), flags, Some("size=4k,nr_inodes=1,mode=0555"))?;
+    chdir(place)?;
+    // The old root is mounted over the new one, and goes with the second call (pivot_root(2), "NOTES").
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    chdir("/")
 }

@@ -117,12 +117,9 @@ impl Connection {
                 break;
             }
         }
-        if self.attends
-            && let Some(member) = &self.member
-            && member.ending.get().is_none()
-        {
-            // It may end at the same time.
-            let _ = self.container.signal("", KILL, false);
+        if self.attends {
+            // It may have ended.
+            let _ = self.signal_member(KILL, false);
         }
         // If the client disconnects before the process that it started has ended, the process is killed.
         if let Some(exec) = &self.exec
@@ -154,7 +151,7 @@ impl Connection {
                 let pid = peer(self.socket.as_fd());
                 self.container.set_proxy(pid);
                 let process = pid.and_then(HostProcess::find);
-                self.container.update_state(|state| state.host = process).map_err(Failure::of)?;
+                self.container.update_state(|state| state.proxy = process).map_err(Failure::of)?;
             }
             Request::Remove => {
                 pod.remove(self.container.id())?;
@@ -181,13 +178,7 @@ impl Connection {
                 }
             }
             Request::Start => self.container.start(|| Ok(()))?,
-            Request::Signal { exec_id: None, signal, all } => {
-                let signalled = self.container.signal("", signal, all);
-                if self.member.as_ref().is_some_and(|member| member.ending.get().is_some()) {
-                    return Err(not_running(self.container.id()));
-                }
-                signalled?;
-            }
+            Request::Signal { exec_id: None, signal, all } => self.signal_member(signal, all)?,
             Request::Exec(_) | Request::Pause | Request::Resume | Request::Stats | Request::Processes
                 if sandbox =>
             {
@@ -257,6 +248,23 @@ impl Connection {
             Err(AgentError::Refused { code: Code::NOT_FOUND, .. }) => Err(not_running(container.id())),
             Err(_) if container.is_over() => Err(not_running(container.id())),
             // Nor must a guest that does not respond.
+            Err(AgentError::Silent { .. }) if signal == KILL => {
+                drop(self.events.send(Event::Destroy));
+                Ok(())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Sends a signal to the process of a pod's container, or to all in it.
+    fn signal_member(&self, signal: u32, all: bool) -> Result<(), Failure> {
+        let ended = || self.member.as_ref().is_some_and(|member| member.ending.get().is_some());
+        if ended() {
+            return Err(not_running(self.container.id()));
+        }
+        match self.container.signal("", signal, all) {
+            Err(_) if ended() => Err(not_running(self.container.id())),
+            // A guest that does not respond must not keep a killed container alive. The pod ends with it.
             Err(AgentError::Silent { .. }) if signal == KILL => {
                 drop(self.events.send(Event::Destroy));
                 Ok(())

@@ -100,8 +100,8 @@ enum Role {
 }
 
 impl TaskContainer {
-    /// Creates the container that containerd describes. `pod` finds the sandbox and the containers of a pod. When its process ends,
-    /// events tell so.
+    /// Creates the container that containerd describes. `pod` finds the sandbox and the containers of a pod. When its
+    /// process ends, events tell so.
     ///
     /// # Errors
     /// [`CreateError`] names the part; nothing is left behind.

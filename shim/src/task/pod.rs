@@ -144,8 +144,8 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Creates a container in the pod whose sandbox is in the directory `sandbox`. Returns its proxy process on the host
-    /// too.
+    /// Creates a container in the pod whose sandbox is in the directory `sandbox`. Returns its proxy process on the
+    /// host too.
     ///
     /// # Errors
     /// [`JoinError`] names the part; nothing is left then.
@@ -258,6 +258,7 @@ fn state_of(bundle: &Bundle, of_pod: &State) -> State {
         id: String::new(),
         status: Status::Creating,
         host: of_pod.host,
+        proxy: None,
         vmm: of_pod.vmm,
         bundle: bundle.path.clone(),
         rootfs: bundle.root_path(),

@@ -110,6 +110,8 @@ impl Service {
         let number = |pid: u32| i32::try_from(pid).ok();
         let members =
             containers.iter().filter(|(_, one)| one.sandbox().is_some_and(|of| Arc::ptr_eq(of, &sandbox)));
+        // The PID of one that has ended may be another process by now.
+        let members = members.filter(|(_, one)| one.ending.get().is_none());
         let members = members.filter_map(|(id, one)| Some((number(one.pid)?, id.clone()))).collect();
         let neighbors = Neighbors { sandbox: number(sandbox.pid)?, containers: members };
         Some((sandbox, neighbors))

@@ -88,7 +88,7 @@ fn what_containers_share_and_what_not() {
         }
         assert_eq!(both("echo $NAME >/own; cat /own"), ("one".to_owned(), "two".to_owned()));
         assert_eq!(both("ls /proc | grep -c '^1$'"), ("1".to_owned(), "1".to_owned()));
-        assert_eq!(processes::vmm_of(pod.sandbox.pid()).len(), processes::vmm_of(one.pid()).len());
+        assert!(one.pid() != two.pid() && one.pid() != pod.sandbox.pid(), "each has a process on the host");
     });
 }
 

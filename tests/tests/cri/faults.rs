@@ -2,7 +2,7 @@
 
 use pouch_tests::cri::Node;
 use pouch_tests::processes::{self, sigkill};
-use pouch_tests::{eventually, vm_only};
+use pouch_tests::{eventually, has_vm, vm_only};
 
 tests! {
     both: containerd_is_restarted;
@@ -64,6 +64,10 @@ fn the_process_of_a_container_is_killed(node: Node) {
     let pod = node.pod("one").run();
     let (one, two) = (pod.container("one").start(), pod.container("two").start());
     assert_ne!(one.pid(), two.pid());
+    if has_vm() {
+        let root = format!("/proc/{}/root", one.pid());
+        assert_eq!(std::fs::read_dir(root).unwrap().count(), 0, "the host's files are not there");
+    }
     sigkill(one.pid());
     one.await_end();
     assert_eq!(one.status().exit_code, 137);

@@ -3,8 +3,8 @@
 #![allow(missing_docs, reason = "a test's name says what it is about")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "this is test code, which fails by panicking")]
 
-/// Makes tests of functions that take a [`Node`]. Those after `both` run with containerd 1.7 and 2.1, the others with 1.7
-/// only; the profile `long` runs them with 2.1 too.
+/// Makes tests of functions that take a [`Node`]. Those after `both` run with containerd 1.7 and 2.1, the others with
+/// 1.7 only; the profile `long` runs them with 2.1 too.
 macro_rules! tests {
     (both: $($both:ident),* $(,)?; $($name:ident),* $(,)?) => {
         mod containerd_1_7 {

@@ -58,7 +58,8 @@ fn a_pod_with_everything(node: Node) {
 fn names_and_settings(node: Node) {
     let pod = node.pod("named").sysctls(&[("net.core.somaxconn", "777"), ("kernel.shm_rmid_forced", "1")]);
     let pod = pod.dns(&["10.96.0.10"], &["default.svc.cluster.local"]).run();
-    let script = "hostname; cat /proc/sys/net/core/somaxconn /proc/sys/kernel/shm_rmid_forced; grep -v '^options' /etc/resolv.conf; \
+    let script = "hostname; cat /proc/sys/net/core/somaxconn /proc/sys/kernel/shm_rmid_forced; \
+                  grep -v '^options' /etc/resolv.conf; \
                   cat /etc/hostname; ip -4 -o addr show eth0 | awk '{print $4}'; df -h /dev/shm | awk 'END {print $2}'";
     let ended = pod.container("one").sh(script).run();
     let address = pod.address();

@@ -7,8 +7,8 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 
-use super::client::HostAddress;
-use super::protocol::Request;
+use crate::host::client::HostAddress;
+use crate::host::protocol::Request;
 use crate::streams::signals;
 use crate::streams::terminal;
 
