@@ -114,14 +114,14 @@ container: prerequisites
 host-of-container:
 	@tests/demo/run --prepare $(call quoted,$(IMAGE))
 
-# The tests of the testbed wait for much, so the tests are built beside them. The summary of all tests comes last.
-# The profile long boots it.
+# A guest kernel without our patches, which a test of the profile `long` boots.
 PLAIN_KERNEL := $(TREE)/usr/local/share/pouch-test/vmlinux-plain
 
 $(PLAIN_KERNEL): tests/plain-kernel $(wildcard kernel-config/*) | prerequisites
 	@$(ALONE) tests/plain-kernel $(TARGET)/plain-kernel
 	@install -D -m 0644 $(TARGET)/plain-kernel/vmlinux $@
 
+# The tests of the testbed wait for much, so the tests are built beside them. The summary of all tests comes last.
 .PHONY: test
 test: install-tree $(if $(findstring long,$(TEST_OPTIONS)),$(PLAIN_KERNEL)) nextest deny ## Check formatting, lint, and run all tests (integration tests run in the testbed)
 	@cargo fmt --all --check
