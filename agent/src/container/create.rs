@@ -98,7 +98,8 @@ pub async fn create(runtime: &Arc<Runtime>, request: CreateContainerRequest) -> 
     let mut spec = spec::parse(&request.spec)?;
     spec::check(&spec)?;
     spec::settle_devices(&mut spec)?;
-    let pids = pid_namespace::join(runtime, &mut spec, &request).await?;
+    // Kept until the container has joined.
+    let _pids = pid_namespace::join(runtime, &mut spec, &request).await?;
     let reservation = runtime.containers.reserve(id)?;
     let paths = Paths::of(id);
     let cgroup = Cgroup::of(&paths.name);
@@ -109,7 +110,7 @@ pub async fn create(runtime: &Arc<Runtime>, request: CreateContainerRequest) -> 
         stdio::prepare(&request.stdio, &runtime.streams, stream_owner(&adapted.process, &adapted.for_exec))?;
 
     storage::mount_all(&runtime.storages, id, request.storages).await?;
-    let made = make(runtime, id, &paths, &cgroup, adapted, prepared, ends, pids.is_some()).await;
+    let made = make(runtime, id, &paths, &cgroup, adapted, prepared, ends).await;
     match made {
         Ok(container) => {
             let container = Arc::new(container);
@@ -145,7 +146,6 @@ async fn make(
     adapted: Adapted,
     mut prepared: PreparedStdio,
     ends: ProcessEnds,
-    shares_pids: bool,
 ) -> Result<Container, CreateError> {
     let Adapted {
         spec,
@@ -155,6 +155,7 @@ async fn make(
         sysctls,
         own_network,
         takes_network,
+        shares_pids,
         owner,
         readonly_paths,
     } = adapted;

@@ -35,6 +35,8 @@ pub struct Adapted {
     pub own_network: bool,
     /// This network namespace replaces the guest's.
     pub takes_network: bool,
+    /// Its PID namespace is not its own.
+    pub shares_pids: bool,
     /// The container's root as the guest knows it.
     pub owner: Option<u32>,
     /// What the container cannot write.
@@ -67,6 +69,8 @@ pub fn adapt(mut spec: Spec, cgroup: &Cgroup, alone: bool) -> Result<Adapted, Re
     }
     let own_network =
         namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::Network && one.path().is_none());
+    let shares_pids =
+        namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_some());
     let shares_network = !has(namespaces, LinuxNamespaceType::Network);
     let for_exec = ForExec {
         seccomp: seccomp.filter(useful),
@@ -103,6 +107,7 @@ pub fn adapt(mut spec: Spec, cgroup: &Cgroup, alone: bool) -> Result<Adapted, Re
         sysctls,
         own_network,
         takes_network,
+        shares_pids,
         owner,
         readonly_paths,
     })
