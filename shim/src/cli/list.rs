@@ -5,7 +5,8 @@ use serde_json::Value;
 
 use super::{Global, Outcome, other, print};
 use crate::container::State;
-use crate::container::state::{StateError, list};
+use crate::container::lookup::list;
+use crate::container::state::StateError;
 use pouch_errors::chain;
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -27,7 +27,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, ValueEnum};
 
 use crate::config::Config;
-use crate::container::state::{DEFAULT_ROOT, find};
+use crate::container::lookup::find;
+use crate::container::state::DEFAULT_ROOT;
 use crate::container::{ContainerDir, ContainerId, State};
 use crate::failure::Failure;
 use crate::host::client::{ClientError, HostAddress, HostClient};

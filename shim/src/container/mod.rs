@@ -9,6 +9,7 @@ pub mod guest_spec;
 pub mod hooks;
 pub mod id;
 pub mod limits;
+pub mod lookup;
 pub mod mount_points;
 pub mod pod_spec;
 pub mod resources;

@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 
 pub use bootstrap::main;
 
-use crate::container::state::{DEFAULT_ROOT, root_of_containerd};
+use crate::container::lookup::root_of_containerd;
+use crate::container::state::DEFAULT_ROOT;
 
 /// What containerd calls the runtime.
 const RUNTIME: &str = "io.containerd.pouch-vm.v2";
