@@ -127,7 +127,7 @@ fn the_daemon_restarts(engine: Engine) {
         engine.start_sh(&["-i"], "echo ready; until [ -e /go ]; do sleep 0.1; done; echo end; exit 5");
     let ends = engine.start_sh(&[], "until [ -e /go ]; do sleep 0.1; done; sleep 4; exit 6");
     let (pid, pid_that_ends) = (container.pid(), ends.pid());
-    ends.sh("touch /go");
+    ends.go();
     let old = daemon().unwrap();
     processes::sigkill(old);
     eventually("the daemon is gone", || daemon().is_none());
@@ -139,7 +139,7 @@ fn the_daemon_restarts(engine: Engine) {
     assert_eq!(container.inspect("{{.State.Status}} {{.State.Pid}}"), format!("running {pid}"));
     // What ended meanwhile is known.
     assert_eq!(ends.wait(), 6);
-    container.sh("touch /go");
+    container.go();
     assert_eq!(container.wait(), 5);
     assert_eq!(container.logs(), "ready\nend");
     remove(&[container, ends]);

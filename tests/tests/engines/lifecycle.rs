@@ -153,7 +153,7 @@ fn wait_and_exit_status(engine: Engine) {
     let container = engine.start_sh(&[], "until [ -e /go ]; do sleep 1; done; exit 42");
     let waiting = container.command(&["wait"]).into_command();
     let mut waiting = { waiting }.stdout(std::process::Stdio::piped()).spawn().unwrap();
-    container.sh("touch /go");
+    container.go();
     assert_eq!(pouch_tests::invocation::code(waiting.wait().unwrap()), 0);
     let text = std::io::read_to_string(waiting.stdout.take().unwrap()).unwrap();
     assert_eq!(text.trim(), "42");

@@ -82,7 +82,7 @@ fn logs_are_followed(engine: Engine) {
     let mut child = command.stdout(stream()).stderr(stream()).spawn().unwrap();
     let read = || std::fs::read_to_string(file.path()).unwrap();
     eventually("the first line is followed", || read() == "first\n");
-    container.sh("touch /go");
+    container.go();
     assert_eq!(container.wait(), 5);
     assert_eq!(code(wait(&mut child, "logs --follow", HANG)), 0);
     let text = read();

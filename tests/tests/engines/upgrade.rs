@@ -59,7 +59,7 @@ fn containers_of_the_build_before(engine: Engine) {
     new.sh("ping -c 1 -W 60 old >/dev/null");
 
     // The old one's end is told as ever, and its next life is of the new build.
-    hungry.sh("touch /go");
+    hungry.go();
     assert_eq!(hungry.wait(), 137);
     assert_eq!(hungry.inspect("{{.State.OOMKilled}}"), "true");
     old.ok(&["stop"]);
