@@ -1,8 +1,9 @@
 //! Error and warning messages: on standard error, and in the file that `--log` names.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::ValueEnum;
@@ -26,9 +27,23 @@ pub struct Log {
     pub file: Option<PathBuf>,
     /// Its format.
     pub format: LogFormat,
+    /// The file, if it was opened in advance.
+    opened: Option<Arc<File>>,
 }
 
 impl Log {
+    /// A log in this file, if there is one.
+    pub fn new(file: Option<PathBuf>, format: LogFormat) -> Self {
+        Log { file, format, opened: None }
+    }
+
+    /// The same log, with its file open from now on: for a process that gives up the host's files.
+    pub fn open(self) -> Self {
+        // Errors are on standard error too.
+        let opened = self.file.as_deref().and_then(|file| append(file).ok()).map(Arc::new);
+        Log { opened, ..self }
+    }
+
     /// Reports an error on standard error and in the file.
     pub fn error(&self, message: &str) {
         eprintln!("pouch-vm: error: {message}");
@@ -48,10 +63,15 @@ impl Log {
             LogFormat::Text => format!("time=\"{time}\" level={level} msg={message:?}"),
         };
         // The error is on standard error already, so failing to write the log is ignored.
-        if let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path) {
-            let _ = writeln!(file, "{line}");
-        }
+        let _ = match &self.opened {
+            Some(file) => writeln!(file.as_ref(), "{line}"),
+            None => append(path).and_then(|mut file| writeln!(file, "{line}")),
+        };
     }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 /// The time as RFC 3339 in UTC with nanoseconds, as OCI state files and engines write it.
@@ -78,8 +98,9 @@ mod tests {
     fn the_log_is_one_json_object_a_line() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("log.json");
-        let log = Log { file: Some(file.clone()), format: LogFormat::Json };
+        let log = Log::new(Some(file.clone()), LogFormat::Json);
         log.warning("say \"hi\"");
+        let log = log.open();
         log.warning("again");
         let text = std::fs::read_to_string(file).unwrap();
         let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();

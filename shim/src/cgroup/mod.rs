@@ -5,6 +5,7 @@
 
 mod limits;
 pub mod oom;
+pub mod oom_reporter;
 pub mod settings;
 
 use std::fs::{self, File};
@@ -222,9 +223,9 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The kernel's I/O counters, if they include writes of other processes on behalf of the cgroup.
-    pub fn disk_statistics(&self) -> Option<String> {
-        fs::read_to_string(self.directory().join("io.stat")).ok()
+    /// The file of the kernel's I/O counters, if they include writes of other processes on behalf of the cgroup.
+    pub fn open_disk_statistics(&self) -> Option<File> {
+        File::open(self.directory().join("io.stat")).ok()
     }
 
     /// Kills what is left in the cgroup and removes it; its parents too as far as they are ours.

@@ -47,7 +47,8 @@ const LEGACY: Files = Files {
 };
 
 impl Cgroup {
-    /// Causes one out-of-memory kill in the cgroup. This process must be in it, and the VM must have ended.
+    /// Causes one out-of-memory kill in the cgroup. This process must be in it, and the VM must have ended. The caller
+    /// is [`super::oom_reporter`].
     ///
     /// # Errors
     /// The kernel's error; the engine then does not learn of the kill.
@@ -62,9 +63,11 @@ impl Cgroup {
         let limits = [directory.join(files.swap), directory.join(files.limit)];
         // A kernel without swap has no file for it.
         let before = limits.each_ref().map(|file| fs::read_to_string(file).ok());
-        // Protect this process, which ends after this with the container's status. Without CAP_SYS_RESOURCE the
-        // kernel refuses this, but still chooses the victim first.
-        let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+        // Protect this process, and the sandbox host process, which ends after this with the container's status. Without
+        // CAP_SYS_RESOURCE the kernel refuses this, but still chooses the victim first.
+        for process in [std::process::id(), std::os::unix::process::parent_id()] {
+            let _ = fs::write(format!("/proc/{process}/oom_score_adj"), "-1000");
+        }
         let mut command = Command::new("/proc/self/exe");
         command.arg(VICTIM_COMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut victim = command.spawn()?;

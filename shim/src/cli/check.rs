@@ -12,7 +12,7 @@ use super::{CliError, Outcome, print};
 use crate::config::Config;
 use crate::sandbox::VmSize;
 use crate::sandbox::agent::Agent;
-use crate::sandbox::vm::{Vm, VmError};
+use crate::sandbox::vm::{StartedVm, Vm, VmError};
 use crate::sandbox::vm_files::VmDescription;
 use crate::sandbox::vmm_log::{log_path, log_tail};
 use pouch_errors::chain;
@@ -100,7 +100,7 @@ fn boot(config: &Config, directory: &Path) -> Result<Booted, CheckError> {
         cgroup: None,
     };
     let start = Instant::now();
-    let vm = Vm::start(&description, |_| ())?;
+    let vm = StartedVm::start(&description)?.attend(|_| ())?;
     let booted = until_answer(&vm, config, start);
     vm.end();
     booted

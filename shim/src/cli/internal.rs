@@ -5,13 +5,19 @@ use clap::{Parser, Subcommand};
 use pouch_vmm_api::inherited::Inherited;
 
 use super::exec;
-use crate::cgroup::oom;
+use crate::cgroup::{oom, oom_reporter};
 use crate::host::{launch, proxy};
 use crate::logging::{Log, LogFormat};
 use pouch_errors::chain;
 
 /// What they are called.
-const NAMES: [&str; 4] = [launch::HOST_COMMAND, proxy::COMMAND, oom::VICTIM_COMMAND, exec::HOST_COMMAND];
+const NAMES: [&str; 5] = [
+    launch::HOST_COMMAND,
+    proxy::COMMAND,
+    oom_reporter::REPORT_COMMAND,
+    oom::VICTIM_COMMAND,
+    exec::HOST_COMMAND,
+];
 
 #[derive(Parser)]
 #[command(name = "pouch-vm", disable_help_flag = true, disable_help_subcommand = true)]
@@ -34,6 +40,9 @@ enum Command {
         /// Shown in lists of processes.
         id: String,
     },
+    OomReport {
+        cgroup: String,
+    },
     OomVictim,
     ExecHost {
         host_fd: i32,
@@ -52,7 +61,7 @@ pub fn main() -> Option<u8> {
         Ok(inherited) => inherited,
         Err(error) => {
             let text = format!("/proc/self/fd could not be read: {error}");
-            Log { file: None, format: LogFormat::Text }.error(&text);
+            Log::new(None, LogFormat::Text).error(&text);
             return Some(1);
         }
     };
@@ -60,15 +69,16 @@ pub fn main() -> Option<u8> {
     Some(match Internal::try_parse() {
         // Statuses are from 0 to 255.
         Ok(Internal { command: Command::SandboxHost { launch_fd, report_fd, .. } }) => {
-            launch::host_main(inherited, launch_fd, report_fd) as u8
+            launch::host_main(inherited, launch_fd, report_fd, || ()) as u8
         }
         Ok(Internal { command: Command::ContainerHost { task_fd, report_fd, .. } }) => {
             proxy::main(inherited, task_fd, report_fd) as u8
         }
+        Ok(Internal { command: Command::OomReport { cgroup } }) => oom_reporter::report_main(&cgroup) as u8,
         Ok(Internal { command: Command::OomVictim }) => oom::victim_main() as u8,
         Ok(Internal { command: Command::ExecHost { host_fd, report_fd } }) => {
             exec::exec_host(inherited, host_fd, report_fd).unwrap_or_else(|error| {
-                Log { file: None, format: LogFormat::Text }.error(&chain(&error));
+                Log::new(None, LogFormat::Text).error(&chain(&error));
                 error.status()
             })
         }

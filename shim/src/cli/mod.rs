@@ -182,7 +182,7 @@ impl Global {
     }
 
     fn log(&self) -> Log {
-        Log { file: self.log.clone(), format: self.log_format }
+        Log::new(self.log.clone(), self.log_format)
     }
 
     fn dir(&self, id: &str) -> Result<ContainerDir, CliError> {

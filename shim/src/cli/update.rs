@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{CliError, Global, Outcome};
-use crate::host::protocol::Request;
+use super::{CliError, Global, Outcome, other};
+use crate::host::limits::{self, LimitsError};
 
 #[derive(Args)]
 pub struct Update {
@@ -78,7 +78,10 @@ impl Update {
             Some(path) => read(path)?,
             None => self.flag_resources()?,
         };
-        global.host(&self.id)?.ask(&Request::Update { resources })?;
+        limits::update(&global.dir(&self.id)?, resources).map_err(|error| match error {
+            LimitsError::Client(error) => error.into(),
+            error => other(error),
+        })?;
         Ok(0)
     }
 

@@ -12,6 +12,7 @@ pub mod limits;
 pub mod lookup;
 pub mod mount_points;
 pub mod pod_spec;
+pub mod progress;
 pub mod resources;
 pub mod running;
 pub mod size;
@@ -21,5 +22,6 @@ pub mod view;
 
 pub use bundle::{Bundle, BundleError};
 pub use id::{ContainerId, IdError};
+pub use progress::Progress;
 pub use running::Container;
 pub use state::{ContainerDir, State, StateError, Status};

@@ -26,31 +26,30 @@ pub struct Split {
 
 /// Splits limits for a VM of this size.
 pub fn split(resources: &LinuxResources, size: VmSize) -> Split {
-    let mut guest = resources.clone();
     let mut host = LinuxResources::default();
+    host.set_block_io(resources.block_io().clone());
+    host.set_cpu(resources.cpu().as_ref().map(without_real_time));
+    host.set_memory(resources.memory().as_ref().and_then(|memory| host_memory(memory, size)));
+    host.set_unified(part(resources, |file| is_hosts(file) || file.starts_with("cpu.")));
+    Split { guest: of_guest(resources), host }
+}
+
+/// The limits that the guest enforces.
+pub fn of_guest(resources: &LinuxResources) -> LinuxResources {
+    let mut guest = resources.clone();
     // Disks and numbers of CPUs are the host's.
-    host.set_block_io(guest.block_io().clone());
     guest.set_block_io(None);
-    if let Some(cpu) = resources.cpu() {
-        host.set_cpu(Some(without_real_time(cpu)));
-        guest.set_cpu(Some(without_numbers(cpu)));
-    }
-    if let Some(memory) = resources.memory() {
-        host.set_memory(host_memory(memory, size));
-    }
-    if let Some(unified) = resources.unified() {
-        let part = |wanted: fn(&str) -> bool| {
-            let part: HashMap<String, String> = unified
-                .iter()
-                .filter(|(file, _)| wanted(file))
-                .map(|(f, v)| (f.clone(), v.clone()))
-                .collect();
-            (!part.is_empty()).then_some(part)
-        };
-        guest.set_unified(part(|file| !is_hosts(file)));
-        host.set_unified(part(|file| is_hosts(file) || file.starts_with("cpu.")));
-    }
-    Split { guest, host }
+    guest.set_cpu(resources.cpu().as_ref().map(without_numbers));
+    guest.set_unified(part(resources, |file| !is_hosts(file)));
+    guest
+}
+
+/// The files of cgroup v2 that are `wanted`, with their values.
+fn part(resources: &LinuxResources, wanted: fn(&str) -> bool) -> Option<HashMap<String, String>> {
+    let all = resources.unified().iter().flatten();
+    let part: HashMap<String, String> =
+        all.filter(|(file, _)| wanted(file)).map(|(file, value)| (file.clone(), value.clone())).collect();
+    (!part.is_empty()).then_some(part)
 }
 
 /// Whether a file of cgroup v2 is about devices or CPUs by their numbers.

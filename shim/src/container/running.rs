@@ -8,7 +8,7 @@ use oci_spec::runtime::LinuxResources;
 use pouch_protocol::agent::{ListProcessesResponse, WaitProcessResponse};
 use serde_json::Value;
 
-use super::{ContainerDir, State, StateError, Status, resources, size, stats};
+use super::{ContainerDir, State, StateError, Status, resources, stats};
 use crate::failure::Failure;
 use crate::sandbox::Sandbox;
 use crate::sandbox::agent::AgentError;
@@ -22,8 +22,6 @@ pub struct Container {
     /// The VM that it is in.
     pub sandbox: Arc<Sandbox>,
     state: Mutex<State>,
-    /// Held while limits change, so that updates do not overlap.
-    updating: Mutex<()>,
     execs: AtomicU64,
     /// Its process has ended, or its state is unknown.
     over: AtomicBool,
@@ -57,7 +55,6 @@ impl Container {
             dir,
             sandbox,
             state: Mutex::new(state),
-            updating: Mutex::default(),
             execs: AtomicU64::new(1),
             over: AtomicBool::new(false),
             killed: AtomicBool::new(false),
@@ -121,14 +118,22 @@ impl Container {
         hosts.values().copied().collect()
     }
 
-    /// Changes the state and writes the state file.
+    /// Writes the state file.
     ///
     /// # Errors
     /// [`StateError`] if it cannot be written.
-    pub fn update_state(&self, change: impl FnOnce(&mut State)) -> Result<(), StateError> {
+    pub fn save(&self) -> Result<(), StateError> {
+        self.dir.save(&self.lock_state())
+    }
+
+    /// Notes that the container has stopped: its exit status, and why its VM ended, if not because of that.
+    ///
+    /// # Errors
+    /// [`StateError`] if it cannot be written.
+    pub fn stopped(&self, exit_status: Option<i32>, vm_end: Option<String>) -> Result<(), StateError> {
         let mut state = self.lock_state();
-        change(&mut state);
-        self.dir.save(&state)
+        (state.status, state.exit_status, state.vm_end) = (Status::Stopped, exit_status, vm_end);
+        self.dir.note(&state)
     }
 
     /// Changes the status from one to another by `action`, exclusively.
@@ -145,7 +150,7 @@ impl Container {
         }
         action()?;
         state.status = to;
-        self.dir.save(&state).map_err(Failure::of)
+        self.dir.note(&state).map_err(Failure::of)
     }
 
     /// Notes that the hooks of `create` have run.
@@ -238,33 +243,15 @@ impl Container {
         Ok((stats::to_json(self.id(), &stats), stats.oom_kills))
     }
 
-    /// Updates limits on the host and in the guest. Limits that are not given are kept. If one of the two
-    /// refuses, nothing changes in the other.
+    /// Updates limits in the guest. Limits that are not given are kept.
     ///
     /// # Errors
-    /// Names a limit that a running VM cannot have, or that is refused.
+    /// Names a limit that is refused.
     pub fn update(&self, resources: Value) -> Result<(), Failure> {
         let resources: LinuxResources = serde_json::from_value(resources)
             .map_err(|error| Failure::new(format!("linux.resources cannot be read: {error}")))?;
-        let cpus = resources.cpu().as_ref().and_then(|cpu| cpu.cpus().as_deref());
-        if let Some(list) = cpus.filter(|list| !list.is_empty()) {
-            size::check_host_cpus(list).map_err(Failure::of)?;
-        }
-        let split = resources::split(&resources, self.sandbox.size);
-        let guest = serde_json::to_vec(&split.guest).map_err(Failure::of)?;
-        let _turn = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.dir.pod().is_some() {
-            // The cgroup on the host is that of the whole pod, which the engine limits.
-            return Ok(self.sandbox.agent.update(self.id(), guest)?);
-        }
-        let cgroup = &self.sandbox.cgroup;
-        let before = cgroup.settings(&split.host);
-        // The guest is updated second, because the host's cgroup can be restored and the guest's cannot.
-        let updated = match cgroup.limit(&split.host) {
-            Ok(()) => self.sandbox.agent.update(self.id(), guest).map_err(Failure::from),
-            Err(error) => Err(Failure::of(error)),
-        };
-        updated.inspect_err(|_| before.restore())
+        let guest = serde_json::to_vec(&resources::of_guest(&resources)).map_err(Failure::of)?;
+        Ok(self.sandbox.agent.update(self.id(), guest)?)
     }
 
     /// Starts a further process; returns its name and its streams.

@@ -11,8 +11,10 @@ use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::ContainerId;
+use super::progress;
+use super::{ContainerId, Progress};
 use crate::cgroup::Cgroup;
+use crate::sandbox::VmSize;
 
 /// Where the directories are unless `--root` says otherwise.
 pub const DEFAULT_ROOT: &str = "/run/pouch-vm";
@@ -114,6 +116,9 @@ pub struct State {
     pub annotations: HashMap<String, String>,
     /// The host's cgroup.
     pub cgroup: Option<Cgroup>,
+    /// The size of the VM, if the limits of the cgroup follow from those of the container.
+    #[serde(default)]
+    pub size: Option<VmSize>,
     /// The exit status of its process.
     pub exit_status: Option<i32>,
     /// Why its VM ended, if not because its process did.
@@ -198,6 +203,15 @@ impl ContainerDir {
         self.pod.as_deref()
     }
 
+    /// The directory in which the sandbox host process writes.
+    pub fn progress(&self) -> PathBuf {
+        self.pod.as_ref().unwrap_or(&self.path).join(progress::DIRECTORY)
+    }
+
+    fn progress_file(&self) -> PathBuf {
+        self.progress().join(format!("{}.json", self.id))
+    }
+
     /// Makes the directory.
     ///
     /// # Errors
@@ -210,10 +224,15 @@ impl ContainerDir {
         builder.recursive(true).create(parent).map_err(|source| self.error(parent, source))?;
         match builder.recursive(false).create(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(StateError::Exists(self.id.clone()))
+                return Err(StateError::Exists(self.id.clone()));
             }
-            other => other.map_err(|source| self.error(&self.path, source)),
+            other => other.map_err(|source| self.error(&self.path, source))?,
         }
+        if self.pod.is_some() {
+            return Ok(());
+        }
+        let progress = self.progress();
+        builder.create(&progress).map_err(|source| self.error(&progress, source))
     }
 
     /// Opens the directory, to distinguish it from a later one with the same name; `None` if it does not
@@ -272,7 +291,8 @@ impl ContainerDir {
         StateError::Io { path: path.to_owned(), source }
     }
 
-    /// Writes the state file, so that a reader sees the old one or the new one.
+    /// Writes the state file, so that a reader sees the old one or the new one. What changes after that is written by
+    /// [`note`](Self::note).
     ///
     /// # Errors
     /// [`StateError::Io`] if it cannot be written.
@@ -285,7 +305,16 @@ impl ContainerDir {
         fs::rename(&new, &file).map_err(|source| self.error(&file, source))
     }
 
-    /// Reads the state file. A container whose host process is gone is stopped, whatever the file
+    /// Writes what changes of a state after the creation.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] if it cannot be written.
+    pub fn note(&self, state: &State) -> Result<(), StateError> {
+        let file = self.progress_file();
+        Progress::of(state).write(&file).map_err(|source| self.error(&file, source))
+    }
+
+    /// Reads the state. A container whose host process is gone is stopped, whatever the file
     /// says.
     ///
     /// # Errors
@@ -300,6 +329,9 @@ impl ContainerDir {
         };
         let mut state: State =
             serde_json::from_slice(&text).map_err(|source| StateError::Damaged { path: file, source })?;
+        if let Some(progress) = Progress::read(&self.progress_file()) {
+            progress.apply(&mut state);
+        }
         if !state.host.is_some_and(|host| host.alive()) {
             state.status = Status::Stopped;
         }
@@ -316,6 +348,8 @@ impl ContainerDir {
     /// # Errors
     /// [`StateError::Io`] if it cannot be removed.
     pub fn remove(&self) -> Result<(), StateError> {
+        // That of a pod's container is not in its directory. There is none before its first change.
+        let _ = fs::remove_file(self.progress_file());
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.error(&self.path, error)),
             _ => Ok(()),
@@ -341,6 +375,7 @@ mod tests {
             owner: "root".into(),
             annotations: HashMap::new(),
             cgroup: None,
+            size: None,
             exit_status: None,
             vm_end: None,
             hooks: None,
@@ -358,6 +393,25 @@ mod tests {
         let earlier = HostProcess { start_time: this.start_time + 1, ..this };
         dir.save(&state(Some(earlier))).unwrap();
         assert_eq!(dir.load().unwrap().status, Status::Stopped);
+    }
+
+    #[test]
+    fn what_changed_after_the_creation_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = ContainerDir::new(root.path(), &"a".parse().unwrap());
+        let member = dir.of_member(&"b".parse().unwrap());
+        let this = HostProcess::find(std::process::id() as i32);
+        for (dir, status) in [(&dir, Status::Running), (&member, Status::Paused)] {
+            dir.create().unwrap();
+            dir.save(&state(this)).unwrap();
+            dir.note(&State { status, exit_status: Some(7), owner: "another".into(), ..state(this) })
+                .unwrap();
+            let loaded = dir.load().unwrap();
+            assert_eq!((loaded.status, loaded.exit_status, loaded.owner), (status, Some(7), "root".into()));
+        }
+        member.remove().unwrap();
+        assert_eq!(fs::read_dir(dir.progress()).unwrap().count(), 1);
+        assert_eq!(dir.load().unwrap().status, Status::Running);
     }
 
     #[test]

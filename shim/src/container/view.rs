@@ -2,8 +2,8 @@
 //!
 //! Podman copies files of a running container from within the mount namespace of the container's process, and
 //! takes its root for the container's root. So the container's files, as far as the host can see them, are
-//! mounted over the root of the namespace. The sandbox host process keeps its old root directory and
-//! continues to see the host; only setns(2) leads to the new mounts.
+//! mounted over the root of the namespace. The sandbox host process has another root directory; only setns(2)
+//! leads to these mounts.
 
 use std::fs::{self, File};
 use std::io;
@@ -71,6 +71,18 @@ pub fn cover(tree: &Path, place: &Path, guest: &GuestSpec, pids: &[i32]) -> Resu
         mounted.map_err(mount_error(destination))?;
     }
     mount(Some(place), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(mount_error("/"))
+}
+
+/// Covers the root of this process's mount namespace with an empty directory: the sandbox of a pod has no files.
+/// `place` is a directory to create.
+///
+/// # Errors
+/// [`ViewError`] names the path.
+pub fn cover_with_nothing(place: &Path) -> Result<(), ViewError> {
+    fs::create_dir(place).map_err(|source| ViewError::Directory { path: place.to_owned(), source })?;
+    nothing(place)
+        .and_then(|()| mount(Some(place), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>))
+        .map_err(mount_error("/"))
 }
 
 /// The files that ps reads. `root`, `cwd`, `exe` and `fd` are excluded: they lead to the host's files, and a link of

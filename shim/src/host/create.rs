@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use oci_spec::runtime::LinuxResources;
 use pouch_protocol::agent::Setting;
 use pouch_vmm_api::exit::ExitReason;
 
+use super::confine::capabilities::{self, Working};
 use super::protocol::Launch;
+use crate::cgroup::oom_reporter::OomReporter;
 use crate::cgroup::{Cgroup, CgroupPlacement};
 use crate::container::guest_spec::{self, GuestSpec, Place, RootSource};
 use crate::container::state::HostProcess;
@@ -19,23 +21,42 @@ use crate::container::{
 };
 use crate::failure::Failure;
 use crate::logging::{Log, rfc3339};
-use crate::network::namespace;
+use crate::network::devices::NetworkDevices;
+use crate::network::loopback::Loopback;
+use crate::network::{WireError, namespace};
 use crate::sandbox::agent::Agent;
+use crate::sandbox::disk::WriteCounters;
 use crate::sandbox::streams::GuestStreams;
-use crate::sandbox::vm::Vm;
+use crate::sandbox::vm::{StartedVm, Vm};
 use crate::sandbox::vm_files::{self, VmDescription};
 use crate::sandbox::{GuestSetup, Sandbox, VmSize, later, settings, share};
 use crate::streams::{Ends, StreamSource, ends};
+use pouch_errors::chain;
+
+/// The guest's and the host's ends of the streams of a process.
+pub type Io = Option<(GuestStreams, Ends)>;
 
 /// A created container.
 pub struct Created {
     /// The container, with its VM.
     pub container: Container,
-    /// The guest's and the host's ends of the streams of its process; none for the sandbox of a pod.
-    pub io: Option<(GuestStreams, Ends)>,
+    /// The streams of its process; none for the sandbox of a pod.
+    pub io: Io,
+    /// Reports out-of-memory kills to the engine; none for a pod, whose shim does.
+    pub oom: Option<OomReporter>,
+    /// The connections to loopback addresses of a pod's network namespace.
+    pub loopback: Option<Loopback>,
 }
 
-type Io = Option<(GuestStreams, Ends)>;
+/// What of the host a container needs that is opened before its VM starts.
+struct Surroundings {
+    placement: CgroupPlacement,
+    oom: Option<OomReporter>,
+    loopback: Option<Loopback>,
+    devices: NetworkDevices,
+    /// The host's ends of the streams of its process; none for the sandbox of a pod.
+    ends: Option<Ends>,
+}
 
 /// What a container needs.
 struct Plan<'a> {
@@ -66,23 +87,25 @@ pub fn create(
     let mut plan = Plan::make(launch, log)?;
     plan.dir.save(&plan.state).map_err(Failure::of)?;
     vm_files::preflight(&launch.config).map_err(Failure::of)?;
-    let placement = plan.enter_surroundings()?;
-    let vm = plan.start_vm(&placement, ended)?;
+    let Surroundings { placement, oom, loopback, devices, ends } = plan.enter_surroundings()?;
+    let vm = plan.start_vm(&placement)?;
     plan.state.vmm = HostProcess::find(vm.pid());
-    let (agent, io) = match plan.fill(&vm, &placement) {
-        Ok(filled) => filled,
-        Err(failure) => {
-            vm.end();
-            return Err(failure);
-        }
-    };
+    let written = WriteCounters::open(vm.pid(), Some(&plan.cgroup));
+    let Filled { vm, agent, io } = plan.fill(vm, &placement, ends, ended)?;
     // If there are hooks, `create` sets this status after they have run.
     if !hooks::awaited(plan.state.hooks.as_ref()) {
         plan.state.status = Status::Created;
     }
-    let sandbox = Arc::new(Sandbox::new(vm, agent, plan.size, plan.cgroup));
+    let sandbox = Arc::new(Sandbox::new(vm, agent, written, devices));
     let container = Container::new(plan.dir, sandbox, plan.state);
-    Ok(Created { container, io })
+    Ok(Created { container, io, oom, loopback })
+}
+
+/// A VM with the container in it.
+struct Filled {
+    vm: Vm,
+    agent: Agent,
+    io: Io,
 }
 
 impl<'a> Plan<'a> {
@@ -114,7 +137,8 @@ impl<'a> Plan<'a> {
             linux.set_resources(Some(limits.guest));
         }
         let document = guest.document().map_err(Failure::of)?;
-        let state = initial_state(launch, &bundle, cgroup.clone());
+        let state =
+            State { size: (!launch.pod).then_some(size), ..initial_state(launch, &bundle, cgroup.clone()) };
         Ok(Plan {
             launch,
             bundle,
@@ -131,14 +155,19 @@ impl<'a> Plan<'a> {
 
     /// Makes the cgroup, and puts this process where the container's is to be: into its network namespace, and
     /// into a mount namespace with the tree of all that the VM is given.
-    fn enter_surroundings(&mut self) -> Result<CgroupPlacement, Failure> {
+    fn enter_surroundings(&mut self) -> Result<Surroundings, Failure> {
+        let ends = if self.launch.pod { None } else { Some(self.open_ends()?) };
         let (bundle, guest) = (&self.bundle, &mut self.guest);
         set_oom_score(bundle)?;
         let placement = self.cgroup.make().map_err(Failure::of)?;
+        let reports = (!self.launch.pod).then(|| OomReporter::start(&self.cgroup, &placement));
+        let oom = reports.transpose().map_err(Failure::of)?;
         // Some of the host's do not show in other network namespaces.
         self.settings = settings::of_host();
         namespace::enter(guest.network_namespace.as_deref()).map_err(Failure::of)?;
         self.settings.extend(settings::of_network());
+        let devices = NetworkDevices::open(self.launch.config.vhost_net);
+        let loopback = self.launch.pod.then(open_loopback).flatten();
         share::enter_namespace().map_err(Failure::of)?;
         if !self.launch.pod
             && guest.root == RootSource::Directory
@@ -150,7 +179,17 @@ impl<'a> Plan<'a> {
         }
         let slots = if self.launch.pod { later::SLOTS } else { 0 };
         share::build(&self.tree(), &self.guest.shared, slots).map_err(Failure::of)?;
-        Ok(placement)
+        Ok(Surroundings { placement, oom, loopback, devices, ends })
+    }
+
+    /// Opens the host's ends of the streams of the container's process.
+    fn open_ends(&self) -> Result<Ends, Failure> {
+        let terminal = self.bundle.process().terminal().unwrap_or(false);
+        let source: Box<dyn StreamSource + '_> = match (&self.launch.console_socket, self.launch.piped) {
+            (_, true) => Box::new(ends::Piped),
+            (console_socket, false) => ends::of_command_line(console_socket.as_deref()),
+        };
+        source.open(terminal).map_err(Failure::of)
     }
 
     /// Where the share tree is assembled.
@@ -158,11 +197,7 @@ impl<'a> Plan<'a> {
         self.dir.path().join("share")
     }
 
-    fn start_vm(
-        &self,
-        placement: &CgroupPlacement,
-        ended: impl FnOnce(Option<ExitReason>) + Send + 'static,
-    ) -> Result<Vm, Failure> {
+    fn start_vm(&self, placement: &CgroupPlacement) -> Result<StartedVm, Failure> {
         let description = VmDescription {
             config: &self.launch.config,
             size: self.size,
@@ -174,23 +209,61 @@ impl<'a> Plan<'a> {
                 CgroupPlacement::Inherited => None,
             },
         };
-        Vm::start(&description, ended).map_err(Failure::of)
+        StartedVm::start(&description).map_err(Failure::of)
     }
 
-    /// Sets the guest up and creates the container in it.
-    fn fill(&self, vm: &Vm, placement: &CgroupPlacement) -> Result<(Agent, Io), Failure> {
-        // The VMM was started in the cgroup; this process joins it while the guest boots.
-        let joining = matches!(placement, CgroupPlacement::In(_)).then(|| {
-            let cgroup = self.cgroup.clone();
-            thread::spawn(move || cgroup.enter().map_err(Failure::of))
+    /// Sets the guest up and creates the container in it. That is done in a thread without capabilities: from here on,
+    /// this process hears the guest. The VM is gone after an error.
+    fn fill(
+        &self,
+        vm: StartedVm,
+        placement: &CgroupPlacement,
+        ends: Option<Ends>,
+        ended: impl FnOnce(Option<ExitReason>) + Send + 'static,
+    ) -> Result<Filled, Failure> {
+        let (created, entered) = thread::scope(|scope| {
+            let creating = capabilities::without(scope, move || {
+                let vm = vm.attend(ended).map_err(Failure::of)?;
+                match self.create_container(&vm, ends) {
+                    Ok((agent, io)) => Ok(Filled { vm, agent, io }),
+                    Err(failure) => {
+                        vm.end();
+                        Err(failure)
+                    }
+                }
+            });
+            // The VMM was started in the cgroup; this process joins it while the guest boots.
+            let entered = match placement {
+                CgroupPlacement::In(_) => self.cgroup.enter().map_err(Failure::of),
+                CgroupPlacement::Inherited => Ok(()),
+            };
+            (creating.and_then(Working::done), entered)
         });
-        let created = self.create_container(vm);
-        // The limits do not apply to the boot.
-        let limited = joined(joining).and_then(|()| self.cgroup.limit(&self.limits).map_err(Failure::of));
-        created.and_then(|created| limited.map(|()| created))
+        let filled = created?;
+        let finished = entered.and_then(|()| self.finish(&filled.vm));
+        match finished {
+            Ok(()) => Ok(filled),
+            Err(failure) => {
+                filled.vm.end();
+                Err(failure)
+            }
+        }
     }
 
-    fn create_container(&self, vm: &Vm) -> Result<(Agent, Io), Failure> {
+    /// Does what takes root's rights after the guest has created the container.
+    fn finish(&self, vm: &Vm) -> Result<(), Failure> {
+        // The limits do not apply to the boot.
+        self.cgroup.limit(&self.limits).map_err(Failure::of)?;
+        let view = self.dir.path().join("view");
+        if self.launch.pod {
+            return view::cover_with_nothing(&view).map_err(Failure::of);
+        }
+        let host = self.state.host.as_ref().map(|process| process.pid);
+        let pids: Vec<i32> = host.into_iter().chain([vm.pid()]).collect();
+        view::cover(&self.tree(), &view, &self.guest, &pids).map_err(Failure::of)
+    }
+
+    fn create_container(&self, vm: &Vm, ends: Option<Ends>) -> Result<(Agent, Io), Failure> {
         let setup = GuestSetup {
             hostname: self.guest.spec.hostname().clone().unwrap_or_else(hostname_of_host),
             settings: self.settings.clone(),
@@ -198,30 +271,19 @@ impl<'a> Plan<'a> {
             pod: self.guest.pod.clone(),
         };
         let agent = Sandbox::set_up(vm, self.size, setup).map_err(Failure::of)?;
-        if self.launch.pod {
-            return Ok((agent, None));
-        }
-        let terminal = self.bundle.process().terminal().unwrap_or(false);
-        let source: Box<dyn StreamSource + '_> = match (&self.launch.console_socket, self.launch.piped) {
-            (_, true) => Box::new(ends::Piped),
-            (console_socket, false) => ends::of_command_line(console_socket.as_deref()),
-        };
-        let ends = source.open(terminal).map_err(Failure::of)?;
+        let Some(ends) = ends else { return Ok((agent, None)) };
         let document = self.document.clone();
         let storages = in_guest::storages(&self.guest.root);
         let streams =
             in_guest::create(vm, &agent, &self.launch.id, document, storages, &self.guest.pids, &ends)?;
-        let stand_ins = [&self.state.host, &self.state.vmm].into_iter().flatten();
-        let pids: Vec<i32> = stand_ins.map(|process| process.pid).collect();
-        view::cover(&self.tree(), &self.dir.path().join("view"), &self.guest, &pids).map_err(Failure::of)?;
         Ok((agent, Some((streams, ends))))
     }
 }
 
-/// Waits for this process to be in its cgroup.
-fn joined(joining: Option<JoinHandle<Result<(), Failure>>>) -> Result<(), Failure> {
-    let result = joining.map_or(Ok(Ok(())), JoinHandle::join);
-    result.unwrap_or_else(|_| Err(Failure::new("the thread that joins the cgroup panicked".to_owned())))
+/// Takes the connections to loopback addresses in this network namespace.
+fn open_loopback() -> Option<Loopback> {
+    // Without it only forwarded ports fail.
+    Loopback::open().map_err(|error| eprintln!("pouch-vm: warning: {}", chain(&WireError::from(error)))).ok()
 }
 
 /// What a container has under runc that is given no name.
@@ -253,6 +315,7 @@ fn initial_state(launch: &Launch, bundle: &Bundle, cgroup: Cgroup) -> State {
             .map_or_else(|| nix::unistd::getuid().to_string(), |user| user.name),
         annotations: guest_spec::annotations(&bundle.spec),
         cgroup: Some(cgroup),
+        size: None,
         exit_status: None,
         vm_end: None,
         hooks: bundle.spec.hooks().clone(),

@@ -14,7 +14,7 @@ use crate::container::hooks::{self, Point};
 use crate::container::state::HostProcess;
 use crate::container::{ContainerDir, ContainerId, State, StateError, Status};
 use crate::logging::Log;
-use crate::sandbox::disk::{self, Patience};
+use crate::sandbox::disk::{self, Patience, WriteCounters};
 use pouch_errors::chain;
 
 /// How long a process may take to end by itself before it is killed: longer than an agent may take to shut
@@ -138,7 +138,8 @@ fn kill_process(process: HostProcess) {
 /// Waits for a process to end, as long as the VM writes to its disk, and kills it if it does not.
 fn end(process: HostProcess, state: &State) {
     let vmm = state.vmm.map_or(0, |vmm| vmm.pid);
-    let mut patience = Patience::new(vmm, state.cgroup.clone());
+    let counters = WriteCounters::open(vmm, state.cgroup.as_ref());
+    let mut patience = Patience::new(&counters);
     while !wait(process, disk::LOOK) {
         if !patience.lasts(GRACE, true) {
             kill_process(process);

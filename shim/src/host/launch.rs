@@ -99,8 +99,14 @@ fn start_host(launch: &Launch, streams: ChildStreams) -> io::Result<(Child, Repo
     Ok((child, report))
 }
 
-/// The whole life of a host process; returns its exit status.
-pub fn host_main(inherited: &mut Inherited, launch_fd: RawFd, report_fd: RawFd) -> i32 {
+/// The whole life of a host process; returns its exit status. `created` is called when it is confined and its container
+/// can be started; a test attacks from there.
+pub fn host_main(
+    inherited: &mut Inherited,
+    launch_fd: RawFd,
+    report_fd: RawFd,
+    created: impl FnOnce(),
+) -> i32 {
     let (launch, mut ready_pipe) = match proxy::take(inherited, launch_fd, report_fd) {
         Ok(taken) => taken,
         Err(error) => {
@@ -114,5 +120,8 @@ pub fn host_main(inherited: &mut Inherited, launch_fd: RawFd, report_fd: RawFd) 
     };
     // If the parent has ended, the container still exists and can be deleted.
     let _ = ready_pipe.give(&word);
-    host.map_or(1, Host::run)
+    host.map_or(1, |host| {
+        created();
+        host.run()
+    })
 }

@@ -58,7 +58,7 @@ impl LifecycleError {
 pub fn create(launch: &Launch, streams: ChildStreams) -> Result<Child, LifecycleError> {
     let dir = ContainerDir::new(&launch.root, &launch.id.parse()?);
     let child = launch::launch(launch, streams).map_err(LifecycleError::Create)?;
-    let log = Log { file: launch.log.clone(), format: launch.log_format() };
+    let log = Log::new(launch.log.clone(), launch.log_format());
     run_create_hooks(&dir).map_err(|error| undone(&dir, &log, error))?;
     Ok(child)
 }

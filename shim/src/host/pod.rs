@@ -90,14 +90,7 @@ impl Members {
             Ends::Streams { stdin, stdout, stderr }
         };
         let id = request.state.id.parse().map_err(Failure::of)?;
-        let dir = self.dir.of_member(&id);
-        dir.create().map_err(Failure::of)?;
-        let made = self.make_in_guest(&dir, request, document, ends);
-        if made.is_err() {
-            // What is left is a directory, which goes with the pod.
-            let _ = dir.remove();
-        }
-        made
+        self.make_in_guest(&self.dir.of_member(&id), request, document, ends)
     }
 
     fn make_in_guest(
@@ -109,12 +102,12 @@ impl Members {
     ) -> Result<Arc<Member>, Failure> {
         let mut state = request.state;
         state.status = Status::Created;
-        dir.save(&state).map_err(Failure::of)?;
         let (vm, agent) = (&self.sandbox.vm, &self.sandbox.agent);
         let id = state.id.clone();
         let storages = create::submounts(&request.directory);
         let guest = create::create(vm, agent, &id, document, storages, &request.pids, &ends)?;
         let started = start_relays(guest, ends).map_err(Failure::of).and_then(|outputs| {
+            dir.note(&state).map_err(Failure::of)?;
             let container = Arc::new(Container::new(dir.clone(), self.sandbox.clone(), state));
             let member = Arc::new(Member { container, ending: Ending::default() });
             watch(member.clone(), outputs).map_err(Failure::of)?;
@@ -127,7 +120,7 @@ impl Members {
         started
     }
 
-    /// Removes a container whose process has ended, from the guest too.
+    /// Removes a container whose process has ended, from the guest too. Its directory is the front end's.
     ///
     /// # Errors
     /// It has not ended, or the agent refuses.
@@ -139,7 +132,7 @@ impl Members {
         self.sandbox.agent.delete(id)?;
         member.ending.set(Exit::killed());
         self.lock().remove(id);
-        member.container.dir.remove().map_err(Failure::of)
+        Ok(())
     }
 }
 
@@ -169,11 +162,7 @@ fn watch(member: Arc<Member>, outputs: Vec<OutputRelay>) -> io::Result<()> {
             // The VM has ended, and everything in it.
             Err(_) => Exit::killed(),
         };
-        let result = member.container.update_state(|state| {
-            state.status = Status::Stopped;
-            state.exit_status = i32::try_from(exit.status).ok();
-        });
-        if let Err(error) = result {
+        if let Err(error) = member.container.stopped(i32::try_from(exit.status).ok(), None) {
             eprintln!("pouch-vm: error: {}", pouch_errors::chain(&error));
         }
         member.ending.set(exit);

@@ -17,18 +17,21 @@ use pouch_protocol::agent::WaitProcessResponse;
 use pouch_vmm_api::exit::ExitReason;
 
 use super::client::HostListener;
-use super::create::{self, Created};
+use super::confine::capabilities::{self, Working};
+use super::confine::{self, Root};
+use super::create::{self, Created, Io};
 use super::pod::Members;
 use super::protocol::Launch;
 use super::server;
-use crate::container::{Container, Status};
+use crate::cgroup::oom_reporter::OomReporter;
+use crate::container::Container;
 use crate::failure::Failure;
 use crate::logging::Log;
+use crate::network::loopback::Loopback;
 use crate::sandbox::agent::AgentError;
 use crate::sandbox::clock;
 use crate::sandbox::disk::{self, DISK_STALL, Patience, SHUTDOWN};
-use crate::sandbox::streams::GuestStreams;
-use crate::streams::{self, Ends, OutputRelay, STALL, signals, start_relays, terminal};
+use crate::streams::{self, OutputRelay, STALL, signals, start_relays, terminal};
 use pouch_errors::chain;
 
 /// The status of a container whose VM ended under it: as if it had been killed.
@@ -62,11 +65,20 @@ struct End {
     forced: bool,
 }
 
+/// What [`Host::attach`] leaves.
+struct Attached {
+    outputs: Vec<OutputRelay>,
+    listener: HostListener,
+    /// The containers of the pod, if this is one.
+    pod: Option<Arc<Members>>,
+}
+
 /// A sandbox whose container is created, and its streams.
 pub struct Host {
     container: Arc<Container>,
     events: Receiver<Event>,
     outputs: Vec<OutputRelay>,
+    oom: Option<OomReporter>,
     log: Log,
 }
 
@@ -78,14 +90,25 @@ impl Host {
     /// remove.
     pub fn create(launch: &Launch) -> Result<Self, Failure> {
         signals::block();
-        let log = Log { file: launch.log.clone(), format: launch.log_format() };
+        let log = Log::new(launch.log.clone(), launch.log_format()).open();
         let (sender, events) = mpsc::channel();
         let ended = sender.clone();
         let created = create::create(launch, &log, move |reason| drop(ended.send(Event::VmEnded(reason))))?;
-        let Created { container, io } = created;
+        let Created { container, io, oom, loopback } = created;
         let container = Arc::new(container);
-        match Self::attach(&container, io, &sender) {
-            Ok(outputs) => Ok(Host { container, events, outputs, log }),
+        let root = Root::new(container.dir.path().join("root"), container.dir.progress());
+        let attached = thread::scope(|scope| {
+            let attach = || Self::attach(&container, io, loopback, &sender);
+            capabilities::without(scope, attach).and_then(Working::done)
+        });
+        let confined = attached.and_then(|Attached { outputs, listener, pod }| {
+            // Before anyone can ask this process for anything, and the container can run.
+            confine::enter(&root).map_err(Failure::of)?;
+            server::serve(listener, container.clone(), pod, sender).map_err(Failure::of)?;
+            Ok(outputs)
+        });
+        match confined {
+            Ok(outputs) => Ok(Host { container, events, outputs, oom, log }),
             Err(failure) => {
                 container.sandbox.vm.end();
                 Err(failure)
@@ -93,12 +116,13 @@ impl Host {
         }
     }
 
-    /// Starts the other threads, and reports that the container is created.
+    /// Opens the last files, and starts the other threads.
     fn attach(
         container: &Arc<Container>,
-        io: Option<(GuestStreams, Ends)>,
+        io: Io,
+        loopback: Option<Loopback>,
         sender: &Sender<Event>,
-    ) -> Result<Vec<OutputRelay>, Failure> {
+    ) -> Result<Attached, Failure> {
         let log = container.dir.path().join("host.log");
         let mut outputs = Vec::new();
         let mut pod = None;
@@ -112,16 +136,18 @@ impl Host {
             streams::let_go(&log).map_err(Failure::of)?;
             end_at_signals(sender.clone()).map_err(Failure::of)?;
             pod = Some(Arc::new(Members::new(container.sandbox.clone(), container.dir.clone())));
+            if let Some(loopback) = loopback {
+                loopback.forward(container.sandbox.clone()).map_err(Failure::of)?;
+            }
         }
         let listener = HostListener::bind(&container.dir.socket()).map_err(Failure::of)?;
-        container.update_state(|_| ()).map_err(Failure::of)?;
-        server::serve(listener, container.clone(), pod, sender.clone()).map_err(Failure::of)?;
+        container.save().map_err(Failure::of)?;
         clock::follow(container.sandbox.clone()).map_err(Failure::of)?;
-        Ok(outputs)
+        Ok(Attached { outputs, listener, pod })
     }
 
     /// Waits for the end, for whatever reason, cleans up and returns the exit status.
-    pub fn run(self) -> i32 {
+    pub fn run(mut self) -> i32 {
         let end = self.wait_for_end();
         // The container's last writes may still be in guest memory only.
         if end.vm_end.is_none()
@@ -133,9 +159,8 @@ impl Host {
         sandbox.vm.end();
         sandbox.give_network_back();
         // The VM must have ended before the host kernel counts the kill.
-        if end.oom_killed
-            && let Err(error) = sandbox.cgroup.count_oom_kill()
-        {
+        let oom = self.oom.take().filter(|_| end.oom_killed);
+        if let Some(Err(error)) = oom.map(OomReporter::report) {
             self.log.error(&format!(
                 "the out-of-memory kill in the guest could not be reported to the engine: {error}"
             ));
@@ -144,12 +169,7 @@ impl Host {
         if let Some(text) = &vm_end {
             self.log.error(&format!("container {}: {text}", self.container.id()));
         }
-        let result = self.container.update_state(|state| {
-            state.status = Status::Stopped;
-            state.exit_status = Some(status);
-            state.vm_end = vm_end;
-        });
-        if let Err(error) = result {
+        if let Err(error) = self.container.stopped(Some(status), vm_end) {
             self.log.error(&chain(&error));
         }
         status
@@ -216,7 +236,7 @@ impl Host {
         }
         let sandbox = &self.container.sandbox;
         let mut forced = forced;
-        let mut patience = Patience::new(sandbox.vm.pid(), Some(sandbox.cgroup.clone()));
+        let mut patience = Patience::new(&sandbox.written);
         loop {
             match answer.recv_timeout(disk::LOOK) {
                 Ok(answer) => return answer,

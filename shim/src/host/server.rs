@@ -18,10 +18,9 @@ use super::protocol::{Answer, Counters, ExecRequest, Process, Request};
 use super::run::Event;
 use crate::container::Container;
 use crate::container::running::ExecOptions;
-use crate::container::state::HostProcess;
 use crate::failure::Failure;
 use crate::network::netlink::Netlink;
-use crate::network::{WireError, loopback, watch};
+use crate::network::{WireError, watch};
 use crate::sandbox::agent::AgentError;
 use crate::streams::NullStreams;
 
@@ -148,10 +147,7 @@ impl Connection {
             Request::Create(request) => pod.create(*request, fds)?,
             Request::Attend if !sandbox => {
                 self.attends = true;
-                let pid = peer(self.socket.as_fd());
-                self.container.set_proxy(pid);
-                let process = pid.and_then(HostProcess::find);
-                self.container.update_state(|state| state.proxy = process).map_err(Failure::of)?;
+                self.container.set_proxy(peer(self.socket.as_fd()));
             }
             Request::Remove => {
                 pod.remove(self.container.id())?;
@@ -165,11 +161,6 @@ impl Connection {
             }
             Request::Start if sandbox => {
                 self.container.start_without_process(|| self.wire_network().map_err(Failure::of))?;
-                // Without it only forwarded ports fail.
-                if let Err(error) = loopback::forward(self.container.sandbox.clone()) {
-                    let error = WireError::from(error);
-                    eprintln!("pouch-vm: warning: {}", pouch_errors::chain(&error));
-                }
             }
             // What ends the process of an ordinary sandbox ends the pod.
             Request::Signal { exec_id: None, signal, .. } if sandbox => {

@@ -37,19 +37,37 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[error("{0}")]
 pub struct LoopbackError(&'static str, #[source] io::Error);
 
-/// Forwards connections in the network namespace of the calling thread, until this process ends.
-///
-/// # Errors
-/// [`LoopbackError`] names the step.
-pub fn forward(guest: Arc<dyn Guest + Send + Sync>) -> Result<(), LoopbackError> {
-    let failed = |step| move |error| LoopbackError(step, error);
-    // The namespace may have no IPv6.
-    let listener = listen().or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
-    let listener = listener.map_err(failed("no socket could be opened"))?;
-    let link = catch_all(&listener).map_err(failed("the BPF program could not be attached"))?;
-    let serve = move || accept(&listener, &link, &guest);
-    let spawned = thread::Builder::new().name("loopback".to_owned()).stack_size(STACK).spawn(serve);
-    spawned.map(drop).map_err(failed("a thread could not be started"))
+/// A socket that gets all TCP connections to loopback addresses of a network namespace.
+#[derive(Debug)]
+pub struct Loopback {
+    listener: TcpListener,
+    /// The BPF program is attached as long as this is open.
+    link: OwnedFd,
+}
+
+impl Loopback {
+    /// Takes the connections in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// [`LoopbackError`] names the step.
+    pub fn open() -> Result<Self, LoopbackError> {
+        let failed = |step| move |error| LoopbackError(step, error);
+        // The namespace may have no IPv6.
+        let listener = listen().or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+        let listener = listener.map_err(failed("no socket could be opened"))?;
+        let link = catch_all(&listener).map_err(failed("the BPF program could not be attached"))?;
+        Ok(Loopback { listener, link })
+    }
+
+    /// Forwards the connections to the guest, until this process ends.
+    ///
+    /// # Errors
+    /// [`LoopbackError`] if a thread cannot be started.
+    pub fn forward(self, guest: Arc<dyn Guest + Send + Sync>) -> Result<(), LoopbackError> {
+        let serve = move || accept(&self.listener, &self.link, &guest);
+        let spawned = thread::Builder::new().name("loopback".to_owned()).stack_size(STACK).spawn(serve);
+        spawned.map(drop).map_err(|error| LoopbackError("a thread could not be started", error))
+    }
 }
 
 /// A socket that can have connections of IPv4 too, which one that is bound to ::1 cannot. Frames for other addresses of
@@ -213,7 +231,7 @@ mod tests {
     struct Echo;
 
     impl Guest for Echo {
-        fn plug_network(&self, _: &File, _: NetworkConfig) -> Result<u32, GuestError> {
+        fn plug_network(&self, _: &File, _: Option<&File>, _: NetworkConfig) -> Result<u32, GuestError> {
             Err("no network".into())
         }
 
@@ -251,7 +269,7 @@ mod tests {
                     .unwrap()
                     .success()
             );
-            forward(Arc::new(Echo)).unwrap();
+            Loopback::open().unwrap().forward(Arc::new(Echo)).unwrap();
             for address in ["127.0.0.1:80", "127.1.2.3:80", "[::1]:80"] {
                 let mut client = TcpStream::connect(address).unwrap_or_else(|e| panic!("{address}: {e}"));
                 client.write_all(address.as_bytes()).unwrap();

@@ -2,11 +2,12 @@
 //!
 //! [`namespace`] puts the sandbox host process into the namespace, unless [`occupants`] finds other processes
 //! in it. When the container starts, [`inspect`] reads the configuration. Each Ethernet interface gets a
-//! [`tap`] device, and [`redirect`] passes frames between the two. The VMM creates a virtio interface for the
+//! [`tap`] device, for which [`devices`] has the descriptor, and [`redirect`] passes frames between the two. The VMM creates a virtio interface for the
 //! tap device, and the agent gives it the name, addresses and routes of the engine's interface ([`wiring`]).
 //! [`resolver`] forwards DNS queries of the guest to the engine's resolver, and [`watch`] follows later
 //! changes of the engine. [`loopback`] forwards connections to the loopback addresses of a pod.
 
+pub mod devices;
 pub mod inspect;
 pub mod loopback;
 pub mod namespace;
@@ -34,11 +35,17 @@ pub type GuestError = Box<dyn Error + Send + Sync>;
 
 /// The VM that gets the network, and the agent in it.
 pub trait Guest {
-    /// Gives the VM an interface over a tap device; returns the number of its virtio device.
+    /// Gives the VM an interface over a tap device; returns the number of its virtio device. With `vhost`, the host's
+    /// kernel moves the frames.
     ///
     /// # Errors
     /// The VMM's error.
-    fn plug_network(&self, tap: &File, config: NetworkConfig) -> Result<u32, GuestError>;
+    fn plug_network(
+        &self,
+        tap: &File,
+        vhost: Option<&File>,
+        config: NetworkConfig,
+    ) -> Result<u32, GuestError>;
 
     /// Has the agent configure the network.
     ///

@@ -3,11 +3,9 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use pouch_vmm_api::restricted::{self, Access};
 
 use super::netlink::{Netlink, NetlinkError};
 
@@ -29,13 +27,12 @@ pub struct Tap {
     name: String,
 }
 
-/// Makes a tap device in the calling thread's network namespace.
+/// Makes a tap device with a descriptor of `/dev/net/tun`, in the network namespace in which that was opened. The
+/// calling thread must be in it.
 ///
 /// # Errors
 /// The kernel's error.
-pub fn create() -> io::Result<Tap> {
-    // The VMM gets the descriptor and must not be able to create another device with it.
-    let file = restricted::open(Path::new("/dev/net/tun"), Access::Write)?;
+pub fn create(file: File) -> io::Result<Tap> {
     // SAFETY: an ifreq is plain data, for which zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The rest of the name stays zero.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use pouch_protocol::agent::{Interface, Neighbor, Route, SetNetworkRequest};
 use pouch_vmm_api::config::{MAX_NETWORK_SLOTS, MacAddress, NetworkConfig};
 
+use super::devices::NetworkDevices;
 use super::inspect::{self, Found, FoundInterface};
 use super::netlink::Netlink;
 use super::{Guest, WireError, redirect, resolver, tap};
@@ -21,6 +22,8 @@ struct Wire {
 /// The interfaces of the namespace that are connected to the guest.
 #[derive(Debug, Default)]
 pub struct Wiring {
+    /// Descriptors for further ones.
+    devices: NetworkDevices,
     /// By the interface's number on the host.
     wires: BTreeMap<u32, Wire>,
     /// How many there were, including removed ones.
@@ -36,6 +39,11 @@ pub struct Wiring {
 }
 
 impl Wiring {
+    /// No interface yet, and descriptors for those to come.
+    pub fn new(devices: NetworkDevices) -> Self {
+        Wiring { devices, ..Wiring::default() }
+    }
+
     /// Disconnects the interfaces, so that the namespace can be used without the VM. The calling thread must be in
     /// it. Removed interfaces are ignored.
     pub fn undo(&mut self) {
@@ -87,6 +95,9 @@ impl Wiring {
             }
         }
         self.tell(guest, request(wired, found.routes, found.neighbors))?;
+        if self.used > 0 {
+            self.devices.trim();
+        }
         if resolver {
             resolver::forward(guest)?;
             self.resolver = true;
@@ -135,7 +146,9 @@ impl Wiring {
         if self.used >= usize::from(MAX_NETWORK_SLOTS) {
             return Err(WireError::TooMany(name()));
         }
-        let tap = tap::create().map_err(|source| WireError::Tap { interface: name(), source })?;
+        let no_tap = |source| WireError::Tap { interface: name(), source };
+        let device = self.devices.take().map_err(no_tap)?;
+        let tap = tap::create(device.tun).map_err(no_tap)?;
         tap.bring_up(netlink, interface.guest.mtu)?;
         let config = NetworkConfig { mac: MacAddress(interface.mac), mtu: interface.mtu() };
         let plug = || {
@@ -145,7 +158,7 @@ impl Wiring {
                 redirect::share_dns(netlink, interface.index, tap.index)?;
             }
             guest
-                .plug_network(&tap.file, config)
+                .plug_network(&tap.file, device.vhost.as_ref(), config)
                 .map_err(|source| WireError::Plug { interface: name(), source })
         };
         let slot = plug();

@@ -3,7 +3,8 @@
 //! The container's last writes are in guest memory. Writing them may take long, with a slow disk or under a
 //! limit. So the guest may continue as long as something is written.
 
-use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroup;
@@ -18,29 +19,60 @@ pub const DISK_STALL: Duration = Duration::from_secs(60);
 /// The most that an end by force takes, whatever the guest writes.
 pub const FORCED_MAX: Duration = Duration::from_secs(300);
 
+/// Bytes of the longest of the kernel's lists of counters that are read.
+const COUNTERS_MAX: usize = 16 * 1024;
+
+/// The kernel's counters of what a VM writes. They are opened early, because later this process has no paths to them.
+pub struct WriteCounters {
+    /// What is in the host's page cache already.
+    process: Option<File>,
+    /// What goes from there to the disk.
+    cgroup: Option<File>,
+}
+
+impl WriteCounters {
+    /// Those of the VMM with this PID, in this cgroup.
+    pub fn open(vmm: i32, cgroup: Option<&Cgroup>) -> Self {
+        WriteCounters {
+            process: File::open(format!("/proc/{vmm}/io")).ok(),
+            cgroup: cgroup.and_then(Cgroup::open_disk_statistics),
+        }
+    }
+
+    fn read(&self) -> (Option<String>, Option<String>) {
+        let process = self.process.as_ref().and_then(text);
+        let line =
+            process.as_ref().and_then(|text| text.lines().find(|line| line.starts_with("write_bytes")));
+        (line.map(str::to_owned), self.cgroup.as_ref().and_then(text))
+    }
+}
+
+/// What the kernel writes into a file at this moment.
+fn text(file: &File) -> Option<String> {
+    let mut text = vec![0; COUNTERS_MAX];
+    let length = file.read_at(&mut text, 0).ok()?;
+    text.truncate(length);
+    String::from_utf8(text).ok()
+}
+
 /// Detects whether a VM writes to its disks.
-pub struct Patience {
-    vmm: i32,
-    cgroup: Option<Cgroup>,
+pub struct Patience<'a> {
+    counters: &'a WriteCounters,
     begun: Instant,
     last: (Option<String>, Option<String>),
     since: Instant,
 }
 
-impl Patience {
-    /// For the VMM with this number, in this cgroup.
-    pub fn new(vmm: i32, cgroup: Option<Cgroup>) -> Self {
+impl<'a> Patience<'a> {
+    /// For the VM with these counters.
+    pub fn new(counters: &'a WriteCounters) -> Self {
         let now = Instant::now();
-        Patience { vmm, cgroup, begun: now, last: (None, None), since: now }
+        Patience { counters, begun: now, last: (None, None), since: now }
     }
 
     /// Whether something was written in the last `stall`; with `forced` only up to [`FORCED_MAX`] altogether.
     pub fn lasts(&mut self, stall: Duration, forced: bool) -> bool {
-        let written = fs::read_to_string(format!("/proc/{}/io", self.vmm)).ok();
-        let line =
-            written.as_ref().and_then(|text| text.lines().find(|line| line.starts_with("write_bytes")));
-        // What is in the host's page cache already, and what goes from there to the disk.
-        let now = (line.map(str::to_owned), self.cgroup.as_ref().and_then(Cgroup::disk_statistics));
+        let now = self.counters.read();
         if now != self.last {
             (self.last, self.since) = (now, Instant::now());
         }
@@ -56,7 +88,8 @@ mod tests {
     #[test]
     fn who_writes_is_waited_for() {
         let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        let mut patience = Patience::new(std::process::id() as i32, None);
+        let counters = WriteCounters::open(std::process::id() as i32, None);
+        let mut patience = Patience::new(&counters);
         assert!(patience.lasts(Duration::from_secs(60), true));
         std::thread::sleep(Duration::from_millis(5));
         file.write_all(&[1; 8192]).unwrap();
@@ -66,7 +99,8 @@ mod tests {
     #[test]
     fn who_writes_nothing_is_given_up() {
         // No process has this number.
-        let mut patience = Patience::new(-1, None);
+        let counters = WriteCounters::open(-1, None);
+        let mut patience = Patience::new(&counters);
         assert!(patience.lasts(Duration::from_secs(60), false));
         std::thread::sleep(Duration::from_millis(5));
         assert!(!patience.lasts(Duration::from_millis(4), false));

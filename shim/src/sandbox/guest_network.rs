@@ -18,8 +18,13 @@ use crate::network::{Guest, GuestError};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Guest for Sandbox {
-    fn plug_network(&self, tap: &File, config: NetworkConfig) -> Result<u32, GuestError> {
-        Ok(self.vm.plug_network(tap, config)?)
+    fn plug_network(
+        &self,
+        tap: &File,
+        vhost: Option<&File>,
+        config: NetworkConfig,
+    ) -> Result<u32, GuestError> {
+        Ok(self.vm.plug_network(tap, vhost, config)?)
     }
 
     fn set_network(&self, request: SetNetworkRequest) -> Result<(), GuestError> {

@@ -25,15 +25,16 @@ use pouch_protocol::agent::{Setting, Stdio, Storage};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT, SHARE_TAG};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Cgroup;
 use crate::network::WireError;
+use crate::network::devices::NetworkDevices;
 use crate::network::wiring::Wiring;
 use agent::{Agent, AgentError};
+use disk::WriteCounters;
 use exec_queue::ExecQueue;
 use vm::{Vm, VmError};
 
 /// The size of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSize {
     /// vCPUs.
     pub vcpus: u8,
@@ -101,10 +102,8 @@ pub struct Sandbox {
     pub vm: Vm,
     /// The agent in it.
     pub agent: Agent,
-    /// The VM's size.
-    pub size: VmSize,
-    /// The cgroup of the VM's processes on the host.
-    pub cgroup: Cgroup,
+    /// What the VM writes to disks.
+    pub written: WriteCounters,
     /// The network of the guest, for a retried start.
     wiring: Mutex<Wiring>,
     exec_queue: ExecQueue,
@@ -142,8 +141,9 @@ impl Sandbox {
     }
 
     /// A sandbox whose guest is set up.
-    pub fn new(vm: Vm, agent: Agent, size: VmSize, cgroup: Cgroup) -> Self {
-        Sandbox { vm, agent, size, cgroup, wiring: Mutex::default(), exec_queue: ExecQueue::default() }
+    pub fn new(vm: Vm, agent: Agent, written: WriteCounters, devices: NetworkDevices) -> Self {
+        let wiring = Mutex::new(Wiring::new(devices));
+        Sandbox { vm, agent, written, wiring, exec_queue: ExecQueue::default() }
     }
 
     /// Gives the guest the current network of the calling thread's namespace. Unsupported parts are skipped; returns

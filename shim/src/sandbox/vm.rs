@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,6 @@ use pouch_protocol::AGENT_PORT;
 use pouch_vmm_api::config::NetworkConfig;
 use pouch_vmm_api::control::{Answer, Command, ControlSocket, Message, Request};
 use pouch_vmm_api::exit::ExitReason;
-use pouch_vmm_api::restricted::{self, Access};
 use pouch_vmm_api::spawn::{JailedChild, Spawn, SpawnError};
 
 use super::agent::printable;
@@ -34,8 +33,6 @@ const END_GRACE: Duration = Duration::from_secs(5);
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest time to wait for the agent.
 const LEAST_TRY: Duration = Duration::from_millis(100);
-/// Where the host's kernel takes over the frames of an interface.
-const VHOST_NET: &str = "/dev/vhost-net";
 
 /// A VM could not be started, or does not respond.
 #[derive(Debug, thiserror::Error)]
@@ -100,26 +97,32 @@ pub struct Vm {
     shared: Arc<Shared>,
     next_id: AtomicU64,
     log: VmmLog,
-    vhost_net: bool,
     writable_disk: bool,
 }
 
-impl Vm {
-    /// Starts a VMM, which boots its guest. `ended` is called when the VM has ended, with the
-    /// reason if the VMM gave one. Must be called while the process has one thread, and by a
-    /// thread that lives as long as the VM.
+/// A VMM that was started, and that nobody listens to yet.
+pub struct StartedVm {
+    child: JailedChild,
+    socket: ControlSocket,
+    log: PipeReader,
+    console: Option<PipeReader>,
+    /// The directory of the files for log and console.
+    directory: PathBuf,
+    writable_disk: bool,
+}
+
+impl StartedVm {
+    /// Starts a VMM, which boots its guest. Must be called while the process has one thread, and by a thread that
+    /// lives as long as the VM.
     ///
     /// # Errors
     /// [`VmError`] names the file or the step.
-    pub fn start(
-        description: &VmDescription<'_>,
-        ended: impl FnOnce(Option<ExitReason>) + Send + 'static,
-    ) -> Result<Self, VmError> {
+    pub fn start(description: &VmDescription<'_>) -> Result<Self, VmError> {
         let files = Files::open(description)?;
         let (ours, theirs) = ControlSocket::pair().map_err(VmError::Messages)?;
         let config_fd = files.config.as_raw_fd().to_string();
         let control_fd = theirs.as_raw_fd().to_string();
-        let (log_reader, log_writer) = files.log;
+        let (log, log_writer) = files.log;
         let mut inherited: Vec<BorrowedFd<'_>> = files.files.iter().map(AsFd::as_fd).collect();
         inherited.extend([files.config.as_fd(), theirs.as_fd()]);
         let spawn = Spawn {
@@ -130,29 +133,54 @@ impl Vm {
             cgroup: description.cgroup.map(AsFd::as_fd),
         };
         let child = spawn.spawn()?;
-        // Or the pipes would never end.
-        drop((files.files, log_writer));
-        let log = VmmLog::start(description.directory, log_reader, files.console);
-        let log = log.map_err(VmError::Messages)?;
-        let socket = Arc::new(ours);
-        let shared = Arc::new(Shared { pending: Mutex::default(), ended: Mutex::new(None) });
-        let (reader, reader_shared) = (socket.clone(), shared.clone());
-        thread::Builder::new()
-            .name("vmm".to_owned())
-            .stack_size(256 * 1024)
-            .spawn(move || ended(read_messages(&reader, &reader_shared)))
-            .map_err(VmError::Messages)?;
-        Ok(Vm {
+        // The other ends are closed here, or the pipes would never end.
+        Ok(StartedVm {
             child,
-            socket,
-            shared,
-            next_id: AtomicU64::new(1),
+            socket: ours,
             log,
-            vhost_net: description.config.vhost_net,
+            console: files.console,
+            directory: description.directory.to_owned(),
             writable_disk: description.disks.iter().any(|disk| !disk.read_only),
         })
     }
 
+    /// The VMM's process.
+    pub fn pid(&self) -> i32 {
+        self.child.pid
+    }
+
+    /// Listens to the VMM, in threads that the calling thread starts. `ended` is called when the VM has ended, with
+    /// the reason if the VMM gave one.
+    ///
+    /// # Errors
+    /// [`VmError::Messages`] if a file or a thread cannot be created; the VMM is gone then.
+    pub fn attend(self, ended: impl FnOnce(Option<ExitReason>) + Send + 'static) -> Result<Vm, VmError> {
+        let socket = Arc::new(self.socket);
+        let shared = Arc::new(Shared { pending: Mutex::default(), ended: Mutex::new(None) });
+        let (reader, reader_shared) = (socket.clone(), shared.clone());
+        let started = VmmLog::start(&self.directory, self.log, self.console).and_then(|log| {
+            let listen = move || ended(read_messages(&reader, &reader_shared));
+            thread::Builder::new().name("vmm".to_owned()).stack_size(256 * 1024).spawn(listen)?;
+            Ok(log)
+        });
+        match started {
+            Ok(log) => Ok(Vm {
+                child: self.child,
+                socket,
+                shared,
+                next_id: AtomicU64::new(1),
+                log,
+                writable_disk: self.writable_disk,
+            }),
+            Err(error) => {
+                self.child.kill();
+                Err(VmError::Messages(error))
+            }
+        }
+    }
+}
+
+impl Vm {
     /// The VMM's process.
     pub fn pid(&self) -> i32 {
         self.child.pid
@@ -171,15 +199,18 @@ impl Vm {
         self.ask_with(command, &[])
     }
 
-    /// Gives the VM a network interface over a tap device; returns the number of its virtio device.
+    /// Gives the VM a network interface over a tap device; returns the number of its virtio device. With `vhost`, the
+    /// host's kernel moves the frames.
     ///
     /// # Errors
     /// [`VmError`] if the VMM refuses or is gone.
-    pub fn plug_network(&self, tap: &File, config: NetworkConfig) -> Result<u32, VmError> {
-        // Without it the VMM moves the frames, which always works.
-        let open = || restricted::open(Path::new(VHOST_NET), Access::Write).ok();
-        let vhost = self.vhost_net.then(open).flatten();
-        let fds: Vec<BorrowedFd<'_>> = iter::once(tap).chain(&vhost).map(AsFd::as_fd).collect();
+    pub fn plug_network(
+        &self,
+        tap: &File,
+        vhost: Option<&File>,
+        config: NetworkConfig,
+    ) -> Result<u32, VmError> {
+        let fds: Vec<BorrowedFd<'_>> = iter::once(tap).chain(vhost).map(AsFd::as_fd).collect();
         match self.ask_with(Command::PlugNetwork(config), &fds)? {
             (Answer::Plugged { device }, _) => Ok(device),
             (other, _) => Err(VmError::Refused(format!("the VMM answered {other:?}"))),

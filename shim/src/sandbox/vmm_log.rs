@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver};
@@ -14,6 +14,8 @@ use std::time::Duration;
 const MAX_LOG: u64 = 16 << 20;
 /// Bytes of a guest's console that are kept.
 const MAX_CONSOLE: u64 = 16 << 20;
+/// Bytes in which the last line is looked for.
+const TAIL: usize = 64 * 1024;
 
 /// The VMM's log in a container's directory.
 pub fn log_path(directory: &Path) -> PathBuf {
@@ -23,14 +25,19 @@ pub fn log_path(directory: &Path) -> PathBuf {
 /// The end of the VMM's log, for an error that has no other explanation.
 pub fn log_tail(path: &Path) -> Option<String> {
     let mut text = Vec::new();
-    File::open(path).ok()?.take(64 * 1024).read_to_end(&mut text).ok()?;
-    let text = String::from_utf8_lossy(&text);
+    File::open(path).ok()?.take(TAIL as u64).read_to_end(&mut text).ok()?;
+    last_line(&text)
+}
+
+fn last_line(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
     text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
 }
 
 /// The log of a VMM that runs.
 pub struct VmmLog {
-    path: PathBuf,
+    /// Open for reading too.
+    file: File,
     /// Disconnected when the VMM's output is completely in the file.
     complete: Mutex<Receiver<()>>,
 }
@@ -42,13 +49,13 @@ impl VmmLog {
     /// # Errors
     /// If a file or a thread cannot be created.
     pub fn start(directory: &Path, log: PipeReader, console: Option<PipeReader>) -> io::Result<Self> {
-        let path = log_path(directory);
+        let file = open(&log_path(directory))?;
         let (sender, complete) = mpsc::channel();
-        start_copy("vmm log", log, open(&path)?, MAX_LOG, move || drop(sender))?;
+        start_copy("vmm log", log, file.try_clone()?, MAX_LOG, move || drop(sender))?;
         if let Some(console) = console {
             start_copy("console", console, open(&directory.join("console.log"))?, MAX_CONSOLE, || ())?;
         }
-        Ok(VmmLog { path, complete: Mutex::new(complete) })
+        Ok(VmmLog { file, complete: Mutex::new(complete) })
     }
 
     /// Waits until the log of a VMM that is ending is complete, at most for `timeout`.
@@ -60,12 +67,14 @@ impl VmmLog {
 
     /// Its end.
     pub fn tail(&self) -> Option<String> {
-        log_tail(&self.path)
+        let mut text = vec![0; TAIL];
+        let length = self.file.read_at(&mut text, 0).ok()?;
+        last_line(&text[..length])
     }
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+    OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)
 }
 
 fn start_copy(

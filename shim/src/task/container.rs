@@ -336,7 +336,7 @@ fn join(
     neighbors: Neighbors,
 ) -> Result<Made, CreateError> {
     let pod = sandbox.pod().ok_or_else(|| CreateError::NoPod(sandbox.dir.id().to_string()))?;
-    let (membership, child) = Membership::join(pod, &sandbox.dir, id.as_str(), bundle, ends, neighbors)?;
+    let (membership, child) = Membership::join(pod, &sandbox.dir, id, bundle, ends, neighbors)?;
     let dir = sandbox.dir.of_member(id);
     let role = Role::Member { sandbox: sandbox.clone(), membership };
     Ok(Made { dir, role, child })

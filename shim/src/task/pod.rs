@@ -15,6 +15,7 @@ use crate::container::bundle::CONFIG_FILE;
 use crate::container::guest_spec::{self, Place, RootSource, TranslateError};
 use crate::container::hooks::{self, HookError};
 use crate::container::pod_spec::Neighbors;
+use crate::container::state::HostProcess;
 use crate::container::{
     Bundle, BundleError, ContainerDir, ContainerId, State, StateError, Status, mount_points,
 };
@@ -152,13 +153,21 @@ impl Membership {
     pub fn join(
         pod: &Pod,
         sandbox: &ContainerDir,
-        id: &str,
+        id: &ContainerId,
         bundle: &Path,
         ends: Ends,
         neighbors: Neighbors,
     ) -> Result<(Self, Child), JoinError> {
         let slot = pod.take_slot().ok_or(JoinError::Full)?;
-        let joined = Self::join_at(pod, slot, sandbox, id, bundle, ends, neighbors);
+        let dir = sandbox.of_member(id);
+        let joined = dir.create().map_err(JoinError::from).and_then(|()| {
+            let joined = Self::join_at(pod, slot, sandbox, &dir, bundle, ends, neighbors);
+            if joined.is_err() {
+                // What is left goes with the pod.
+                let _ = dir.remove();
+            }
+            joined
+        });
         if joined.is_err() {
             // Nothing may be mounted yet.
             let _ = pod.mounts.remove(&target(slot));
@@ -171,11 +180,12 @@ impl Membership {
         pod: &Pod,
         slot: usize,
         sandbox: &ContainerDir,
-        id: &str,
+        dir: &ContainerDir,
         bundle: &Path,
         ends: Ends,
         neighbors: Neighbors,
     ) -> Result<(Self, Child), JoinError> {
+        let id = dir.id();
         let bundle = Bundle::load(bundle)?;
         let place = Place { directory: later::directory(slot), pod: Some(neighbors) };
         let mut guest = guest_spec::translate(&bundle, &place)?;
@@ -190,7 +200,8 @@ impl Membership {
         if of_pod.status == Status::Stopped {
             return Err(JoinError::Ended);
         }
-        let state = State { id: id.to_owned(), ..state_of(&bundle, &of_pod) };
+        let mut state = State { id: id.to_string(), ..state_of(&bundle, &of_pod) };
+        dir.save(&state)?;
         for point in hooks::OF_CREATE {
             hooks::run(point, &state)?;
         }
@@ -201,7 +212,7 @@ impl Membership {
         let files = ends.into_files();
         let fds: Vec<BorrowedFd<'_>> = std::iter::once(&document).chain(&files).map(AsFd::as_fd).collect();
         let request = Request::Create(Box::new(CreateRequest {
-            state,
+            state: state.clone(),
             directory: later::directory(slot),
             pids: guest.pids,
             terminal,
@@ -210,16 +221,20 @@ impl Membership {
         let host = HostClient::connect(&sandbox.socket())?;
         host.ask_with(&request, &fds)?;
         let task = ProxyTask {
-            address: HostAddress { socket: sandbox.socket(), member: Some(id.to_owned()) },
+            address: HostAddress::of(dir),
             cgroup: of_pod.cgroup,
             host: of_pod.host.as_ref().map_or(0, |host| host.pid),
         };
-        let child = proxy::start(&task).map_err(|failure| {
-            // The first error is reported.
-            let _ = host.ask(&Request::Container(id.to_owned())).and_then(|_| host.ask(&Request::Remove));
-            JoinError::Proxy(failure)
-        })?;
-        Ok((Membership { slot }, child))
+        let started = proxy::start(&task).map_err(JoinError::Proxy).and_then(|child| {
+            state.proxy = i32::try_from(child.id()).ok().and_then(HostProcess::find);
+            dir.save(&state)?;
+            Ok((Membership { slot }, child))
+        });
+        if started.is_err() {
+            // The first error is reported. A proxy process ends with its container.
+            let _ = host.ask(&Request::Container(id.to_string())).and_then(|_| host.ask(&Request::Remove));
+        }
+        started
     }
 
     /// Removes what the host has for a container that the guest has no more.
@@ -266,6 +281,7 @@ fn state_of(bundle: &Bundle, of_pod: &State) -> State {
         owner: of_pod.owner.clone(),
         annotations: guest_spec::annotations(&bundle.spec),
         cgroup: None,
+        size: None,
         exit_status: None,
         vm_end: None,
         hooks: bundle.spec.hooks().clone(),

@@ -28,6 +28,7 @@ use crate::container::pod_spec::Neighbors;
 use crate::failure::Failure;
 use crate::host::client::ClientError;
 use crate::host::ending::{Ending, Exit};
+use crate::host::limits::{self, LimitsError};
 use crate::host::protocol::{Answer, Request};
 use crate::logging::{Log, LogFormat};
 use crate::streams::uri::Named;
@@ -100,7 +101,7 @@ impl Service {
 
     /// Where errors and warnings of the container go.
     fn log(container: &TaskContainer) -> Log {
-        Log { file: Some(container.bundle.join("log.json")), format: LogFormat::Json }
+        Log::new(Some(container.bundle.join("log.json")), LogFormat::Json)
     }
 
     /// The sandbox with this ID, and the processes that stand for its containers.
@@ -372,7 +373,10 @@ impl Task for Service {
         let container = self.container(&request.id)?;
         let resources = serde_json::from_slice(&request.resources.value)
             .map_err(|error| refused(Code::INVALID_ARGUMENT, format!("resources are malformed: {error}")))?;
-        container.ask(&Request::Update { resources }).map_err(|error| of_host(&error))?;
+        limits::update(&container.dir, resources).map_err(|error| match error {
+            LimitsError::Client(error) => of_host(&error),
+            error => failed(&error),
+        })?;
         Ok(Empty::new())
     }
 

@@ -19,7 +19,7 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS;
 
 /// linux/sched.h; the libc crate's constant is too narrow for it.
-const CLONE_INTO_CGROUP: u64 = 1 << 33;
+pub const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// A program to start.
 pub struct Spawn<'a> {
