@@ -22,7 +22,8 @@ TREE := $(or $(POUCH_INSTALL_DIR),target/install)
 # The guest kernel's modules; empty for a guest root without any.
 MODULES ?= $(TARGET)/kernel/modules
 GUEST_ROOT := $(TARGET)/guest-root$(if $(MODULES),,-without-modules).erofs
-PARTS := bin/pouch-vm bin/containerd-shim-pouch-vm-v2 libexec/pouch-vm/pouch-vmm share/pouch-vm/vmlinux share/pouch-vm/guest-root.erofs
+PARTS := bin/pouch-vm bin/containerd-shim-pouch-vm-v2 libexec/pouch-vm/pouch-vmm share/pouch-vm/vmlinux \
+	share/pouch-vm/guest-root.erofs lib/systemd/system/pouch-vm-metrics.service
 
 # What the build needs; the testbed's script adds what the testbed needs.
 PACKAGES := bc bison ca-certificates curl erofs-utils flex gcc kmod libc6-dev libelf-dev libseccomp-dev libssl-dev \
@@ -69,10 +70,11 @@ $(TREE)/usr/local/bin/containerd-shim-pouch-vm-v2: $(BIN)/containerd-shim-pouch-
 $(TREE)/usr/local/libexec/pouch-vm/pouch-vmm: $(BIN)/pouch-vmm
 $(TREE)/usr/local/share/pouch-vm/vmlinux: $(TARGET)/kernel/vmlinux
 $(TREE)/usr/local/share/pouch-vm/guest-root.erofs: $(GUEST_ROOT)
+$(TREE)/usr/local/lib/systemd/system/pouch-vm-metrics.service: dist/pouch-vm-metrics.service
 
 # Programs keep their executable bit, data has none.
 $(INSTALL_TREE):
-	@install -D -m $(if $(findstring /share/,$@),0644,0755) $< $@
+	@install -D -m $(if $(findstring /share/,$@)$(findstring /systemd/,$@),0644,0755) $< $@
 
 .PHONY: install-tree
 install-tree: $(INSTALL_TREE) ## Build everything and install it into target/install, for the testbed
@@ -81,7 +83,7 @@ install-tree: $(INSTALL_TREE) ## Build everything and install it into target/ins
 .PHONY: install
 install: install-tree ## Install into $(DESTDIR)$(PREFIX)
 	@for part in $(PARTS); do \
-	  mode=0755; [[ $$part != share/* ]] || mode=0644; \
+	  mode=0755; [[ $$part != share/* && $$part != lib/* ]] || mode=0644; \
 	  place="$(DESTDIR)$(PREFIX)/$$part"; \
 	  install -D -m $$mode "$(TREE)/usr/local/$$part" "$$place.new"; \
 	  mv -f "$$place.new" "$$place"; \

@@ -12,6 +12,7 @@ mod forward;
 mod internal;
 mod kill;
 mod list;
+mod metrics;
 #[macro_use]
 mod operations;
 mod pause;
@@ -127,6 +128,7 @@ operations! {
     Resume(pause::Resume) = "resume": "Resume the processes of a paused container";
     Update(update::Update) = "update": "Change the limits of a running container";
     Events(events::Events) = "events": "Print resource usage and out-of-memory events of a container";
+    Metrics(metrics::Metrics) = "metrics": "Print metrics of all containers for Prometheus, or serve them";
     Checkpoint(checkpoint::Unavailable) = "checkpoint": "Checkpoint a running container (not supported yet)";
     Restore(checkpoint::Unavailable) = "restore": "Restore a container from a checkpoint (not supported yet)";
     Spec(spec::Spec) = "spec": "Write an example specification to config.json";
@@ -252,6 +254,7 @@ pub fn main() -> u8 {
         Command::Resume(command) => command.run(&global),
         Command::Update(command) => command.run(&global),
         Command::Events(command) => command.run(&global),
+        Command::Metrics(command) => command.run(&global),
         Command::Checkpoint(command) => command.run("checkpoint"),
         Command::Restore(command) => command.run("restore"),
         Command::Spec(command) => command.run(),

@@ -11,6 +11,7 @@ use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::phases::Phases;
 use super::progress;
 use super::{ContainerId, Progress};
 use crate::cgroup::Cgroup;
@@ -90,7 +91,7 @@ fn process_stat(pid: i32) -> Option<(char, u64)> {
 }
 
 /// What the state file holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct State {
     /// The container's name.
@@ -119,6 +120,9 @@ pub struct State {
     /// The size of the VM, if the limits of the cgroup follow from those of the container.
     #[serde(default)]
     pub size: Option<VmSize>,
+    /// How long its start took; only for the sandbox.
+    #[serde(default)]
+    pub phases: Option<Phases>,
     /// The exit status of its process.
     pub exit_status: Option<i32>,
     /// Why its VM ended, if not because its process did.
@@ -376,6 +380,7 @@ mod tests {
             annotations: HashMap::new(),
             cgroup: None,
             size: None,
+            phases: None,
             exit_status: None,
             vm_end: None,
             hooks: None,

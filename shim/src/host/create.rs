@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use oci_spec::runtime::LinuxResources;
 use pouch_protocol::agent::Setting;
@@ -14,6 +14,7 @@ use super::protocol::Launch;
 use crate::cgroup::oom_reporter::OomReporter;
 use crate::cgroup::{Cgroup, CgroupPlacement};
 use crate::container::guest_spec::{self, GuestSpec, Place, RootSource};
+use crate::container::phases::Phases;
 use crate::container::state::HostProcess;
 use crate::container::{
     Bundle, Container, ContainerDir, State, Status, create as in_guest, hooks, mount_points, pod_spec,
@@ -84,14 +85,18 @@ pub fn create(
     log: &Log,
     ended: impl FnOnce(Option<ExitReason>) + Send + 'static,
 ) -> Result<Created, Failure> {
+    let begun = Instant::now();
     let mut plan = Plan::make(launch, log)?;
     plan.dir.save(&plan.state).map_err(Failure::of)?;
     vm_files::preflight(&launch.config).map_err(Failure::of)?;
     let Surroundings { placement, oom, loopback, devices, ends } = plan.enter_surroundings()?;
     let vm = plan.start_vm(&placement)?;
+    let vmm_started = begun.elapsed();
     plan.state.vmm = HostProcess::find(vm.pid());
     let written = WriteCounters::open(vm.pid(), Some(&plan.cgroup));
-    let Filled { vm, agent, io } = plan.fill(vm, &placement, ends, ended)?;
+    let Filled { vm, agent, io, guest_answered } = plan.fill(vm, &placement, ends, ended)?;
+    let guest_answered = guest_answered.duration_since(begun);
+    plan.state.phases = Some(Phases::of(vmm_started, guest_answered, begun.elapsed()));
     // If there are hooks, `create` sets this status after they have run.
     if !hooks::awaited(plan.state.hooks.as_ref()) {
         plan.state.status = Status::Created;
@@ -106,6 +111,7 @@ struct Filled {
     vm: Vm,
     agent: Agent,
     io: Io,
+    guest_answered: Instant,
 }
 
 impl<'a> Plan<'a> {
@@ -225,7 +231,7 @@ impl<'a> Plan<'a> {
             let creating = capabilities::without(scope, move || {
                 let vm = vm.attend(ended).map_err(Failure::of)?;
                 match self.create_container(&vm, ends) {
-                    Ok((agent, io)) => Ok(Filled { vm, agent, io }),
+                    Ok((agent, io, guest_answered)) => Ok(Filled { vm, agent, io, guest_answered }),
                     Err(failure) => {
                         vm.end();
                         Err(failure)
@@ -263,7 +269,7 @@ impl<'a> Plan<'a> {
         view::cover(&self.tree(), &view, &self.guest, &pids).map_err(Failure::of)
     }
 
-    fn create_container(&self, vm: &Vm, ends: Option<Ends>) -> Result<(Agent, Io), Failure> {
+    fn create_container(&self, vm: &Vm, ends: Option<Ends>) -> Result<(Agent, Io, Instant), Failure> {
         let setup = GuestSetup {
             hostname: self.guest.spec.hostname().clone().unwrap_or_else(hostname_of_host),
             settings: self.settings.clone(),
@@ -271,12 +277,13 @@ impl<'a> Plan<'a> {
             pod: self.guest.pod.clone(),
         };
         let agent = Sandbox::set_up(vm, self.size, setup).map_err(Failure::of)?;
-        let Some(ends) = ends else { return Ok((agent, None)) };
+        let guest_answered = Instant::now();
+        let Some(ends) = ends else { return Ok((agent, None, guest_answered)) };
         let document = self.document.clone();
         let storages = in_guest::storages(&self.guest.root);
         let streams =
             in_guest::create(vm, &agent, &self.launch.id, document, storages, &self.guest.pids, &ends)?;
-        Ok((agent, Some((streams, ends))))
+        Ok((agent, Some((streams, ends)), guest_answered))
     }
 }
 
@@ -316,6 +323,7 @@ fn initial_state(launch: &Launch, bundle: &Bundle, cgroup: Cgroup) -> State {
         annotations: guest_spec::annotations(&bundle.spec),
         cgroup: Some(cgroup),
         size: None,
+        phases: None,
         exit_status: None,
         vm_end: None,
         hooks: bundle.spec.hooks().clone(),

@@ -14,6 +14,7 @@ mod hooks;
 mod host_faults;
 mod lifecycle;
 mod many;
+mod metrics;
 mod network;
 mod operations;
 mod process;
