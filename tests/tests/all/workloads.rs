@@ -59,8 +59,15 @@ fn redis_serves_its_benchmark() {
     assert!(container.bundle.rootfs().join("data/dump.rdb").exists());
 }
 
-#[test]
-fn postgres_serves_its_benchmark() {
+/// It takes minutes in an emulator. The tests of engines have a database too.
+mod postgres_long {
+    #[test]
+    fn it_serves_its_benchmark() {
+        super::postgres();
+    }
+}
+
+fn postgres() {
     let bundle = Bundle::new("postgres")
         .args(["postgres-entrypoint", "postgres"])
         .push("/process/env", json!("PGDATA=/var/lib/postgresql/data"))

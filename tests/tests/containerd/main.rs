@@ -9,7 +9,7 @@ mod exec;
 mod faults;
 mod lifecycle;
 mod options;
-mod pods;
+mod pods_long;
 mod refused;
 mod shim;
 mod streams;

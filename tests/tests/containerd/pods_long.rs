@@ -1,4 +1,4 @@
-//! Pods: several containers in one VM, told by CRI's annotations.
+//! Pods: several containers in one VM, told by CRI's annotations. In an ordinary run, the tests `cri` are about pods.
 
 use std::fs;
 use std::path::Path;
