@@ -120,6 +120,9 @@ pub struct State {
     /// The size of the VM, if the limits of the cgroup follow from those of the container.
     #[serde(default)]
     pub size: Option<VmSize>,
+    /// Whether the host's kernel is to move the frames of its interfaces.
+    #[serde(default)]
+    pub vhost_net: bool,
     /// How long its start took; only for the sandbox.
     #[serde(default)]
     pub phases: Option<Phases>,
@@ -380,6 +383,7 @@ mod tests {
             annotations: HashMap::new(),
             cgroup: None,
             size: None,
+            vhost_net: false,
             phases: None,
             exit_status: None,
             vm_end: None,

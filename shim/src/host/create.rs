@@ -143,8 +143,11 @@ impl<'a> Plan<'a> {
             linux.set_resources(Some(limits.guest));
         }
         let document = guest.document().map_err(Failure::of)?;
-        let state =
-            State { size: (!launch.pod).then_some(size), ..initial_state(launch, &bundle, cgroup.clone()) };
+        let state = State {
+            size: (!launch.pod).then_some(size),
+            vhost_net: launch.config.vhost_net,
+            ..initial_state(launch, &bundle, cgroup.clone())
+        };
         Ok(Plan {
             launch,
             bundle,
@@ -172,7 +175,7 @@ impl<'a> Plan<'a> {
         self.settings = settings::of_host();
         namespace::enter(guest.network_namespace.as_deref()).map_err(Failure::of)?;
         self.settings.extend(settings::of_network());
-        let devices = NetworkDevices::open(self.launch.config.vhost_net);
+        let devices = NetworkDevices::open();
         let loopback = self.launch.pod.then(open_loopback).flatten();
         share::enter_namespace().map_err(Failure::of)?;
         if !self.launch.pod
@@ -323,6 +326,7 @@ fn initial_state(launch: &Launch, bundle: &Bundle, cgroup: Cgroup) -> State {
         annotations: guest_spec::annotations(&bundle.spec),
         cgroup: Some(cgroup),
         size: None,
+        vhost_net: false,
         phases: None,
         exit_status: None,
         vm_end: None,

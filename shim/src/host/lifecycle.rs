@@ -1,5 +1,7 @@
 //! Creates and starts a container as its engine sees it: with its hooks.
 
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Child;
 
 use super::client::{ClientError, HostClient};
@@ -7,9 +9,10 @@ use super::delete::{self, DeleteError};
 use super::launch::{self, ChildStreams};
 use super::protocol::{Launch, Request};
 use crate::container::hooks::{self, HookError, Point};
-use crate::container::{ContainerDir, IdError, StateError};
+use crate::container::{ContainerDir, IdError, State, StateError};
 use crate::failure::Failure;
 use crate::logging::Log;
+use crate::network::devices::open_vhosts;
 
 /// A container could not be created or started.
 #[derive(Debug, thiserror::Error)]
@@ -82,10 +85,23 @@ fn run_create_hooks(dir: &ContainerDir) -> Result<(), LifecycleError> {
 /// # Errors
 /// [`LifecycleError`] names the hook, or what refused.
 pub fn start(dir: &ContainerDir, log: &Log) -> Result<(), LifecycleError> {
-    HostClient::connect(&dir.socket())?.ask(&Request::Start)?;
+    let host = HostClient::connect(&dir.socket())?;
+    let vhosts = vhosts_for(&dir.load()?);
+    let fds: Vec<BorrowedFd<'_>> = vhosts.iter().map(AsFd::as_fd).collect();
+    host.ask_with(&Request::Start, &fds)?;
+    drop(vhosts);
     // A container that has ended and been deleted already has none.
     let Ok(state) = dir.load() else { return Ok(()) };
     hooks::run(Point::Poststart, &state).map_err(|error| undone(dir, log, error.into()))
+}
+
+/// Descriptors with which the host's kernel moves the frames of the container's interfaces. The host process cannot open
+/// them. One of an earlier build opens its own.
+fn vhosts_for(state: &State) -> Vec<File> {
+    match state.host {
+        Some(host) if state.vhost_net => open_vhosts(host.pid),
+        _ => Vec::new(),
+    }
 }
 
 /// Removes a container after `error`; returns what to report.

@@ -65,7 +65,8 @@ pub enum Report {
 pub enum Request {
     /// The hooks of `create` have done their work: the container is created.
     HooksDone,
-    /// Starts the container's process.
+    /// Starts the container's process. Descriptors of `/dev/vhost-net` for its network interfaces can come with it; an
+    /// earlier build opens its own.
     Start,
     /// The container's status.
     Status,

@@ -98,7 +98,7 @@ impl Connection {
             let answer = match self.socket.receive::<Request>() {
                 Ok(Some((request, fds))) => match self.pod.clone() {
                     Some(pod) => self.handle_in_pod(&pod, request, fds),
-                    None => self.handle(request),
+                    None => self.handle(request, fds),
                 },
                 // The command line may have been replaced by a newer one since the container was created.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Failure::new(format!(
@@ -160,6 +160,7 @@ impl Connection {
                 });
             }
             Request::Start if sandbox => {
+                self.container.sandbox.set_vhosts(fds);
                 self.container.start_without_process(|| self.wire_network().map_err(Failure::of))?;
             }
             // What ends the process of an ordinary sandbox ends the pod.
@@ -178,17 +179,20 @@ impl Connection {
             Request::AwaitEnd if sandbox => return Err(no_process("wait")),
             // The limits of the sandbox are those of the pod's cgroup on the host, which its engine sets.
             Request::Update { .. } if sandbox => {}
-            other => return self.handle(other),
+            other => return self.handle(other, fds),
         }
         Ok(Some(Answer::Done))
     }
 
     /// The answer; none if it was sent, or will be, by someone else.
-    fn handle(&mut self, request: Request) -> Result<Option<Answer>, Failure> {
+    fn handle(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<Option<Answer>, Failure> {
         let container = &self.container;
         match request {
             Request::HooksDone => container.hooks_done()?,
-            Request::Start => container.start(|| self.wire_network().map_err(Failure::of))?,
+            Request::Start => {
+                container.sandbox.set_vhosts(fds);
+                container.start(|| self.wire_network().map_err(Failure::of))?;
+            }
             Request::Pause => container.pause()?,
             Request::Resume => container.resume()?,
             Request::Status => return Ok(Some(Answer::Status(container.status()))),

@@ -1,19 +1,23 @@
-//! The descriptors for a VM's interfaces. They are opened before the sandbox host process gives up the host's files.
+//! The descriptors for a VM's interfaces, which others open: a sandbox host process has no files of the host while its
+//! container runs.
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::thread;
 
+use nix::sched::{CloneFlags, setns};
 use pouch_vmm_api::config::MAX_NETWORK_SLOTS;
 use pouch_vmm_api::restricted::{self, Access};
+
+use super::inspect;
+use super::netlink::Netlink;
 
 /// Where tap devices are made.
 const TUN: &str = "/dev/net/tun";
 /// Where the host's kernel takes over the frames of an interface.
 const VHOST_NET: &str = "/dev/vhost-net";
-/// How many descriptors of [`VHOST_NET`] are kept for interfaces that come while the container runs: each takes some
-/// 40 KiB of the kernel's memory. Frames of further interfaces are moved by the VMM.
-const SPARE: usize = 2;
 
 /// The descriptors for one interface.
 pub struct NetworkDevice {
@@ -27,28 +31,26 @@ pub struct NetworkDevice {
 #[derive(Debug, Default)]
 pub struct NetworkDevices {
     tuns: Vec<File>,
+    /// For the first interfaces.
     vhosts: Vec<File>,
-    /// Why there is none.
+    /// Why there is none for tap devices.
     refused: Option<io::Error>,
 }
 
 impl NetworkDevices {
-    /// Opens the descriptors. Tap devices will be made in the network namespace of the calling thread.
-    pub fn open(vhost_net: bool) -> Self {
-        let all = |path| {
-            let open = || restricted::open(Path::new(path), Access::Write);
-            (0..MAX_NETWORK_SLOTS).map(|_| open()).collect::<io::Result<Vec<File>>>()
-        };
+    /// Opens the descriptors for tap devices, which will be made in the network namespace of the calling thread.
+    pub fn open() -> Self {
+        let open = || restricted::open(Path::new(TUN), Access::Write);
         // A container without a network needs none.
-        let (tuns, refused) = match all(TUN) {
-            Ok(tuns) => (tuns, None),
-            Err(error) => (Vec::new(), Some(error)),
-        };
-        NetworkDevices {
-            tuns,
-            vhosts: if vhost_net { all(VHOST_NET).unwrap_or_default() } else { Vec::new() },
-            refused,
+        match (0..MAX_NETWORK_SLOTS).map(|_| open()).collect::<io::Result<Vec<File>>>() {
+            Ok(tuns) => NetworkDevices { tuns, ..NetworkDevices::default() },
+            Err(error) => NetworkDevices { refused: Some(error), ..NetworkDevices::default() },
         }
+    }
+
+    /// Takes descriptors of [`open_vhosts`] for the interfaces that are wired next.
+    pub fn set_vhosts(&mut self, vhosts: impl IntoIterator<Item = OwnedFd>) {
+        self.vhosts = vhosts.into_iter().map(File::from).collect();
     }
 
     /// Takes the descriptors for an interface.
@@ -63,31 +65,39 @@ impl NetworkDevices {
             }
         }
     }
+}
 
-    /// Closes the descriptors that are not worth their memory, now that the first interfaces are there.
-    pub fn trim(&mut self) {
-        self.vhosts.truncate(SPARE);
-    }
+/// Opens `/dev/vhost-net` once for each interface of the network namespace that the process `pid` is in. Without one, as
+/// for interfaces that come later, the VMM moves the frames. To close one takes the kernel some 10 ms, so none is
+/// opened in advance.
+pub fn open_vhosts(pid: i32) -> Vec<File> {
+    let namespace = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    let count = thread::Builder::new().stack_size(256 * 1024).spawn(move || interfaces(&namespace));
+    let count = count.ok().and_then(|thread| thread.join().ok()?.ok()).unwrap_or(0);
+    let open = |_| restricted::open(Path::new(VHOST_NET), Access::Write).ok();
+    (0..count.min(MAX_NETWORK_SLOTS.into())).map_while(open).collect()
+}
+
+/// How many interfaces a VM in this namespace would have. The calling thread is in the namespace then.
+fn interfaces(namespace: &Path) -> io::Result<usize> {
+    setns(File::open(namespace)?, CloneFlags::CLONE_NEWNET)?;
+    let mut netlink = Netlink::open().map_err(io::Error::other)?;
+    Ok(inspect::inspect(&mut netlink).map_err(io::Error::other)?.interfaces.len())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn devices() -> NetworkDevices {
-        let null = || File::open("/dev/null").unwrap();
-        let all = || (0..MAX_NETWORK_SLOTS).map(|_| null()).collect();
-        NetworkDevices { tuns: all(), vhosts: all(), refused: None }
-    }
-
     #[test]
     fn there_is_a_tap_device_for_each_interface_and_the_kernel_moves_the_frames_of_the_first() {
-        let mut devices = devices();
-        assert!(devices.take().unwrap().vhost.is_some());
-        devices.trim();
-        let later: Vec<bool> =
-            (1..MAX_NETWORK_SLOTS).map(|_| devices.take().unwrap().vhost.is_some()).collect();
-        assert_eq!(later, [true, true, false, false, false, false, false]);
+        let null = || File::open("/dev/null").unwrap();
+        let tuns = (0..MAX_NETWORK_SLOTS).map(|_| null()).collect();
+        let mut devices = NetworkDevices { tuns, ..NetworkDevices::default() };
+        devices.set_vhosts([null(), null()].map(OwnedFd::from));
+        let vhosts: Vec<bool> =
+            (0..MAX_NETWORK_SLOTS).map(|_| devices.take().unwrap().vhost.is_some()).collect();
+        assert_eq!(vhosts, [true, true, false, false, false, false, false, false]);
         assert!(devices.take().is_err());
     }
 
@@ -96,5 +106,11 @@ mod tests {
         let refused = Some(io::Error::from_raw_os_error(libc::ENOENT));
         let mut devices = NetworkDevices { refused, ..NetworkDevices::default() };
         assert_eq!(devices.take().err().unwrap().raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn a_namespace_without_interfaces_needs_none() {
+        // No process has this number.
+        assert!(open_vhosts(-1).is_empty());
     }
 }

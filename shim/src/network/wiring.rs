@@ -1,6 +1,7 @@
 //! The interfaces of the namespace that are connected to the guest.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 
 use pouch_protocol::agent::{Interface, Neighbor, Route, SetNetworkRequest};
 use pouch_vmm_api::config::{MAX_NETWORK_SLOTS, MacAddress, NetworkConfig};
@@ -42,6 +43,11 @@ impl Wiring {
     /// No interface yet, and descriptors for those to come.
     pub fn new(devices: NetworkDevices) -> Self {
         Wiring { devices, ..Wiring::default() }
+    }
+
+    /// Takes descriptors of `/dev/vhost-net` for the interfaces that are connected next.
+    pub fn set_vhosts(&mut self, vhosts: Vec<OwnedFd>) {
+        self.devices.set_vhosts(vhosts);
     }
 
     /// Disconnects the interfaces, so that the namespace can be used without the VM. The calling thread must be in
@@ -95,9 +101,6 @@ impl Wiring {
             }
         }
         self.tell(guest, request(wired, found.routes, found.neighbors))?;
-        if self.used > 0 {
-            self.devices.trim();
-        }
         if resolver {
             resolver::forward(guest)?;
             self.resolver = true;

@@ -17,6 +17,7 @@ pub mod vm;
 pub mod vm_files;
 pub mod vmm_log;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -144,6 +145,11 @@ impl Sandbox {
     pub fn new(vm: Vm, agent: Agent, written: WriteCounters, devices: NetworkDevices) -> Self {
         let wiring = Mutex::new(Wiring::new(devices));
         Sandbox { vm, agent, written, wiring, exec_queue: ExecQueue::default() }
+    }
+
+    /// Takes descriptors of `/dev/vhost-net` for the interfaces that the guest gets next.
+    pub fn set_vhosts(&self, vhosts: Vec<OwnedFd>) {
+        self.lock_wiring().set_vhosts(vhosts);
     }
 
     /// Gives the guest the current network of the calling thread's namespace. Unsupported parts are skipped; returns

@@ -282,6 +282,7 @@ fn state_of(bundle: &Bundle, of_pod: &State) -> State {
         annotations: guest_spec::annotations(&bundle.spec),
         cgroup: None,
         size: None,
+        vhost_net: false,
         phases: None,
         exit_status: None,
         vm_end: None,

@@ -87,8 +87,8 @@ fn a_scope_of_systemd(engine: Engine) {
     let id = host.run(&wait);
     let (unit, cgroup) = ("test-whole-life.scope", "system.slice/test-whole-life.scope");
     eventually("it runs", || host.0.exec(&[], &["pouch-vm", "state", &id]).text().contains("\"running\""));
-    // The process that stays on the host, and the VMM.
-    assert_eq!(host.read(cgroup, "cgroup.procs").lines().count(), 2);
+    // The process that stays on the host, the one that reports out-of-memory kills, and the VMM.
+    assert_eq!(host.read(cgroup, "cgroup.procs").lines().count(), 3);
     let limit: u64 = host.read(cgroup, "memory.max").parse().unwrap();
     assert!((GIB / 8..GIB / 2).contains(&limit), "the limit and what a VM takes beside it: {limit}");
     host.0.exec(&[], &["pouch-vm", "update", "--cpu-quota", "50000", "--cpu-period", "100000", &id]).ok();
