@@ -185,9 +185,9 @@ pub fn boot(
     }
     let balloon = attach.balloon()?;
     attach.rng()?;
-    // After all other devices, whose numbers are lower; the last slot is used first.
-    let mut free = (0..config.network_slots).map(|_| attach.slot()).collect::<Result<Vec<_>, _>>()?;
-    free.reverse();
+    // After all other devices, whose numbers are lower.
+    let mut free = |count| (0..count).map(|_| attach.slot()).collect::<Result<Vec<_>, _>>();
+    let (for_networks, for_disks) = (free(config.network_slots)?, free(config.disk_slots)?);
 
     let entry = kernel::load(&memory, &kernel.file, &kernel.name)?;
     pvh::write_boot_info(&memory, &command_line.finish(), root.size)?;
@@ -196,7 +196,7 @@ pub fn boot(
     let vcpus = create_vcpus(&kvm, &fd, config.vcpus, entry.0)?;
     let buses = Buses { ports: Arc::new(ports), mmio: Arc::new(mmio) };
     let vcpus = Vcpus::start(vcpus, &buses, &exit, || ThreadKind::Vcpu.enter())?;
-    let slots = Slots { fd, memory: memory.clone(), free, joiner: event_loop.joiner() };
+    let slots = Slots::new(fd, memory.clone(), event_loop.joiner(), for_networks, for_disks)?;
     Ok(Arc::new(Vm { memory, vcpus, exit, vsock, balloon, nets: Mutex::default(), slots: Mutex::new(slots) }))
 }
 

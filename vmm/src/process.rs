@@ -138,6 +138,7 @@ impl Start {
         // Close descriptors that the description does not name.
         self.inherited = Inherited::default();
         jail::replace_proc()?;
+        jail::allocator::limit_heaps();
         let descriptors = DESCRIPTORS_FOR_EACH_FILE * files_kept(config.memory_mib) as u64;
         jail::confine(config.share.as_ref().map(|share| share.path.as_path()), descriptors)?;
         // After the confinement: no directory that was opened before it may stay open.

@@ -1,13 +1,14 @@
 //! A running VM.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
-use pouch_vmm_api::config::NetworkConfig;
+use pouch_vmm_api::config::{DiskConfig, NetworkConfig};
 use pouch_vmm_api::control::Metrics;
 
-use crate::attach::{DeviceError, Plugged, Slots};
+use crate::attach::{DeviceError, Plugged, Slots, Unplugging};
 use crate::bus::lock;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::net::Net;
@@ -72,6 +73,28 @@ impl Vm {
         }
         // At most MAX_VIRTIO_DEVICES.
         Ok(number as u32)
+    }
+
+    /// Adds a disk with the content of `file`; returns the number of its virtio device.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if no slot is left, or a thread or a descriptor cannot be made.
+    pub fn plug_disk(&self, file: OwnedFd, config: &DiskConfig) -> Result<u32, DeviceError> {
+        // At most MAX_VIRTIO_DEVICES.
+        lock(&self.slots).plug_disk(File::from(file), config).map(|number| number as u32)
+    }
+
+    /// Takes a disk away that was added; the disk's thread may still work on a request.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if there is no such disk.
+    pub fn unplug_disk(&self, device: u32) -> Result<Unplugging, DeviceError> {
+        lock(&self.slots).unplug_disk(device)
+    }
+
+    /// Makes the place of a disk free whose thread has ended.
+    pub fn release_disk(&self, unplugged: Unplugging) {
+        lock(&self.slots).release(unplugged);
     }
 
     /// What the VM has done so far.

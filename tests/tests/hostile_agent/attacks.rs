@@ -42,7 +42,7 @@ pub enum OfStream {
 pub enum OfVmm {
     NoDescriptor,
     NoSocket,
-    EightDescriptors,
+    ManyDescriptors,
     AnotherAnswer,
     UnknownRequest,
     ControlCharacters,
@@ -124,7 +124,7 @@ fn of_vmm() -> Vec<Attack> {
         OfVmm::NoMessage,
         OfVmm::Exits,
     ];
-    let later = [OfVmm::EightDescriptors, OfVmm::UnknownRequest, OfVmm::FloodsItsLog, OfVmm::DoesNotStop];
+    let later = [OfVmm::ManyDescriptors, OfVmm::UnknownRequest, OfVmm::FloodsItsLog, OfVmm::DoesNotStop];
     let attack = |act: OfVmm, at| Attack {
         name: format!("vmm::{}", snake(&format!("{act:?}"))),
         method: None,

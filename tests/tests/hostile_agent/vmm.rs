@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::{fs::File, thread};
 
 use pouch_protocol::AGENT_PORT;
-use pouch_vmm_api::control::{Answer, Command, ControlSocket, Message, Metrics, Request};
+use pouch_vmm_api::control::{Answer, Command, ControlSocket, MAX_DESCRIPTORS, Message, Metrics, Request};
 use pouch_vmm_api::inherited::Inherited;
 use serde_json::Value;
 
@@ -31,7 +31,10 @@ pub fn run(inherited: &mut Inherited, config: i32, control: i32) {
     while let Ok(Some((Request { id, command }, fds))) = control.receive::<Request>() {
         match command {
             Command::Connect { port, .. } => connect(&control, id, port, of_vmm, &guest),
-            Command::PlugNetwork(_) => answer(&control, id, Answer::Plugged { device: u32::MAX }, &[]),
+            Command::PlugNetwork(_) | Command::PlugDisk(_) => {
+                answer(&control, id, Answer::Plugged { device: u32::MAX }, &[]);
+            }
+            Command::UnplugDisk { .. } => answer(&control, id, Answer::Unplugged, &[]),
             Command::Metrics => answer(&control, id, Answer::Metrics(Metrics::default()), &[]),
             Command::Stop if of_vmm == Some(OfVmm::DoesNotStop) => {}
             Command::Stop => return,
@@ -56,9 +59,9 @@ fn connect(control: &Arc<ControlSocket>, id: u64, port: u32, act: Option<OfVmm>,
     match act {
         Some(OfVmm::NoDescriptor) => return answer(control, id, Answer::Connected, &[]),
         Some(OfVmm::NoSocket) => return answer(control, id, Answer::Connected, &[null()]),
-        Some(OfVmm::EightDescriptors) => {
+        Some(OfVmm::ManyDescriptors) => {
             let mut fds = vec![OwnedFd::from(theirs)];
-            fds.extend((0..7).map(|_| null()));
+            fds.extend((1..MAX_DESCRIPTORS).map(|_| null()));
             answer(control, id, Answer::Connected, &fds);
         }
         Some(OfVmm::AnotherAnswer) => return answer(control, id, Answer::Plugged { device: 0 }, &[]),

@@ -24,6 +24,9 @@ pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 /// The most places for network interfaces.
 pub const MAX_NETWORK_SLOTS: u8 = 8;
 
+/// The most places for disks that come and go while the VM runs: what the other devices leave of the interrupt lines.
+pub const MAX_DISK_SLOTS: u8 = 7;
+
 /// The longest serial of a block device (virtio 1.2, section 5.2.6: 20 bytes).
 pub const MAX_SERIAL_LENGTH: usize = 20;
 
@@ -59,6 +62,9 @@ pub struct VmConfig {
     /// Places for network interfaces that come while the VM runs, at most [`MAX_NETWORK_SLOTS`].
     #[serde(default)]
     pub network_slots: u8,
+    /// Places for disks that come and go while the VM runs, at most [`MAX_DISK_SLOTS`].
+    #[serde(default)]
+    pub disk_slots: u8,
     /// The guest's context identifier on vsock, 3 or more.
     #[serde(default = "default_cid")]
     pub vsock_cid: u32,
@@ -99,6 +105,19 @@ pub struct BlockConfig {
     pub file: FileSource,
     /// The name by which the guest finds it, at most [`MAX_SERIAL_LENGTH`] bytes of ASCII.
     pub serial: String,
+    /// Refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A virtio-blk disk that comes while the VM runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Its name, at most [`MAX_SERIAL_LENGTH`] bytes of ASCII.
+    pub serial: String,
+    /// Its size in bytes; what is left of a sector of 512 bytes at the end is not used.
+    pub size: u64,
     /// Refuse writes.
     #[serde(default)]
     pub read_only: bool,
@@ -220,13 +239,31 @@ impl VmConfig {
         }
         for (index, block) in self.blocks.iter().enumerate() {
             let serial = &block.serial;
-            let fits = !serial.is_empty() && serial.len() <= MAX_SERIAL_LENGTH && serial.is_ascii();
-            text("blocks.serial", serial, fits, "must have 1 to 20 ASCII characters")?;
+            text("blocks.serial", serial, is_serial(serial), SERIAL)?;
             let unique = self.blocks[..index].iter().all(|other| other.serial != *serial);
             text("blocks.serial", serial, unique, "is used by another disk")?;
         }
+        range("disk_slots", self.disk_slots.into(), 0, MAX_DISK_SLOTS.into())?;
         range("network_slots", self.network_slots.into(), 0, MAX_NETWORK_SLOTS.into())
     }
+}
+
+impl DiskConfig {
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that no disk can be made from.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        text("serial", &self.serial, is_serial(&self.serial), SERIAL)?;
+        range("size", self.size, 0, i64::MAX as u64)
+    }
+}
+
+/// What a serial must be.
+const SERIAL: &str = "must have 1 to 20 ASCII characters";
+
+fn is_serial(serial: &str) -> bool {
+    !serial.is_empty() && serial.len() <= MAX_SERIAL_LENGTH && serial.is_ascii()
 }
 
 impl NetworkConfig {
@@ -312,6 +349,7 @@ mod tests {
         assert!(error_of(|v| v["memory_mib"] = 16.into()).contains("memory_mib is 16"));
         assert!(error_of(|v| v["speed"] = 1.into()).contains("speed"));
         assert!(error_of(|v| v["network_slots"] = 9.into()).contains("network_slots is 9"));
+        assert!(error_of(|v| v["disk_slots"] = 8.into()).contains("disk_slots is 8"));
         assert!(error_of(|v| v["blocks"][0]["serial"] = "".into()).contains("blocks.serial"));
         assert!(
             error_of(|v| v["kernel_arguments"] = serde_json::json!(["a b"])).contains("kernel_arguments")
@@ -334,6 +372,19 @@ mod tests {
         assert!(multicast.validate().unwrap_err().to_string().contains("multicast"));
         let small = NetworkConfig { mtu: 67, ..good };
         assert!(small.validate().unwrap_err().to_string().contains("mtu is 67"));
+    }
+
+    #[test]
+    fn a_disk_that_comes_is_checked() {
+        let disk: DiskConfig = serde_json::from_str(r#"{"serial": "disk-1", "size": 512}"#).unwrap();
+        assert!(!disk.read_only);
+        disk.validate().unwrap();
+        for serial in ["", "more-than-20-characters", "\u{e9}"] {
+            let bad = DiskConfig { serial: serial.to_owned(), ..disk.clone() };
+            assert!(bad.validate().unwrap_err().to_string().contains("serial"), "{serial}");
+        }
+        let huge = DiskConfig { size: u64::MAX, ..disk };
+        assert!(huge.validate().unwrap_err().to_string().contains("size is"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Attaches devices to a VM, when it is built and while it runs.
 
 mod slots;
+mod spawner;
 
 use std::io;
 
@@ -12,7 +13,8 @@ use crate::bus::OverlapError;
 use crate::devices::virtio::block::BlockError;
 use crate::devices::virtio::mmio::{ACK_OFFSET, MmioTransport, NOTIFY_OFFSET, TransportError};
 use crate::devices::virtio::net::TapError;
-pub use slots::{FreeSlot, Plugged, Slots};
+pub use slots::{FreeSlot, Plugged, Slots, Unplugging};
+pub use spawner::Spawner;
 
 /// A device could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,15 @@ pub enum DeviceError {
     /// No slot is left.
     #[error("the VM has no slot left for another network interface")]
     NoSlot,
+    /// No slot for a disk is left.
+    #[error("the VM has no slot left for another disk")]
+    NoDiskSlot,
+    /// There is no such disk.
+    #[error("virtio device {0} is not a disk that was added while the VM runs")]
+    NoDisk(u32),
+    /// The thread that starts the threads of disks could not be started.
+    #[error("a thread for disks that are added later could not be started")]
+    Spawner(#[source] io::Error),
     /// KVM refused its interrupt or its notifications.
     #[error("KVM refused the {kind} of a device")]
     Wire {
@@ -66,19 +77,49 @@ pub fn interrupt_line(fd: &VmFd, irq: u32) -> Result<EventFd, DeviceError> {
     Ok(line)
 }
 
-/// Has KVM handle the driver's notifications and acknowledgements without an exit to this process;
-/// returns the descriptors of the notifications.
-pub fn wire(fd: &VmFd, base: u64, transport: &MmioTransport) -> Result<Vec<EventFd>, DeviceError> {
-    let mut kicks = Vec::with_capacity(transport.kicks().len());
-    for (index, kick) in (0u32..).zip(transport.kicks()) {
-        let address = IoEventAddress::Mmio(base + NOTIFY_OFFSET);
-        fd.register_ioevent(kick, &address, index)
-            .map_err(|source| DeviceError::Wire { kind: "notifications", source })?;
-        kicks.push(kick.try_clone().map_err(DeviceError::Descriptor)?);
+/// What KVM raises and writes for a device without an exit to this process.
+pub struct Wires {
+    /// The driver's notifications, one a queue.
+    pub kicks: Vec<EventFd>,
+    /// Its acknowledgements, which nothing reads.
+    acknowledgement: EventFd,
+}
+
+impl Wires {
+    /// Has KVM handle the driver's notifications and acknowledgements of the device at `base`.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if KVM refuses; then it handles none of them.
+    pub fn connect(fd: &VmFd, base: u64, transport: &MmioTransport) -> Result<Self, DeviceError> {
+        let kicks = transport.kicks().iter().map(EventFd::try_clone);
+        let kicks = kicks.collect::<io::Result<Vec<_>>>().map_err(DeviceError::Descriptor)?;
+        let acknowledgement =
+            EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(DeviceError::Descriptor)?;
+        let wires = Wires { kicks, acknowledgement };
+        let connected = wires.register(fd, base);
+        if connected.is_err() {
+            wires.disconnect(fd, base);
+        }
+        connected.map(|()| wires)
     }
-    // KVM keeps a reference to the eventfd; nothing reads it.
-    let ignored = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(DeviceError::Descriptor)?;
-    fd.register_ioevent(&ignored, &IoEventAddress::Mmio(base + ACK_OFFSET), NoDatamatch)
-        .map_err(|source| DeviceError::Wire { kind: "acknowledgement", source })?;
-    Ok(kicks)
+
+    fn register(&self, fd: &VmFd, base: u64) -> Result<(), DeviceError> {
+        for (index, kick) in (0u32..).zip(&self.kicks) {
+            let address = IoEventAddress::Mmio(base + NOTIFY_OFFSET);
+            fd.register_ioevent(kick, &address, index)
+                .map_err(|source| DeviceError::Wire { kind: "notifications", source })?;
+        }
+        fd.register_ioevent(&self.acknowledgement, &IoEventAddress::Mmio(base + ACK_OFFSET), NoDatamatch)
+            .map_err(|source| DeviceError::Wire { kind: "acknowledgement", source })
+    }
+
+    /// Undoes [`connect`](Self::connect).
+    pub fn disconnect(&self, fd: &VmFd, base: u64) {
+        // KVM refuses what it does not handle.
+        for (index, kick) in (0u32..).zip(&self.kicks) {
+            let _ = fd.unregister_ioevent(kick, &IoEventAddress::Mmio(base + NOTIFY_OFFSET), index);
+        }
+        let address = IoEventAddress::Mmio(base + ACK_OFFSET);
+        let _ = fd.unregister_ioevent(&self.acknowledgement, &address, NoDatamatch);
+    }
 }

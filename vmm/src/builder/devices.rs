@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::command_line::CommandLine;
 use crate::arch::layout;
-use crate::attach::{DeviceError, FreeSlot, interrupt_line, wire};
+use crate::attach::{DeviceError, FreeSlot, Wires, interrupt_line};
 use crate::bus::{Bus, BusDevice};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::balloon::Balloon;
@@ -120,9 +120,9 @@ impl Attach<'_> {
         interrupt: Arc<Interrupt>,
     ) -> Result<Vec<EventFd>, DeviceError> {
         let transport = MmioTransport::new(device, self.memory.clone(), interrupt)?;
-        let kicks = wire(self.fd, layout::virtio_base(self.count), &transport)?;
+        let wires = Wires::connect(self.fd, layout::virtio_base(self.count), &transport)?;
         self.registers(Arc::new(Mutex::new(transport)))?;
-        Ok(kicks)
+        Ok(wires.kicks)
     }
 
     /// Places the next virtio device's registers, and tells the guest where they are.

@@ -5,6 +5,7 @@
 //! ([`seccomp`]), and threads that serve files can only access the share. `docs/security.md` lists what
 //! remains.
 
+pub mod allocator;
 pub mod confine;
 mod landlock;
 mod requests;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use socket::{ControlSocket, MAX_DESCRIPTORS, MAX_MESSAGE};
 
-use crate::config::NetworkConfig;
+use crate::config::{DiskConfig, NetworkConfig};
 use crate::exit::ExitReason;
 
 /// A request of the host.
@@ -40,6 +40,14 @@ pub enum Command {
     /// Adds a network interface over the tap device whose descriptor comes with the request, and after it, if
     /// the host's kernel is to move the frames, that of an open `/dev/vhost-net`: [`Answer::Plugged`].
     PlugNetwork(NetworkConfig),
+    /// Adds a disk over the image file or block device whose descriptor comes with the request:
+    /// [`Answer::Plugged`].
+    PlugDisk(DiskConfig),
+    /// Takes a disk away that was added, whether the guest has let go of it or not: [`Answer::Unplugged`].
+    UnplugDisk {
+        /// The number of its virtio device.
+        device: u32,
+    },
     /// Ends the VM at once; there is no answer but the exit message.
     Stop,
 }
@@ -72,11 +80,13 @@ pub enum Message {
 pub enum Answer {
     /// To [`Command::Connect`]: the socket comes beside the message.
     Connected,
-    /// To [`Command::PlugNetwork`].
+    /// To [`Command::PlugNetwork`] and [`Command::PlugDisk`].
     Plugged {
         /// The number of the virtio device, in the order in which the guest has them.
         device: u32,
     },
+    /// To [`Command::UnplugDisk`], when the VMM has closed the disk's file.
+    Unplugged,
     /// To [`Command::Metrics`].
     Metrics(Metrics),
 }

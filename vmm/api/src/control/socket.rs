@@ -11,7 +11,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 pub const MAX_MESSAGE: usize = 128 * 1024;
 
 /// Descriptors that may come with one message.
-pub const MAX_DESCRIPTORS: usize = 8;
+pub const MAX_DESCRIPTORS: usize = 12;
 
 /// One end of a control socket.
 #[derive(Debug)]

@@ -15,6 +15,11 @@ impl Slot {
     pub fn fill(&mut self, transport: MmioTransport) {
         self.0 = Some(transport);
     }
+
+    /// Takes the device away.
+    pub fn empty(&mut self) -> Option<MmioTransport> {
+        self.0.take()
+    }
 }
 
 impl BusDevice for Slot {

@@ -57,6 +57,17 @@ pub(super) const BLOCK: &[(libc::c_long, &str)] = &[
     (libc::SYS_pwritev, "writes"),
     (libc::SYS_fdatasync, "flushes"),
     (libc::SYS_fallocate, "discards and writes of zeros"),
+    (libc::SYS_fcntl, "the end of a disk: a debug build looks at descriptors that it closes"),
+];
+
+/// Those of the threads that it starts too: they inherit its filter, and then install their own.
+pub(super) const SPAWNER: &[(libc::c_long, &str)] = &[
+    (libc::SYS_clone, "a thread of a disk"),
+    (libc::SYS_set_robust_list, "the start of a thread"),
+    (libc::SYS_rseq, "the start of a thread"),
+    (libc::SYS_sched_getaffinity, "the start of a thread: where its stack is"),
+    (libc::SYS_prctl, "the name of a thread; no_new_privs before its filter"),
+    (libc::SYS_seccomp, "the filter of a thread, which can only take away"),
 ];
 
 pub(super) const FS: &[(libc::c_long, &str)] = &[

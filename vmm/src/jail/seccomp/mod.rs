@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-use self::calls::{BLOCK, COMMON, FS, MAIN, VCPU};
+use self::calls::{BLOCK, COMMON, FS, MAIN, SPAWNER, VCPU};
 use self::limits::{LIMITS, Only, REFUSED};
 use self::tree::Verdict;
 use super::landlock;
@@ -29,17 +29,20 @@ pub enum ThreadKind {
     Block,
     /// Serves the shared file system.
     Fs,
+    /// Starts threads that serve disks.
+    Spawner,
 }
 
 impl ThreadKind {
     fn calls(self) -> impl Iterator<Item = &'static (libc::c_long, &'static str)> {
-        let own = match self {
-            ThreadKind::Main => MAIN,
-            ThreadKind::Vcpu => VCPU,
-            ThreadKind::Block => BLOCK,
-            ThreadKind::Fs => FS,
+        let (own, started) = match self {
+            ThreadKind::Main => (MAIN, &[][..]),
+            ThreadKind::Vcpu => (VCPU, &[][..]),
+            ThreadKind::Block => (BLOCK, &[][..]),
+            ThreadKind::Fs => (FS, &[][..]),
+            ThreadKind::Spawner => (SPAWNER, BLOCK),
         };
-        COMMON.iter().chain(own)
+        COMMON.iter().chain(own).chain(started)
     }
 
     /// What limits the arguments of a call of this kind of thread.

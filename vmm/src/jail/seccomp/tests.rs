@@ -3,7 +3,7 @@ use super::*;
 
 #[test]
 fn every_list_names_each_call_once() {
-    for kind in [ThreadKind::Main, ThreadKind::Vcpu, ThreadKind::Block, ThreadKind::Fs] {
+    for kind in ALL {
         let mut calls: Vec<_> = kind.calls().map(|(call, _)| call).collect();
         let all = calls.len();
         calls.sort();
@@ -27,6 +27,7 @@ fn what_takes_a_request_is_limited() {
         libc::SYS_socketpair,
         libc::SYS_prctl,
         libc::SYS_clone,
+        libc::SYS_seccomp,
         libc::SYS_mmap,
         libc::SYS_mprotect,
     ];
@@ -70,7 +71,9 @@ fn made(kind: ThreadKind, call: libc::c_long, arguments: [u64; 4]) -> Option<lib
 
 #[test]
 fn a_call_for_which_there_is_another_is_refused_only() {
-    assert_eq!(made(ThreadKind::Fs, libc::SYS_clone3, [0; 4]), Some(libc::ENOSYS));
+    for kind in [ThreadKind::Fs, ThreadKind::Spawner] {
+        assert_eq!(made(kind, libc::SYS_clone3, [0; 4]), Some(libc::ENOSYS));
+    }
     assert_eq!(made(ThreadKind::Block, libc::SYS_clone3, [0; 4]), None);
 }
 
@@ -88,7 +91,7 @@ fn a_call_outside_the_list_ends_the_process() {
 
 #[test]
 fn a_call_with_another_argument_ends_the_process() {
-    use ThreadKind::{Block, Fs, Main, Vcpu};
+    use ThreadKind::{Block, Fs, Main, Spawner, Vcpu};
     let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
     let (read, exec) = (libc::PROT_READ as u64, (libc::PROT_READ | libc::PROT_EXEC) as u64);
     let kvm_create_vm = 0xae01;
@@ -109,6 +112,13 @@ fn a_call_with_another_argument_ends_the_process() {
         (Main, libc::SYS_socketpair, [libc::AF_INET as u64, libc::SOCK_STREAM as u64, 0, 0], false),
         (Fs, libc::SYS_fcntl, [9999, libc::F_OFD_SETLK as u64, 0, 0], true),
         (Fs, libc::SYS_fcntl, [9999, libc::F_SETOWN as u64, 1, 0], false),
+        (Block, libc::SYS_fcntl, [9999, libc::F_GETFD as u64, 0, 0], true),
+        (Block, libc::SYS_fcntl, [9999, libc::F_SETFL as u64, 0, 0], false),
+        (Spawner, libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0], true),
+        (Spawner, libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 1, 0, 0], false),
+        (Spawner, libc::SYS_clone, [libc::CLONE_NEWUSER as u64, 0, 0, 0], false),
+        (Spawner, libc::SYS_seccomp, [libc::SECCOMP_SET_MODE_STRICT as u64, 1, 0, 0], false),
+        (Block, libc::SYS_seccomp, [libc::SECCOMP_SET_MODE_FILTER as u64, 0, 0, 0], false),
     ];
     for (kind, call, arguments, expected) in cases {
         assert_eq!(allowed(kind, call, arguments), expected, "{kind:?}, {call}, {arguments:x?}");

@@ -6,7 +6,6 @@ mod worker;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::sync::mpsc::{self, SyncSender};
 use std::thread;
 
 use virtio_bindings::virtio_blk::{
@@ -16,6 +15,8 @@ use virtio_bindings::virtio_blk::{
 
 use super::{VirtQueue, VirtioDevice, id, read_config_bytes};
 use request::Disk;
+use worker::Handle;
+pub use worker::Worker;
 
 const QUEUE_SIZES: [u16; 1] = [256];
 /// Buffers in one request: all of a queue but header and status.
@@ -31,7 +32,7 @@ const DISCARD_ALIGNMENT: u32 = 8;
 pub struct Block {
     config: [u8; 60],
     read_only: bool,
-    worker: SyncSender<VirtQueue>,
+    worker: Handle,
 }
 
 /// A disk could not be attached.
@@ -67,21 +68,29 @@ impl Block {
         enter: impl FnOnce() + Send + 'static,
     ) -> Result<Self, BlockError> {
         let error = |source| BlockError::Size { serial: serial.to_owned(), source };
-        let sectors = file.seek(SeekFrom::End(0)).map_err(error)? / SECTOR;
-        let disk = Disk::new(file, sectors, serial, read_only);
-        // One queue is handed over, once.
-        let (worker, queue) = mpsc::sync_channel(1);
+        let size = file.seek(SeekFrom::End(0)).map_err(error)?;
+        let (block, worker) = Block::without_thread(file, size, serial, read_only);
         thread::Builder::new()
-            .name(format!("blk-{serial}"))
+            .name(thread_name(serial))
             .spawn(move || {
                 enter();
-                if let Ok(queue) = queue.recv() {
-                    worker::run(&disk, queue);
-                }
+                worker.run();
             })
             .map_err(|source| BlockError::Thread { serial: serial.to_owned(), source })?;
-        Ok(Block { config: config_space(sectors), read_only, worker })
+        Ok(block)
     }
+
+    /// A disk with the first `size` bytes of `file`, and what a thread must do for it.
+    pub fn without_thread(file: File, size: u64, serial: &str, read_only: bool) -> (Self, Worker) {
+        let sectors = size / SECTOR;
+        let (worker, handle) = Worker::new(Disk::new(file, sectors, serial, read_only));
+        (Block { config: config_space(sectors), read_only, worker: handle }, worker)
+    }
+}
+
+/// What the thread of a disk is called.
+pub fn thread_name(serial: &str) -> String {
+    format!("blk-{serial}")
 }
 
 /// `struct virtio_blk_config` (section 5.2.4).
@@ -124,6 +133,10 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, queues: Vec<VirtQueue>, _features: u64) -> io::Result<()> {
         let queue = queues.into_iter().next().ok_or(io::ErrorKind::InvalidInput)?;
-        self.worker.try_send(queue).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.worker.start(queue)
+    }
+
+    fn reset(&mut self) -> bool {
+        self.worker.take_back()
     }
 }
