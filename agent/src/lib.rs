@@ -13,6 +13,7 @@
 pub mod clock;
 pub mod container;
 pub mod cpus;
+pub mod disks;
 pub mod error;
 pub mod events;
 pub mod identity;
@@ -31,6 +32,7 @@ pub mod service;
 pub mod settings;
 pub mod storage;
 pub mod streams;
+pub mod virtio;
 
 /// Chooses the role by how the program was started, and runs it to its end.
 pub fn run() -> i32 {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use oci_spec::runtime::{Process as ProcessSpec, Spec};
+use oci_spec::runtime::{Linux, Process as ProcessSpec, Spec};
 use pouch_protocol::agent::CreateContainerRequest;
 use pouch_protocol::agent::command_error::Kind;
 use ttrpc::proto::Code;
@@ -16,9 +16,10 @@ use super::devices_bpf::{self, DeviceRulesError};
 use super::launch::{self, LaunchError};
 use super::pid_namespace::{self, PidNamespaceError};
 use super::refresh;
-use super::spec::{self, Adapted, ForExec};
+use super::spec::{self, Adapted, ForExec, Renumbered};
 use super::start::blocking;
 use super::{Container, LookupError, Paths, Runtime, check_id, tmpfs};
+use crate::disks::DiskError;
 use crate::error::{Coded, RequestError};
 use crate::network::namespace;
 use crate::process::Process;
@@ -39,6 +40,9 @@ pub enum CreateError {
     /// A storage cannot be mounted.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The standard streams cannot be set up.
     #[error(transparent)]
     Stdio(#[from] StdioError),
@@ -71,6 +75,7 @@ impl Coded for CreateError {
             Self::Request(error) => error.code(),
             Self::Lookup(error) => error.code(),
             Self::Storage(error) => error.code(),
+            Self::Disk(error) => error.code(),
             Self::Stdio(error) => error.code(),
             Self::Cgroup(error) => error.code(),
             Self::Devices(error) => error.code(),
@@ -97,10 +102,53 @@ pub async fn create(runtime: &Arc<Runtime>, request: CreateContainerRequest) -> 
     check_id("container_id", id)?;
     let mut spec = spec::parse(&request.spec)?;
     spec::check(&spec)?;
-    spec::settle_devices(&mut spec)?;
+    spec::settle_devices(&mut spec, &request.devices)?;
     // Kept until the container has joined.
     let _pids = pid_namespace::join(runtime, &mut spec, &request).await?;
     let reservation = runtime.containers.reserve(id)?;
+    let disks = runtime.disks.take(id, &request.devices).await?;
+    if let Some(linux) = spec.linux_mut() {
+        renumber(linux, &disks);
+    }
+    match build(runtime, spec, &request, disks).await {
+        Ok(container) => {
+            let container = Arc::new(container);
+            let pid = container.init.pid;
+            runtime.events.watch(id, &container.cgroup.directory().join("memory.events"));
+            reservation.fill(container);
+            Ok(pid)
+        }
+        Err(error) => {
+            // The first error is reported.
+            if let Err(remains) = runtime.disks.release(id).await {
+                log::error!("container {id} is not cleaned up: {}", pouch_errors::chain(&remains));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Gives disks their numbers in the guest.
+fn renumber(linux: &mut Linux, disks: &[Renumbered]) {
+    if let Some(devices) = linux.devices_mut() {
+        spec::renumber_devices(devices, disks);
+    }
+    if let Some(resources) = linux.resources_mut()
+        && let Some(rules) = resources.devices()
+    {
+        let rules = spec::renumber_rules(rules, disks);
+        resources.set_devices(Some(rules));
+    }
+}
+
+/// Makes the container whose disks are there.
+async fn build(
+    runtime: &Arc<Runtime>,
+    spec: Spec,
+    request: &CreateContainerRequest,
+    disks: Vec<Renumbered>,
+) -> Result<Container, CreateError> {
+    let id = request.container_id.as_str();
     let paths = Paths::of(id);
     let cgroup = Cgroup::of(&paths.name);
     let alone = runtime.containers.all().is_empty() && !namespace::entered();
@@ -109,16 +157,10 @@ pub async fn create(runtime: &Arc<Runtime>, request: CreateContainerRequest) -> 
     let (prepared, ends) =
         stdio::prepare(&request.stdio, &runtime.streams, stream_owner(&adapted.process, &adapted.for_exec))?;
 
-    storage::mount_all(&runtime.storages, id, request.storages).await?;
+    storage::mount_all(&runtime.storages, id, request.storages.clone()).await?;
     let made = make(runtime, id, &paths, &cgroup, adapted, prepared, ends).await;
     match made {
-        Ok(container) => {
-            let container = Arc::new(container);
-            let pid = container.init.pid;
-            runtime.events.watch(id, &cgroup.directory().join("memory.events"));
-            reservation.fill(container);
-            Ok(pid)
-        }
+        Ok(container) => Ok(Container { disks, ..container }),
         Err(error) => {
             super::delete::clean(runtime, id, &paths).await;
             Err(error)

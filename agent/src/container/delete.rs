@@ -10,6 +10,7 @@ use ttrpc::proto::Code;
 use super::cgroup::{Cgroup, CgroupError};
 use super::start::blocking;
 use super::{LookupError, Paths, Runtime, check_id};
+use crate::disks::DiskError;
 use crate::error::{Coded, RequestError};
 use crate::network::namespace;
 use crate::storage::{self, StorageError};
@@ -26,6 +27,9 @@ pub enum DeleteError {
     /// A storage remains.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// A disk remains.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A directory remains.
     #[error("cannot remove {0}")]
     Directory(String, #[source] io::Error),
@@ -40,6 +44,7 @@ impl Coded for DeleteError {
             Self::Request(error) => error.code(),
             Self::Cgroup(error) => error.code(),
             Self::Storage(error) => error.code(),
+            Self::Disk(error) => error.code(),
             _ => Code::INTERNAL,
         }
     }
@@ -86,7 +91,8 @@ async fn remove(runtime: &Arc<Runtime>, id: &str, paths: &Paths) -> Result<(), D
         log::warn!("cannot go back to the guest's network namespace: {error}");
     }
     blocking(task).await.map_err(|error| DeleteError::Task(error.to_string()))??;
-    Ok(storage::unmount_owned(&runtime.storages, id).await?)
+    storage::unmount_owned(&runtime.storages, id).await?;
+    Ok(runtime.disks.release(id).await?)
 }
 
 fn remove_directory(directory: &Path) -> Result<(), DeleteError> {

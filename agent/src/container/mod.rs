@@ -29,7 +29,7 @@ use devices_bpf::Attached;
 use launch::Report;
 pub use registry::{CONTAINERS_MAX, Containers, check_id};
 pub use runtime::{Runtime, watch_out_of_memory};
-use spec::ForExec;
+use spec::{ForExec, Renumbered};
 
 /// How many ended processes of exec are remembered: an engine that runs a health check every second must not
 /// fill the guest's memory.
@@ -129,6 +129,8 @@ pub struct Container {
     pub oom_kills: Mutex<u64>,
     /// Its PID namespace is not its own, so the kernel does not end its processes with the first one.
     pub shares_pids: bool,
+    /// The disks that it uses as devices.
+    pub disks: Vec<Renumbered>,
     changing: Mutex<Changing>,
 }
 
@@ -163,6 +165,7 @@ impl Container {
             turn: tokio::sync::Mutex::new(()),
             oom_kills: Mutex::new(0),
             shares_pids: false,
+            disks: Vec::new(),
             changing: Mutex::new(Changing {
                 started: false,
                 paused: false,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
 use super::Containers;
+use crate::disks::Disks;
 use crate::events::Events;
 use crate::pause::Pause;
 use crate::process::{Exit, Process, ProcessTable, WaitStatus, now_nanoseconds};
@@ -30,6 +31,8 @@ pub struct Runtime {
     pub streams: StreamTable,
     /// What has been mounted for the host.
     pub storages: Storages,
+    /// The disks that containers use as devices.
+    pub disks: Disks,
     /// The subscribers of events.
     pub events: Events,
     /// Settings of specifications that wait for their interface.

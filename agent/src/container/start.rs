@@ -17,7 +17,7 @@ use super::cgroup::change::{self, Size};
 use super::devices_bpf::{self, DeviceRulesError};
 use super::launch::LaunchError;
 use super::refresh;
-use super::{Container, LookupError, State};
+use super::{Container, LookupError, State, spec};
 use crate::error::{Coded, RequestError};
 
 /// How long the last steps before the program may take. A startContainer hook is the only
@@ -128,8 +128,9 @@ pub async fn set_paused(container: Arc<Container>, paused: bool) -> Result<(), C
 pub async fn update(container: Arc<Container>, mut resources: LinuxResources) -> Result<(), ChangeError> {
     let _turn = container.turn.lock().await;
     container.require(&[State::Created, State::Running, State::Paused], "created, running or paused")?;
-    let rules = resources.devices().as_deref().filter(|rules| !rules.is_empty()).map(devices_bpf::rules);
-    let rules = rules.transpose()?;
+    let rules = resources.devices().as_deref().filter(|rules| !rules.is_empty());
+    let rules = rules.map(|rules| spec::renumber_rules(rules, &container.disks));
+    let rules = rules.as_deref().map(devices_bpf::rules).transpose()?;
     let cgroup = container.cgroup.clone();
     change::complete(&mut resources, |file| cgroup.read(file));
     change::check_size(&resources, Size::of_guest(), |file| cgroup.read(file))?;

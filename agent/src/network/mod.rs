@@ -4,7 +4,6 @@ mod check;
 pub mod loopback;
 pub mod namespace;
 mod netlink;
-mod plug;
 mod withdraw;
 
 use pouch_protocol::agent::SetNetworkRequest;

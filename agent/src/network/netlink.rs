@@ -8,8 +8,9 @@ use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteScope, Ro
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use super::check::{AddressPlan, InterfacePlan, Mac, NeighborPlan, Plan, RoutePlan, mac};
-use super::{NetworkError, namespace, plug, withdraw};
+use super::{NetworkError, namespace, withdraw};
 use crate::settings::InterfaceSettings;
+use crate::virtio;
 
 const CLASS: &str = "/sys/class/net";
 const IPV6: &str = "/proc/sys/net/ipv6/conf";
@@ -30,7 +31,7 @@ async fn apply_with(
     settings: &InterfaceSettings,
 ) -> Result<(), NetworkError> {
     for slot in &plan.removed {
-        let gone = plug::let_go(*slot);
+        let gone = virtio::let_go(*slot);
         gone.map_err(|error| NetworkError::Removed { slot: *slot, error })?;
     }
     withdraw::withdraw(handle, before, plan).await?;
@@ -72,7 +73,9 @@ async fn plugged(index: usize, slot: u32, mac: Mac) -> Result<String, NetworkErr
     if let Some(name) = namespace::entered().then(|| here_with(mac)).flatten() {
         return Ok(name);
     }
-    let name = plug::bring_to_life(slot).map_err(|error| NetworkError::Slot { index, slot, error })?;
+    let entry = virtio::bring_to_life(slot, "net");
+    let entry = entry.map_err(|error| NetworkError::Slot { index, slot, error })?;
+    let name = entry.file_name().to_string_lossy().into_owned();
     if !namespace::entered() {
         return Ok(name);
     }

@@ -169,7 +169,7 @@ pub async fn shutdown(agent: &Arc<Agent>) -> ttrpc::Result<Empty> {
         let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
     };
     // Unwritten data is lost with the VM. The host watches whether anything is written.
-    if agent.runtime.storages.have_writable_disk() {
+    if agent.runtime.storages.have_writable_disk() || agent.runtime.disks.any_writable().await {
         end.await;
     } else if tokio::time::timeout(TIME_MAX, end).await.is_err() {
         log::error!("shutdown: not all processes ended within {TIME_MAX:?}");

@@ -1,9 +1,11 @@
 //! Devices of a specification. Its numbers are those of the host, and the guest kernel has its own devices. A
-//! number may be unknown in the guest, or belong to another device; such a node is not created.
+//! number may be unknown in the guest, or belong to another device; such a node is not created. Disks that the host has
+//! given to the VM for this are known by their numbers on the host.
 
 use std::path::Path;
 
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
+use pouch_protocol::agent::BlockDevice;
 
 use crate::error::RequestError;
 use crate::modules;
@@ -15,24 +17,40 @@ const BLOCK_DEVICES: &str = "/sys/dev/block";
 /// until they are set up.
 const LOOP: i64 = 7;
 
-/// Refuses devices that the guest does not have. If a container may use every device, its engine adds all devices of the
-/// host; of these the container gets those that exist in the guest.
-pub fn settle(spec: &mut Spec) -> Result<(), RequestError> {
-    settle_with(spec, |block, major, minor| {
+/// Refuses devices that the guest does not have, and `disks` that are not in the specification. If a container may use
+/// every device, its engine adds all devices of the host; of these the container gets those that exist in the guest.
+pub fn settle(spec: &mut Spec, disks: &[BlockDevice]) -> Result<(), RequestError> {
+    settle_with(spec, disks, |block, major, minor| {
         let list = if block { BLOCK_DEVICES } else { CHARACTER_DEVICES };
         Path::new(list).join(format!("{major}:{minor}")).exists() || modules::offer(block, major, minor)
     })
 }
 
-fn settle_with(spec: &mut Spec, has: impl Fn(bool, i64, i64) -> bool) -> Result<(), RequestError> {
+fn settle_with(
+    spec: &mut Spec,
+    disks: &[BlockDevice],
+    has: impl Fn(bool, i64, i64) -> bool,
+) -> Result<(), RequestError> {
+    let is = |device: &LinuxDevice, disk: &BlockDevice| {
+        let numbers = (i64::from(disk.major), i64::from(disk.minor));
+        device.typ() == LinuxDeviceType::B && (device.major(), device.minor()) == numbers
+    };
+    let mut devices = spec.linux().as_ref().and_then(|linux| linux.devices().clone()).unwrap_or_default();
+    for (index, disk) in disks.iter().enumerate() {
+        if !devices.iter().any(|device| is(device, disk)) {
+            let problem = format!("the specification has no block device {}:{}", disk.major, disk.minor);
+            return Err(RequestError::new(format!("devices[{index}]"), problem));
+        }
+    }
     let Some(linux) = spec.linux_mut() else { return Ok(()) };
-    let Some(mut devices) = linux.devices().clone() else { return Ok(()) };
+    let given = |device: &LinuxDevice| disks.iter().any(|disk| is(device, disk));
+    let problem = |device: &LinuxDevice| if given(device) { None } else { problem(device, &has) };
     if allows_all(linux) {
-        devices.retain(|device| problem(device, &has).is_none());
-        linux.set_devices(Some(devices));
+        devices.retain(|device| problem(device).is_none());
+        linux.set_devices(Some(devices).filter(|devices| !devices.is_empty()));
         return Ok(());
     }
-    match devices.iter().enumerate().find_map(|(index, device)| Some((index, problem(device, &has)?))) {
+    match devices.iter().enumerate().find_map(|(index, device)| Some((index, problem(device)?))) {
         None => Ok(()),
         Some((index, problem)) => Err(RequestError::new(format!("linux.devices[{index}]"), problem)),
     }
@@ -90,14 +108,14 @@ mod tests {
     #[test]
     fn what_the_guest_has_is_kept() {
         let mut spec = spec("c", 1, 3, json!([{"allow": false, "access": "rwm"}]));
-        settle_with(&mut spec, has).unwrap();
+        settle_with(&mut spec, &[], has).unwrap();
         assert_eq!(left(&spec), 2);
     }
 
     #[test]
     fn loop_devices_are_the_same_everywhere() {
         let mut spec = spec("b", LOOP, 0, json!([{"allow": true, "access": "rwm"}]));
-        settle_with(&mut spec, has).unwrap();
+        settle_with(&mut spec, &[], has).unwrap();
         assert_eq!(left(&spec), 2);
     }
 
@@ -106,8 +124,20 @@ mod tests {
         let deny = json!([{"allow": false, "access": "rwm"}, {"allow": true, "type": "b", "major": 254, "minor": 0}]);
         for (kind, major, minor) in [("b", 254, 0), ("b", 1, 0), ("b", LOOP, 9), ("c", 77, 0), ("u", 77, 0)] {
             let error =
-                settle_with(&mut spec(kind, major, minor, deny.clone()), has).unwrap_err().to_string();
+                settle_with(&mut spec(kind, major, minor, deny.clone()), &[], has).unwrap_err().to_string();
             assert!(error.contains("linux.devices[1]") && error.contains("/dev/mine"), "{error}");
+        }
+    }
+
+    #[test]
+    fn disks_that_were_given_are_kept() {
+        let disk = |minor| BlockDevice { major: 254, minor, slot: 12, ..Default::default() };
+        for rules in [json!([{"allow": false, "access": "rwm"}]), json!([{"allow": true, "access": "rwm"}])] {
+            let mut spec = spec("b", 254, 0, rules);
+            settle_with(&mut spec, &[disk(0)], has).unwrap();
+            assert_eq!(left(&spec), 2);
+            let error = settle_with(&mut spec, &[disk(0), disk(1)], has).unwrap_err().to_string();
+            assert!(error.starts_with("devices[1]: ") && error.contains("254:1"), "{error}");
         }
     }
 
@@ -118,7 +148,7 @@ mod tests {
             json!([{"allow": true, "type": "a", "access": "rwm"}]),
         ] {
             let mut spec = spec("b", 254, 0, rules);
-            settle_with(&mut spec, has).unwrap();
+            settle_with(&mut spec, &[], has).unwrap();
             assert_eq!(left(&spec), 1);
         }
     }

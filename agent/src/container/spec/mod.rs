@@ -3,6 +3,7 @@
 mod adapt;
 mod check;
 mod devices;
+mod renumber;
 pub mod rich;
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxPersonalityDomain, LinuxSeccomp, Process, Spec};
@@ -12,6 +13,7 @@ use crate::error::RequestError;
 pub use adapt::{Adapted, adapt};
 pub use check::{check, check_process, check_sysctl};
 pub use devices::settle as settle_devices;
+pub use renumber::{Renumbered, devices as renumber_devices, rules as renumber_rules};
 
 /// More than any engine makes; a configuration of Kubernetes has some tens of kilobytes.
 pub const SPEC_MAX: usize = 2 * 1024 * 1024;
