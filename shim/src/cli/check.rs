@@ -96,6 +96,7 @@ fn boot(config: &Config, directory: &Path) -> Result<Booted, CheckError> {
         size: VmSize { vcpus: 1, memory_mib: MEMORY_MIB },
         share: None,
         disks: Vec::new(),
+        disk_slots: 0,
         directory,
         cgroup: None,
     };

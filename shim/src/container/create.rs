@@ -7,7 +7,7 @@ use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
 use super::guest_spec::RootSource;
 use crate::failure::Failure;
-use crate::sandbox::PidNamespace;
+use crate::sandbox::GuestParts;
 use crate::sandbox::agent::Agent;
 use crate::sandbox::share::ROOTFS;
 use crate::sandbox::streams::{GuestStreams, Tokens};
@@ -24,13 +24,12 @@ pub fn create(
     agent: &Agent,
     id: &str,
     document: Vec<u8>,
-    storages: Vec<Storage>,
-    pids: &PidNamespace,
+    parts: GuestParts,
     ends: &Ends,
 ) -> Result<GuestStreams, Failure> {
     let tokens =
         Tokens::new(ends.is_terminal(), ends.size(), ends.null()).map_err(|error| error.failure())?;
-    agent.create(id, document, tokens.stdio(), storages, pids)?;
+    agent.create(id, document, tokens.stdio(), parts)?;
     tokens.connect(vm).map_err(|error| error.failure())
 }
 

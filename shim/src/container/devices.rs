@@ -1,68 +1,154 @@
-//! Devices of the host that a specification names. The agent refuses those that the guest does not have. The guest has
-//! loop devices with the same numbers as the host's, but their content is different, so they are checked here.
+//! Block devices of the host that a specification names. A container gets each as a disk of its VM.
+//!
+//! The guest has loop devices with the same numbers as the host's. Those that are not in use on the host mean the
+//! guest's.
 
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxDeviceType, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Spec};
+use pouch_vmm_api::config::MAX_DISK_SLOTS;
 
 use super::guest_spec::{TranslateError, unsupported};
+use crate::sandbox::disks::HostDisk;
 
 /// The loop devices (Documentation/admin-guide/devices.txt).
 const LOOP: i64 = 7;
 
-/// Refuses loop devices that are in use on the host. A container that may use every device gets those of the guest: its
-/// engine names all devices of the host, whether it is to use them or not.
+/// The block devices of the host that a container is to have, each once. One that may use every device gets those of the
+/// guest: its engine names all devices of the host, whether it is to use them or not.
 ///
 /// # Errors
 /// [`TranslateError`] names the device.
-pub(super) fn check(spec: &Spec) -> Result<(), TranslateError> {
-    check_with(spec, |minor| Path::new(&format!("/sys/dev/block/{LOOP}:{minor}/loop/backing_file")).exists())
+pub(super) fn of_host(spec: &Spec) -> Result<Vec<HostDisk>, TranslateError> {
+    of_host_with(spec, |minor| {
+        Path::new(&format!("/sys/dev/block/{LOOP}:{minor}/loop/backing_file")).exists()
+    })
 }
 
-fn check_with(spec: &Spec, in_use: impl Fn(i64) -> bool) -> Result<(), TranslateError> {
-    let Some(linux) = spec.linux() else { return Ok(()) };
-    let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_ref());
-    let every = rules.and_then(|rules| rules.last()).is_some_and(|rule| {
-        let all = |number: Option<i64>| number.is_none_or(|number| number < 0);
-        let kind = matches!(rule.typ(), None | Some(LinuxDeviceType::A));
-        let access =
-            rule.access().as_deref().is_none_or(|access| access.contains('r') && access.contains('w'));
-        rule.allow() && kind && access && all(rule.major()) && all(rule.minor())
-    });
-    if every {
-        return Ok(());
+fn of_host_with(spec: &Spec, in_use: impl Fn(i64) -> bool) -> Result<Vec<HostDisk>, TranslateError> {
+    let Some(linux) = spec.linux() else { return Ok(Vec::new()) };
+    let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
+    let rules = rules.unwrap_or_default();
+    if rules.last().is_some_and(allows_all) {
+        return Ok(Vec::new());
     }
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let own_users = namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    let mut disks: Vec<HostDisk> = Vec::new();
     for (index, device) in linux.devices().iter().flatten().enumerate() {
-        if device.typ() == LinuxDeviceType::B && device.major() == LOOP && in_use(device.minor()) {
-            let text = format!(
-                "{} is a loop device that is in use on the host, and block devices cannot be passed into a VM yet",
-                device.path().display()
-            );
-            return Err(unsupported(format!("linux.devices[{index}]"), text));
+        let (major, minor) = (device.major(), device.minor());
+        if device.typ() != LinuxDeviceType::B || (major == LOOP && !in_use(minor)) {
+            continue;
         }
+        let refused = |problem: &str| {
+            let text = format!("{}, block device {major}:{minor}, {problem}", device.path().display());
+            unsupported(format!("linux.devices[{index}]"), text)
+        };
+        if own_users {
+            return Err(refused("cannot be in a container with a user namespace"));
+        }
+        let (Ok(major), Ok(minor)) = (u32::try_from(major), u32::try_from(minor)) else {
+            return Err(refused("has numbers that no device has"));
+        };
+        if disks.iter().any(|disk| (disk.major, disk.minor) == (major, minor)) {
+            continue;
+        }
+        if disks.len() >= usize::from(MAX_DISK_SLOTS) {
+            return Err(refused(&format!("is one too many: a VM can have {MAX_DISK_SLOTS} at a time")));
+        }
+        let read_only = !may_write(rules, major, minor);
+        disks.push(HostDisk { path: device.path().clone(), major, minor, read_only });
     }
-    Ok(())
+    Ok(disks)
+}
+
+/// Whether a rule allows every device, as in what engines call a privileged container.
+fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
+    let all = |number: Option<i64>| number.is_none_or(|number| number < 0);
+    let kind = matches!(rule.typ(), None | Some(LinuxDeviceType::A));
+    let access = rule.access().as_deref().is_none_or(|access| access.contains('r') && access.contains('w'));
+    rule.allow() && kind && access && all(rule.major()) && all(rule.minor())
+}
+
+/// Whether the rules allow writing to a block device: the last one about that decides.
+fn may_write(rules: &[LinuxDeviceCgroup], major: u32, minor: u32) -> bool {
+    let about = |rule: &&LinuxDeviceCgroup| {
+        let matches = |number: Option<i64>, own: u32| {
+            number.is_none_or(|number| number < 0 || number == i64::from(own))
+        };
+        // No access named is every access.
+        let access = rule.access().as_deref().unwrap_or_default();
+        matches!(rule.typ(), None | Some(LinuxDeviceType::A | LinuxDeviceType::B))
+            && matches(rule.major(), major)
+            && matches(rule.minor(), minor)
+            && (access.is_empty() || access.contains('w'))
+    };
+    rules.iter().rev().find(about).is_some_and(LinuxDeviceCgroup::allow)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
+
+    fn found(devices: Value, rules: Value) -> Result<Vec<HostDisk>, TranslateError> {
+        let linux = json!({"devices": devices, "resources": {"devices": rules}});
+        let spec = serde_json::from_value(json!({"ociVersion": "1.2.0", "linux": linux})).unwrap();
+        of_host_with(&spec, |minor| minor == 5)
+    }
+
+    fn block(path: &str, major: i64, minor: i64) -> Value {
+        json!({"path": path, "type": "b", "major": major, "minor": minor})
+    }
 
     #[test]
-    fn a_loop_device_with_content_is_refused() {
-        let spec = json!({"ociVersion": "1.2.0", "linux": {"devices": [
+    fn block_devices_are_found_once() {
+        let devices = json!([
             {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
-            {"path": "/dev/xvda", "type": "b", "major": 7, "minor": 5},
-        ]}});
-        let spec: Spec = serde_json::from_value(spec).unwrap();
-        assert!(check_with(&spec, |_| false).is_ok());
-        let error = check_with(&spec, |minor| minor == 5).unwrap_err().to_string();
-        assert!(error.starts_with("linux.devices[1]: /dev/xvda is a loop device"), "{error}");
-        let privileged = json!({"devices": [{"allow": true, "access": "rwm"}]});
-        let mut all = spec.clone();
-        let resources = Some(serde_json::from_value(privileged).unwrap());
-        all.linux_mut().as_mut().unwrap().set_resources(resources);
-        assert!(check_with(&all, |_| true).is_ok());
+            // A loop device without content is the guest's.
+            block("/dev/loop4", 7, 4),
+            block("/dev/xvda", 7, 5),
+            block("/dev/xvdb", 253, 0),
+            block("/dev/again", 253, 0),
+        ]);
+        let rules = json!([
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "type": "b", "major": 7, "minor": 5, "access": "r"},
+            {"allow": true, "type": "b", "major": 253, "minor": 0, "access": "rwm"},
+        ]);
+        let disk =
+            |path: &str, major, minor, read_only| HostDisk { path: path.into(), major, minor, read_only };
+        let disks = found(devices.clone(), rules).unwrap();
+        assert_eq!(disks, [disk("/dev/xvda", 7, 5, true), disk("/dev/xvdb", 253, 0, false)]);
+        for access in [Value::Null, json!("rwm")] {
+            assert_eq!(found(devices.clone(), json!([{"allow": true, "access": access}])).unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn the_last_rule_about_writing_decides() {
+        let rule = |allow: bool, minor: Value, access: &str| json!({"allow": allow, "type": "b", "major": 253, "minor": minor, "access": access});
+        let writable = |rules: Value| !found(json!([block("/dev/x", 253, 2)]), rules).unwrap()[0].read_only;
+        assert!(!writable(json!([])));
+        assert!(writable(json!([rule(true, json!(2), "rw")])));
+        assert!(writable(json!([rule(true, Value::Null, "w"), rule(false, json!(2), "r")])));
+        assert!(writable(json!([rule(true, json!(-1), ""), rule(true, json!(2), "r")])));
+        assert!(!writable(json!([rule(true, json!(2), "rw"), rule(false, json!(2), "w")])));
+        assert!(!writable(json!([rule(true, json!(3), "rw")])));
+        assert!(!writable(json!([{"allow": true, "type": "c", "access": "rw"}])));
+    }
+
+    #[test]
+    fn what_cannot_be_given_is_refused_by_name() {
+        let error = found(json!([block("/dev/x", -1, 0)]), json!([])).unwrap_err().to_string();
+        assert!(error.starts_with("linux.devices[0]: /dev/x, block device -1:0, has numbers"), "{error}");
+        let many: Vec<Value> = (0..8).map(|minor| block(&format!("/dev/x{minor}"), 253, minor)).collect();
+        assert_eq!(found(json!(many[..7]), json!([])).unwrap().len(), 7);
+        let error = found(json!(many), json!([])).unwrap_err().to_string();
+        assert!(error.starts_with("linux.devices[7]: /dev/x7") && error.ends_with("7 at a time"), "{error}");
+        let linux = json!({"devices": [block("/dev/x", 253, 0)], "namespaces": [{"type": "user"}]});
+        let spec = serde_json::from_value(json!({"ociVersion": "1.2.0", "linux": linux})).unwrap();
+        let error = of_host_with(&spec, |_| false).unwrap_err().to_string();
+        assert!(error.contains("linux.devices[0]") && error.contains("user namespace"), "{error}");
     }
 }

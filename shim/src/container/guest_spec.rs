@@ -14,6 +14,7 @@ use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
 use super::pod_spec::Neighbors;
 use super::{Bundle, devices, hooks, limits, pod_spec};
+use crate::sandbox::disks::HostDisk;
 use crate::sandbox::idmap::{IdMap, IdRange};
 use crate::sandbox::share::{MOUNTS, ROOTFS, SharedPath};
 use crate::sandbox::{self, PidNamespace, PodSetup};
@@ -62,6 +63,8 @@ pub struct GuestSpec {
     pub shared: Vec<SharedPath>,
     /// Where the root file system is.
     pub root: RootSource,
+    /// The block devices of the host that it uses.
+    pub devices: Vec<HostDisk>,
     /// The network namespace that the container is to be in; none for a new one.
     pub network_namespace: Option<PathBuf>,
     /// What the containers of a pod share, if this is its sandbox.
@@ -140,7 +143,7 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
         hooks.set_start_container(Some(list));
         hooks
     }));
-    devices::check(&spec)?;
+    let devices = devices::of_host(&spec)?;
     let root = root_source(bundle)?;
     let mut shared = Vec::new();
     let guest_root = match &root {
@@ -196,7 +199,7 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
         Some(neighbors) => (None, pod_spec::translate_linux(&mut spec, neighbors)?),
         None => (translate_linux(&mut spec)?, PidNamespace::Own),
     };
-    Ok(GuestSpec { spec, shared, root, network_namespace, pod: None, pids, warnings })
+    Ok(GuestSpec { spec, shared, root, devices, network_namespace, pod: None, pids, warnings })
 }
 
 /// The linux section; returns the network namespace to be in.

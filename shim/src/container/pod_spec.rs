@@ -55,6 +55,7 @@ pub fn of_pod(bundle: &Bundle) -> Result<GuestSpec, TranslateError> {
         spec,
         shared: Vec::new(),
         root: RootSource::Directory,
+        devices: Vec::new(),
         network_namespace,
         pod: Some(pod),
         pids: PidNamespace::Own,

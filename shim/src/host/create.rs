@@ -1,5 +1,8 @@
 //! Creates a sandbox with one container from a bundle, as the OCI command line has it.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -7,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use oci_spec::runtime::LinuxResources;
 use pouch_protocol::agent::Setting;
+use pouch_vmm_api::config::MAX_DISK_SLOTS;
 use pouch_vmm_api::exit::ExitReason;
 
 use super::confine::capabilities::{self, Working};
@@ -27,10 +31,11 @@ use crate::network::loopback::Loopback;
 use crate::network::{WireError, namespace};
 use crate::sandbox::agent::Agent;
 use crate::sandbox::disk::WriteCounters;
+use crate::sandbox::disks::{Disks, HostDisk};
 use crate::sandbox::streams::GuestStreams;
 use crate::sandbox::vm::{StartedVm, Vm};
 use crate::sandbox::vm_files::{self, VmDescription};
-use crate::sandbox::{GuestSetup, Sandbox, VmSize, later, settings, share};
+use crate::sandbox::{GuestParts, GuestSetup, Sandbox, VmSize, later, settings, share};
 use crate::streams::{Ends, StreamSource, ends};
 use pouch_errors::chain;
 
@@ -74,6 +79,10 @@ struct Plan<'a> {
     state: State,
     /// What it inherits of the host's kernel settings.
     settings: Vec<Setting>,
+    /// The block devices of the host that it uses, opened; at most [`MAX_DISK_SLOTS`].
+    devices: Vec<File>,
+    /// Those that its VM has got.
+    disks: Disks,
 }
 
 /// Creates the container that `launch` describes; `ended` is called when its VM has ended.
@@ -89,6 +98,8 @@ pub fn create(
     let mut plan = Plan::make(launch, log)?;
     plan.dir.save(&plan.state).map_err(Failure::of)?;
     vm_files::preflight(&launch.config).map_err(Failure::of)?;
+    let block_devices = plan.guest.devices.iter_mut().map(HostDisk::open);
+    plan.devices = block_devices.collect::<Result<_, _>>().map_err(Failure::of)?;
     let Surroundings { placement, oom, loopback, devices, ends } = plan.enter_surroundings()?;
     let vm = plan.start_vm(&placement)?;
     let vmm_started = begun.elapsed();
@@ -101,7 +112,7 @@ pub fn create(
     if !hooks::awaited(plan.state.hooks.as_ref()) {
         plan.state.status = Status::Created;
     }
-    let sandbox = Arc::new(Sandbox::new(vm, agent, written, devices));
+    let sandbox = Arc::new(Sandbox::new(vm, agent, written, devices, plan.disks));
     let container = Container::new(plan.dir, sandbox, plan.state);
     Ok(Created { container, io, oom, loopback })
 }
@@ -159,6 +170,8 @@ impl<'a> Plan<'a> {
             limits: limits.host,
             state,
             settings: Vec::new(),
+            devices: Vec::new(),
+            disks: Disks::default(),
         })
     }
 
@@ -212,6 +225,7 @@ impl<'a> Plan<'a> {
             size: self.size,
             share: Some(&self.tree()),
             disks: in_guest::disks(&self.guest.root),
+            disk_slots: if self.launch.pod { MAX_DISK_SLOTS } else { self.devices.len() as u8 },
             directory: self.dir.path(),
             cgroup: match placement {
                 CgroupPlacement::In(directory) => Some(directory),
@@ -283,9 +297,14 @@ impl<'a> Plan<'a> {
         let guest_answered = Instant::now();
         let Some(ends) = ends else { return Ok((agent, None, guest_answered)) };
         let document = self.document.clone();
+        let id = &self.launch.id;
+        let files: io::Result<Vec<_>> =
+            self.devices.iter().map(|file| file.try_clone().map(OwnedFd::from)).collect();
+        let devices = self.disks.add(vm, id, &self.guest.devices, files.map_err(Failure::of)?);
+        let devices = devices.map_err(Failure::of)?;
         let storages = in_guest::storages(&self.guest.root);
-        let streams =
-            in_guest::create(vm, &agent, &self.launch.id, document, storages, &self.guest.pids, &ends)?;
+        let parts = GuestParts { storages, pids: self.guest.pids.clone(), devices };
+        let streams = in_guest::create(vm, &agent, id, document, parts, &ends)?;
         Ok((agent, Some((streams, ends)), guest_answered))
     }
 }

@@ -8,11 +8,13 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use pouch_protocol::agent::BlockDevice;
+
 use super::ending::{Ending, Exit};
 use super::protocol::CreateRequest;
 use crate::container::{Container, ContainerDir, Status, create};
 use crate::failure::Failure;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{GuestParts, Sandbox};
 use crate::streams::{Ends, OutputRelay, STALL, start_relays};
 
 /// Bytes of the longest specification, which the agent refuses anyway.
@@ -89,8 +91,16 @@ impl Members {
             let (stdin, stdout, stderr) = (end(null.stdin)?, end(null.stdout)?, end(null.stderr)?);
             Ends::Streams { stdin, stdout, stderr }
         };
+        let disks: Vec<OwnedFd> = fds.map(OwnedFd::from).collect();
         let id = request.state.id.parse().map_err(Failure::of)?;
-        self.make_in_guest(&self.dir.of_member(&id), request, document, ends)
+        let dir = self.dir.of_member(&id);
+        let devices =
+            self.sandbox.add_disks(dir.id().as_str(), &request.disks, disks).map_err(Failure::of)?;
+        let made = self.make_in_guest(&dir, request, document, devices, ends);
+        if made.is_err() {
+            self.sandbox.remove_disks(dir.id().as_str());
+        }
+        made
     }
 
     fn make_in_guest(
@@ -98,6 +108,7 @@ impl Members {
         dir: &ContainerDir,
         request: CreateRequest,
         document: Vec<u8>,
+        devices: Vec<BlockDevice>,
         ends: Ends,
     ) -> Result<Arc<Member>, Failure> {
         let mut state = request.state;
@@ -105,7 +116,8 @@ impl Members {
         let (vm, agent) = (&self.sandbox.vm, &self.sandbox.agent);
         let id = state.id.clone();
         let storages = create::submounts(&request.directory);
-        let guest = create::create(vm, agent, &id, document, storages, &request.pids, &ends)?;
+        let parts = GuestParts { storages, pids: request.pids, devices };
+        let guest = create::create(vm, agent, &id, document, parts, &ends)?;
         let started = start_relays(guest, ends).map_err(Failure::of).and_then(|outputs| {
             dir.note(&state).map_err(Failure::of)?;
             let container = Arc::new(Container::new(dir.clone(), self.sandbox.clone(), state));
@@ -130,6 +142,7 @@ impl Members {
             return Err(Failure::new(format!("container {id} has not ended")));
         }
         self.sandbox.agent.delete(id)?;
+        self.sandbox.remove_disks(id);
         member.ending.set(Exit::killed());
         self.lock().remove(id);
         Ok(())

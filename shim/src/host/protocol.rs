@@ -12,6 +12,7 @@ use crate::container::{State, Status};
 use crate::failure::Failure;
 use crate::logging::LogFormat;
 use crate::sandbox::PidNamespace;
+use crate::sandbox::disks::HostDisk;
 use crate::streams::NullStreams;
 
 /// What a sandbox host process is started with.
@@ -117,7 +118,7 @@ pub enum Request {
     Container(String),
     /// Creates a container in a pod. Its specification in the guest's terms comes with it, as a file in memory, and
     /// then the host's ends of its streams, without those that are /dev/null: of stdin, stdout and stderr, or of the
-    /// input and the output of a terminal.
+    /// input and the output of a terminal; after them its block devices.
     Create(Box<CreateRequest>),
     /// The client is the host proxy process of a pod's container, which is killed if the connection closes before its
     /// end.
@@ -145,6 +146,9 @@ pub struct CreateRequest {
     pub terminal: bool,
     /// Which of the streams are `/dev/null`.
     pub null: NullStreams,
+    /// The block devices of the host that it uses. An earlier build refuses a request with any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<HostDisk>,
 }
 
 /// A process to start in a running container.
@@ -283,6 +287,26 @@ mod tests {
             json!({"exit": {"status": 137, "out_of_memory": true}}),
             json!({"failed": {"message": "why", "status": 127}}),
         ]);
+    }
+
+    /// An earlier build has no block devices in pods, and refuses fields that it does not know.
+    #[test]
+    fn a_container_of_a_pod_without_block_devices_is_as_in_earlier_builds() {
+        let streams = json!({"stdin": false, "stdout": false, "stderr": true});
+        let state = json!({
+            "id": "a", "status": "creating", "host": null, "proxy": null, "vmm": null, "bundle": "/b",
+            "rootfs": "/b/rootfs", "created": "", "owner": "root", "annotations": {}, "cgroup": null,
+            "exitStatus": null, "vmEnd": null, "hooks": null,
+        });
+        let text = json!({
+            "state": state, "directory": "containers/1", "pids": "own", "terminal": false, "null": streams,
+        });
+        let mut request: CreateRequest = serde_json::from_value(text.clone()).unwrap();
+        let fields = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(fields(&serde_json::to_value(&request).unwrap()), fields(&text));
+        request.disks.push(HostDisk { path: "/dev/xvda".into(), major: 7, minor: 3, read_only: true });
+        let disk = json!([{"path": "/dev/xvda", "major": 7, "minor": 3, "read_only": true}]);
+        assert_eq!(serde_json::to_value(&request).unwrap()["disks"], disk);
     }
 
     fn check<T: Serialize + serde::de::DeserializeOwned>(messages: &[Value]) {

@@ -244,7 +244,7 @@ impl Host {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             forced |= self.events.try_iter().any(|event| matches!(event, Event::Destroy));
-            let stall = if forced || !sandbox.vm.has_writable_disk() { SHUTDOWN } else { DISK_STALL };
+            let stall = if forced || !sandbox.has_writable_disk() { SHUTDOWN } else { DISK_STALL };
             if !patience.lasts(stall, forced) {
                 return Err(AgentError::silent("Shutdown", &format!("nothing was written for {stall:?}")));
             }

@@ -18,7 +18,7 @@ use rustix::rand::GetRandomFlags;
 use ttrpc::context::{Context, with_duration};
 use ttrpc::{Code, Error};
 
-use super::PidNamespace;
+use super::{GuestParts, PidNamespace};
 use crate::failure::Failure;
 
 /// How long an ordinary call may take. Generous: the host may be overloaded.
@@ -194,23 +194,17 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`] from the agent.
-    pub fn create(
-        &self,
-        id: &str,
-        spec: Vec<u8>,
-        stdio: Stdio,
-        storages: Vec<Storage>,
-        pids: &PidNamespace,
-    ) -> Result<(), AgentError> {
+    pub fn create(&self, id: &str, spec: Vec<u8>, stdio: Stdio, parts: GuestParts) -> Result<(), AgentError> {
         let mut request = CreateContainerRequest::new();
         request.container_id = id.to_owned();
         request.spec = spec;
         request.stdio = Some(stdio).into();
-        request.storages = storages;
-        match pids {
+        request.storages = parts.storages;
+        request.devices = parts.devices;
+        match parts.pids {
             PidNamespace::Own => {}
             PidNamespace::Pod => request.shared_pid_namespace = true,
-            PidNamespace::Of(other) => request.pid_namespace_of = other.clone(),
+            PidNamespace::Of(other) => request.pid_namespace_of = other,
         }
         self.0.create_container(within(CALL), &request).map(drop).map_err(error("CreateContainer"))
     }

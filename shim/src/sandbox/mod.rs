@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod clock;
 pub mod disk;
+pub mod disks;
 mod exec_queue;
 mod guest_network;
 pub mod idmap;
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pouch_protocol::agent::{Setting, Stdio, Storage};
+use pouch_protocol::agent::{BlockDevice, Setting, Stdio, Storage};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT, SHARE_TAG};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,7 @@ use crate::network::devices::NetworkDevices;
 use crate::network::wiring::Wiring;
 use agent::{Agent, AgentError};
 use disk::WriteCounters;
+use disks::{DiskError, Disks, HostDisk};
 use exec_queue::ExecQueue;
 use vm::{Vm, VmError};
 
@@ -92,6 +94,17 @@ pub enum PidNamespace {
     Of(String),
 }
 
+/// What a container gets in the guest besides its specification.
+#[derive(Debug, Default)]
+pub struct GuestParts {
+    /// What is mounted for it.
+    pub storages: Vec<Storage>,
+    /// Its PID namespace.
+    pub pids: PidNamespace,
+    /// The block devices of the host that it uses.
+    pub devices: Vec<BlockDevice>,
+}
+
 /// The directory of a pod's shared memory in the guest.
 pub fn pod_shm() -> PathBuf {
     Path::new(GUEST_RUN_DIR).join("shm")
@@ -107,6 +120,8 @@ pub struct Sandbox {
     pub written: WriteCounters,
     /// The network of the guest, for a retried start.
     wiring: Mutex<Wiring>,
+    /// Block devices of the host that containers use.
+    disks: Disks,
     exec_queue: ExecQueue,
 }
 
@@ -141,10 +156,34 @@ impl Sandbox {
         Ok(agent)
     }
 
-    /// A sandbox whose guest is set up.
-    pub fn new(vm: Vm, agent: Agent, written: WriteCounters, devices: NetworkDevices) -> Self {
+    /// A sandbox whose guest is set up, and whose VM has got `disks` already.
+    pub fn new(vm: Vm, agent: Agent, written: WriteCounters, devices: NetworkDevices, disks: Disks) -> Self {
         let wiring = Mutex::new(Wiring::new(devices));
-        Sandbox { vm, agent, written, wiring, exec_queue: ExecQueue::default() }
+        Sandbox { vm, agent, written, wiring, disks, exec_queue: ExecQueue::default() }
+    }
+
+    /// Gives the VM block devices of the host, for the container `owner`; see [`Disks::add`].
+    ///
+    /// # Errors
+    /// [`DiskError`] names the device; the container has none of them then.
+    pub fn add_disks(
+        &self,
+        owner: &str,
+        wanted: &[HostDisk],
+        files: impl IntoIterator<Item = OwnedFd>,
+    ) -> Result<Vec<BlockDevice>, DiskError> {
+        self.disks.add(&self.vm, owner, wanted, files)
+    }
+
+    /// Takes block devices away that only the container `owner` used, and that the guest has given up. Errors are written
+    /// to the log: the container has gone.
+    pub fn remove_disks(&self, owner: &str) {
+        self.disks.remove(&self.vm, owner).iter().for_each(disks::report);
+    }
+
+    /// Whether the guest can write to a disk.
+    pub fn has_writable_disk(&self) -> bool {
+        self.vm.has_writable_disk() || self.disks.any_writable()
     }
 
     /// Takes descriptors of `/dev/vhost-net` for the interfaces that the guest gets next.

@@ -15,7 +15,7 @@ use std::{iter, thread};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
 use pouch_protocol::AGENT_PORT;
-use pouch_vmm_api::config::NetworkConfig;
+use pouch_vmm_api::config::{DiskConfig, NetworkConfig};
 use pouch_vmm_api::control::{Answer, Command, ControlSocket, Message, Request};
 use pouch_vmm_api::exit::ExitReason;
 use pouch_vmm_api::spawn::{JailedChild, Spawn, SpawnError};
@@ -186,7 +186,7 @@ impl Vm {
         self.child.pid
     }
 
-    /// Whether the guest can write to a disk.
+    /// Whether the guest can write to a disk that it has had from its boot.
     pub fn has_writable_disk(&self) -> bool {
         self.writable_disk
     }
@@ -213,6 +213,28 @@ impl Vm {
         let fds: Vec<BorrowedFd<'_>> = iter::once(tap).chain(vhost).map(AsFd::as_fd).collect();
         match self.ask_with(Command::PlugNetwork(config), &fds)? {
             (Answer::Plugged { device }, _) => Ok(device),
+            (other, _) => Err(VmError::Refused(format!("the VMM answered {other:?}"))),
+        }
+    }
+
+    /// Gives the VM a disk; returns the number of its virtio device.
+    ///
+    /// # Errors
+    /// [`VmError`] if the VMM refuses or is gone.
+    pub fn plug_disk(&self, file: &File, config: DiskConfig) -> Result<u32, VmError> {
+        match self.ask_with(Command::PlugDisk(config), &[file.as_fd()])? {
+            (Answer::Plugged { device }, _) => Ok(device),
+            (other, _) => Err(VmError::Refused(format!("the VMM answered {other:?}"))),
+        }
+    }
+
+    /// Takes a disk away, and waits until the VMM has closed it.
+    ///
+    /// # Errors
+    /// [`VmError`] if the VMM refuses or is gone.
+    pub fn unplug_disk(&self, device: u32) -> Result<(), VmError> {
+        match self.ask(Command::UnplugDisk { device })? {
+            (Answer::Unplugged, _) => Ok(()),
             (other, _) => Err(VmError::Refused(format!("the VMM answered {other:?}"))),
         }
     }

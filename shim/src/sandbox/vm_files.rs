@@ -37,6 +37,8 @@ pub struct VmDescription<'a> {
     pub share: Option<&'a Path>,
     /// Disks.
     pub disks: Vec<Disk>,
+    /// Places for disks that come while the VM runs.
+    pub disk_slots: u8,
     /// Where the VMM's log and the console go: an existing directory.
     pub directory: &'a Path,
     /// The directory of the cgroup in which the VMM starts.
@@ -181,6 +183,7 @@ impl Files {
                 .map(|path| ShareConfig { path: path.to_owned(), tag: SHARE_TAG.to_owned() }),
             blocks,
             network_slots: MAX_NETWORK_SLOTS,
+            disk_slots: description.disk_slots,
             vsock_cid: 3,
         };
         let config = serde_json::to_string(&vm).map_err(|error| FilesError::Descriptor(error.into()))?;
@@ -208,7 +211,7 @@ fn open_disk(disk: &Disk) -> Result<File, FilesError> {
 
 /// Locks a whole file. The lock is the open file's, so that it goes with the last of its descriptors
 /// (fcntl(2), "Open file description locks"): udev's own locks of block devices are of another kind.
-fn lock(file: &File, access: Access) -> Result<(), Errno> {
+pub(super) fn lock(file: &File, access: Access) -> Result<(), Errno> {
     let kind = if access == Access::Write { libc::F_WRLCK } else { libc::F_RDLCK };
     let whole = libc::flock {
         l_type: kind as libc::c_short,

@@ -24,6 +24,7 @@ use crate::host::client::{ClientError, HostAddress, HostClient};
 use crate::host::protocol::{CreateRequest, Request};
 use crate::host::proxy::{self, ProxyTask};
 use crate::logging::rfc3339;
+use crate::sandbox::disks::{DiskError, HostDisk};
 use crate::sandbox::later::{self, LaterError, SLOTS, VmmMounts};
 use crate::streams::Ends;
 
@@ -72,6 +73,9 @@ pub enum JoinError {
     /// Its root file system is a disk.
     #[error("root.path {0} is a disk, which a container that joins a pod cannot have yet")]
     Disk(PathBuf),
+    /// A block device of the host.
+    #[error(transparent)]
+    Device(#[from] DiskError),
     /// There are too many.
     #[error("a pod has at most {SLOTS} containers at a time")]
     Full,
@@ -193,6 +197,8 @@ impl Membership {
         if let RootSource::Disk { path, .. } = guest.root {
             return Err(JoinError::Disk(path));
         }
+        // What cannot be had ends this before anything is done for the container.
+        let devices = guest.devices.iter_mut().map(HostDisk::open).collect::<Result<Vec<_>, _>>()?;
         if bundle.root().readonly().unwrap_or(false) {
             mount_points::make(&bundle.root_path(), &mut guest.spec, &guest.shared)?;
         }
@@ -210,13 +216,15 @@ impl Membership {
         let document = document_file(&guest.document()?)?;
         let (terminal, null) = (ends.is_terminal(), ends.null());
         let files = ends.into_files();
-        let fds: Vec<BorrowedFd<'_>> = std::iter::once(&document).chain(&files).map(AsFd::as_fd).collect();
+        let fds: Vec<BorrowedFd<'_>> =
+            std::iter::once(&document).chain(&files).chain(&devices).map(AsFd::as_fd).collect();
         let request = Request::Create(Box::new(CreateRequest {
             state: state.clone(),
             directory: later::directory(slot),
             pids: guest.pids,
             terminal,
             null,
+            disks: guest.devices,
         }));
         let host = HostClient::connect(&sandbox.socket())?;
         host.ask_with(&request, &fds)?;
