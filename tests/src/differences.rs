@@ -26,8 +26,6 @@ pub enum Difference {
     Socket,
     /// A socket in a folder of the host that is bound into a container.
     SocketInFolder,
-    /// Devices of the host.
-    Devices,
     /// Device nodes on the root file system or a volume.
     DeviceNodes,
     /// How soon a change of a file shows elsewhere.
@@ -70,7 +68,6 @@ impl Difference {
             Difference::SocketInFolder => {
                 "nobody listens to the socket's file in the guest's kernel; one that is bound itself is passed on"
             }
-            Difference::Devices => "devices of the host are not in the VM; pouch-vm refuses, and says so",
             Difference::DeviceNodes => {
                 "the VMM has no right to make device nodes on the host; a tmpfs of the guest takes them"
             }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use pouch_tests::bundle::image_file;
-use pouch_tests::{Bundle, Invocation, processes, vm_only};
+use pouch_tests::{Bundle, Invocation, eventually, processes, vm_only};
 use serde_json::json;
 
 /// A folder of the host with a file in it.
@@ -310,6 +310,32 @@ fn a_block_device_is_a_root() {
     Invocation::of("losetup", ["--detach", &device]).run().ok();
     assert_eq!(looped.ok(), "written");
     assert_eq!(mapped.ok(), "written\nwritten\nmore");
+}
+
+/// `linux.devices` with a block device, which is a disk of the VM.
+#[test]
+fn a_block_device_is_a_device() {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let image = folder.path().join("image");
+    fs::write(&image, "of the host".to_owned() + &"\0".repeat(1 << 20)).unwrap();
+    let device = Invocation::of("losetup", ["--find", "--show", image.to_str().unwrap()]).run().ok();
+    let number = fs::metadata(&device).unwrap().rdev();
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    let node = json!({
+        "path": "/dev/data", "type": "b", "major": major, "minor": minor, "fileMode": 0o640, "uid": 5, "gid": 6,
+    });
+    let run = |access: &str, script: &str| {
+        let rule = json!({"allow": true, "type": "b", "major": major, "minor": minor, "access": access});
+        let bundle = Bundle::debian().sh(script).capable(&["CAP_DAC_OVERRIDE"]);
+        bundle.push("/linux/devices", node.clone()).push("/linux/resources/devices", rule).run()
+    };
+    let read = run("r", "stat -c '%F %a %u:%g' /dev/data; head -c 11 /dev/data; echo; echo x >/dev/data");
+    let written = run("rw", "printf 'of the guest' >/dev/data; head -c 12 /dev/data");
+    Invocation::of("losetup", ["--detach", &device]).run().ok();
+    assert_eq!(read.text().trim_end(), "block special file 640 5:6\nof the host");
+    assert!(read.status != 0 && read.errors().contains("not permitted"), "{read}");
+    assert_eq!(written.ok(), "of the guest");
+    eventually("it is on the disk", || fs::read(&image).unwrap().starts_with(b"of the guest\0"));
 }
 
 /// What the container wrote last takes longer to reach the disk than anything else at its end may take.

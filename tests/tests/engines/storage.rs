@@ -297,9 +297,5 @@ fn devices_of_the_host(engine: Engine) {
     assert_eq!(output.ok().trim(), "00 00 00");
     let script = "head -c 512 /dev/disk | wc -c";
     let output = engine.sh(&["--device", "/dev/vda:/dev/disk"], script);
-    if Difference::Devices.with_vm() {
-        output.fails_naming(&["/dev/disk"]);
-    } else {
-        assert_eq!(output.ok(), "512");
-    }
+    assert_eq!(output.ok(), "512");
 }
