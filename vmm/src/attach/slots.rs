@@ -200,3 +200,7 @@ impl Slots {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "slots_tests.rs"]
+mod tests;

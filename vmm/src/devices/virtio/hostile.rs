@@ -26,6 +26,24 @@ pub const FIRST_AVAILABLE_INDEX: u64 = RINGS + AVAILABLE + 2;
 /// Where sensible descriptors point.
 const DATA: u64 = 0x10_0000;
 
+/// What a driver writes to start a device with one queue of [`Guest`] (section 3.1.1), and in the last step to reset
+/// it: (register, value).
+pub const START: [(u64, u32); 13] = [
+    (0x70, 1),
+    (0x70, 3),
+    (0x24, 1),
+    (0x20, 1),
+    (0x70, 11),
+    (0x38, SIZE as u32),
+    (0x80, RINGS as u32),
+    (0x90, (RINGS + AVAILABLE) as u32),
+    (0xa0, (RINGS + USED) as u32),
+    (0x44, 1),
+    (0x70, 15),
+    (0x50, 0),
+    (0x70, 0),
+];
+
 /// One descriptor (section 2.7.5).
 #[derive(Clone, Copy, Debug)]
 struct Descriptor {
@@ -187,9 +205,11 @@ mod tests {
     use super::*;
     use crate::bus::BusDevice;
     use crate::devices::virtio::balloon::Balloon;
+    use crate::devices::virtio::block::Block;
     use crate::devices::virtio::mmio::MmioTransport;
     use crate::devices::virtio::queue_events::LoopDevice;
     use crate::devices::virtio::rng::Rng;
+    use crate::devices::virtio::slot::Slot;
     use crate::devices::virtio::vsock::Vsock;
     use std::sync::Mutex;
 
@@ -218,6 +238,76 @@ mod tests {
         )
     }
 
+    /// Accesses to registers: whether it is a write, the register, the value, and the bytes.
+    fn accesses() -> impl Strategy<Value = Vec<(bool, u64, u32, usize)>> {
+        vec((any::<bool>(), 0..0x48_u64, prop_oneof![0..16_u32, any::<u32>()], 0..9_usize), 1..100)
+    }
+
+    fn access(registers: &mut impl BusDevice, (write, register, value, length): (bool, u64, u32, usize)) {
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&value.to_le_bytes());
+        let bytes = &mut bytes[..length.min(8)];
+        match write {
+            true => registers.write(register * 4, bytes),
+            false => registers.read(register * 4, bytes),
+        }
+    }
+
+    proptest! {
+        // Each has a thread.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_disk_can_be_taken_from_any_driver(
+            steps in 0..START.len() + 1,
+            accesses in accesses(),
+            round in rounds(1, noise()),
+        ) {
+            let mut guest = Guest::new(1);
+            guest.play(&round[0]);
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(4096).unwrap();
+            let (block, worker) = Block::without_thread(file, 4096, "disk", false);
+            let thread = std::thread::spawn(|| worker.run());
+            let device = Arc::new(Mutex::new(block));
+            let transport = MmioTransport::new(device, guest.memory.clone(), Guest::interrupt()).unwrap();
+            let mut slot = Slot::default();
+            slot.fill(transport);
+            for (register, value) in &START[..steps] {
+                slot.write(*register, &value.to_le_bytes());
+            }
+            accesses.iter().for_each(|one| access(&mut slot, *one));
+            drop(slot.empty());
+            thread.join().unwrap();
+            accesses.iter().for_each(|one| access(&mut slot, *one));
+        }
+    }
+
+    #[test]
+    fn a_driver_starts_a_disk_and_lets_go_of_it_again_and_again() {
+        let guest = Guest::new(1);
+        let (block, worker) = Block::without_thread(tempfile::tempfile().unwrap(), 0, "disk", false);
+        let thread = std::thread::spawn(|| worker.run());
+        let device = Arc::new(Mutex::new(block));
+        let mut registers = MmioTransport::new(device, guest.memory.clone(), Guest::interrupt()).unwrap();
+        let mut status = [0; 4];
+        for _ in 0..3 {
+            for (step, (register, value)) in START.iter().enumerate() {
+                registers.write(*register, &value.to_le_bytes());
+                registers.read(0x70, &mut status);
+                let expected = match step {
+                    0 => 1,
+                    1..=3 => 3,
+                    4..=9 => 11,
+                    10 | 11 => 15,
+                    _ => 0,
+                };
+                assert_eq!(u32::from_le_bytes(status), expected, "step {step}");
+            }
+        }
+        drop(registers);
+        thread.join().unwrap();
+    }
+
     proptest! {
         #[test]
         fn the_entropy_device_stands_any_queue(rounds in rounds(1, noise())) {
@@ -239,21 +329,11 @@ mod tests {
         }
 
         #[test]
-        fn registers_stand_any_access(
-            accesses in vec((any::<bool>(), 0..0x48_u64, prop_oneof![0..16_u32, any::<u32>()], 0..9_usize), 1..100),
-        ) {
+        fn registers_stand_any_access(accesses in accesses()) {
             let memory = fresh_memory();
             let device = Arc::new(Mutex::new(Balloon::default()));
             let mut registers = MmioTransport::new(device, memory, Guest::interrupt()).unwrap();
-            for (write, register, value, length) in accesses {
-                let mut bytes = [0; 8];
-                bytes[..4].copy_from_slice(&value.to_le_bytes());
-                let bytes = &mut bytes[..length.min(8)];
-                match write {
-                    true => registers.write(register * 4, bytes),
-                    false => registers.read(register * 4, bytes),
-                }
-            }
+            accesses.iter().for_each(|one| access(&mut registers, *one));
         }
     }
 }
