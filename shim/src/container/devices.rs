@@ -14,8 +14,9 @@ use crate::sandbox::disks::HostDisk;
 /// The loop devices (Documentation/admin-guide/devices.txt).
 const LOOP: i64 = 7;
 
-/// The block devices of the host that a container is to have, each once. One that may use every device gets those of the
-/// guest: its engine names all devices of the host, whether it is to use them or not.
+/// The block devices of the host that a container is to have, each once. If it may use every device, its engine names all
+/// devices of the host, whether it is to use them or not. Then it gets those that have a rule of their own, as volumes of
+/// privileged containers have under containerd.
 ///
 /// # Errors
 /// [`TranslateError`] names the device.
@@ -29,15 +30,14 @@ fn of_host_with(spec: &Spec, in_use: impl Fn(i64) -> bool) -> Result<Vec<HostDis
     let Some(linux) = spec.linux() else { return Ok(Vec::new()) };
     let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
     let rules = rules.unwrap_or_default();
-    if rules.last().is_some_and(allows_all) {
-        return Ok(Vec::new());
-    }
+    let (every, rules) = split(rules);
     let mut namespaces = linux.namespaces().iter().flatten();
     let own_users = namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User);
     let mut disks: Vec<HostDisk> = Vec::new();
     for (index, device) in linux.devices().iter().flatten().enumerate() {
         let (major, minor) = (device.major(), device.minor());
-        if device.typ() != LinuxDeviceType::B || (major == LOOP && !in_use(minor)) {
+        let named = !every || rules.iter().any(|rule| is_for(rule, major, minor));
+        if device.typ() != LinuxDeviceType::B || !named || (major == LOOP && !in_use(minor)) {
             continue;
         }
         let refused = |problem: &str| {
@@ -62,7 +62,21 @@ fn of_host_with(spec: &Spec, in_use: impl Fn(i64) -> bool) -> Result<Vec<HostDis
     Ok(disks)
 }
 
-/// Whether a rule allows every device, as in what engines call a privileged container.
+/// Whether the rules allow every device, as in what engines call a privileged container; and then the rules after the one
+/// that does so.
+fn split(rules: &[LinuxDeviceCgroup]) -> (bool, &[LinuxDeviceCgroup]) {
+    match rules.iter().rposition(allows_all) {
+        Some(index) if rules[index..].iter().all(LinuxDeviceCgroup::allow) => (true, &rules[index + 1..]),
+        _ => (false, rules),
+    }
+}
+
+/// Whether a rule is for this block device only.
+fn is_for(rule: &LinuxDeviceCgroup, major: i64, minor: i64) -> bool {
+    rule.typ() == Some(LinuxDeviceType::B) && (rule.major(), rule.minor()) == (Some(major), Some(minor))
+}
+
+/// Whether a rule allows every device.
 fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
     let all = |number: Option<i64>| number.is_none_or(|number| number < 0);
     let kind = matches!(rule.typ(), None | Some(LinuxDeviceType::A));
@@ -123,6 +137,21 @@ mod tests {
         for access in [Value::Null, json!("rwm")] {
             assert_eq!(found(devices.clone(), json!([{"allow": true, "access": access}])).unwrap(), []);
         }
+    }
+
+    #[test]
+    fn a_privileged_container_gets_devices_with_rules_of_their_own() {
+        let devices =
+            json!([block("/dev/vda", 254, 0), block("/dev/xvda", 253, 1), block("/dev/xvdb", 253, 2)]);
+        let all = json!({"allow": true, "access": "rwm"});
+        let rule = |minor: i64, access: &str| json!({"allow": true, "type": "b", "major": 253, "minor": minor, "access": access});
+        let disks = found(devices.clone(), json!([rule(9, "rw"), all, rule(1, "rw"), rule(2, "r")])).unwrap();
+        let disks: Vec<_> = disks.iter().map(|disk| (disk.minor, disk.read_only)).collect();
+        assert_eq!(disks, [(1, false), (2, true)]);
+        assert_eq!(found(devices.clone(), json!([rule(1, "rw"), all])).unwrap(), []);
+        // What is denied after all were allowed shows that not all are meant.
+        let deny = json!({"allow": false, "type": "c", "access": "rwm"});
+        assert_eq!(found(devices, json!([all, deny])).unwrap().len(), 3);
     }
 
     #[test]

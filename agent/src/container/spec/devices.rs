@@ -59,12 +59,10 @@ fn settle_with(
 /// Whether every device may be used, as in what engines call a privileged container.
 fn allows_all(linux: &Linux) -> bool {
     let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_ref());
-    rules.and_then(|rules| rules.last()).is_some_and(|rule| {
+    // Rules that allow more may follow, as for volumes of a privileged container under containerd.
+    rules.map(Vec::as_slice).unwrap_or_default().iter().rev().take_while(|rule| rule.allow()).any(|rule| {
         let every = |number: Option<i64>| number.is_none_or(|number| number < 0);
-        rule.allow()
-            && matches!(rule.typ(), None | Some(LinuxDeviceType::A))
-            && every(rule.major())
-            && every(rule.minor())
+        matches!(rule.typ(), None | Some(LinuxDeviceType::A)) && every(rule.major()) && every(rule.minor())
     })
 }
 
@@ -146,6 +144,7 @@ mod tests {
         for rules in [
             json!([{"allow": true, "access": "rwm"}]),
             json!([{"allow": true, "type": "a", "access": "rwm"}]),
+            json!([{"allow": true, "access": "rwm"}, {"allow": true, "type": "b", "major": 7, "minor": 1}]),
         ] {
             let mut spec = spec("b", 254, 0, rules);
             settle_with(&mut spec, &[], has).unwrap();
