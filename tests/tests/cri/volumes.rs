@@ -12,7 +12,7 @@ use pouch_tests::{Invocation, eventually, has_vm, processes, vm_only};
 tests! {
     both: a_projected_volume_is_updated, block_devices;
     memory_and_disk, one_path_of_a_volume, read_only_and_propagation, a_block_device_is_used_again,
-    block_devices_that_cannot_be_had, a_vm_ends_that_has_a_block_device,
+    a_block_device_of_a_privileged_container, block_devices_that_cannot_be_had, a_vm_ends_that_has_a_block_device,
 }
 
 /// configMap, secret and projected volumes: the kubelet replaces a symbolic link.
@@ -192,6 +192,18 @@ fn block_devices(node: Node) {
     // What was not synchronised is there all the same.
     assert_eq!((one.text(), two.text()), ("of one\n".to_owned(), "of two\n".to_owned()));
     assert!(one.goes() && two.goes() && three.goes());
+}
+
+fn a_block_device_of_a_privileged_container(node: Node) {
+    let pod = node.pod("privileged");
+    let pod = pod.linux(|linux| linux.security_context.get_or_insert_default().privileged = true).run();
+    let disk = Disk::new(&pod, "disk");
+    let container = pod.container("one").security(|security| security.privileged = true);
+    let container = with_device(container, &disk, "/dev/xvda", "rw").start();
+    container.exec("echo 'of the privileged' >/dev/xvda");
+    pod.try_stop().unwrap();
+    assert_eq!(disk.text(), "of the privileged\n");
+    assert!(disk.goes());
 }
 
 /// One container after another has the device, and then two at a time.
