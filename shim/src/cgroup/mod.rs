@@ -7,6 +7,9 @@ mod limits;
 pub mod oom;
 pub mod oom_reporter;
 pub mod settings;
+mod usage;
+
+pub use usage::Usage;
 
 use std::fs::{self, File};
 use std::io;

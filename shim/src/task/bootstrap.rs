@@ -20,12 +20,14 @@ use containerd_shim::protos::ttrpc::Server;
 use containerd_shim::protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use containerd_shim::publisher::RemotePublisher;
 use containerd_shim::{Config, ExitSignal, Flags, Shim, StartOpts, logger, spawn};
+use containerd_shim_protos::sandbox_sync::create_sandbox;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::events::{Events, timestamp};
 use super::pod::{self, Part};
 use super::service::Service;
-use super::{RUNTIME, rootfs, state_root};
+use super::{RUNTIME, options as runtime_options, rootfs, state_root};
+use crate::container::bundle::CONFIG_FILE;
 use crate::container::{ContainerDir, ContainerId, IdError, features};
 use crate::host::delete;
 use crate::logging::Log;
@@ -131,6 +133,8 @@ fn start(flags: &Flags) -> Result<(), ActionError> {
         containerd_shim::run::<Actions>(RUNTIME, Some(config()));
         return Ok(());
     }
+    // Of a type that is not known they are refused when they are used.
+    keep_options(Any::parse_from_bytes(&input).ok().filter(|any| !any.type_url.is_empty()).as_ref())?;
     let address = start_server(StartOpts {
         id: flags.id.clone(),
         publish_binary: flags.publish_binary.clone(),
@@ -186,6 +190,15 @@ fn start_server(options: StartOpts) -> Result<String, ActionError> {
     written(address)
 }
 
+/// Keeps the options of the runtime for a sandbox. Only its bundle has no specification.
+fn keep_options(any: Option<&Any>) -> Result<(), ActionError> {
+    match any {
+        Some(any) if !Path::new(CONFIG_FILE).exists() => runtime_options::keep(Path::new("."), any)
+            .map_err(|error| ActionError::Io("the runtime options could not be kept", error)),
+        _ => Ok(()),
+    }
+}
+
 /// Writes the address for containerd, which looks for it after its own restart.
 fn written(address: String) -> Result<String, ActionError> {
     fs::write(ADDRESS, &address)
@@ -238,6 +251,7 @@ fn serve(flags: &Flags) -> Result<(), ActionError> {
     let listener = listen(path).map_err(io("the socket could not be created"))?;
     let broken = |error| ActionError::Serve(path.to_owned(), error);
     let mut methods = create_task(service.clone());
+    methods.extend(create_sandbox(service.clone()));
     let earlier = create_task(service).into_iter();
     methods.extend(earlier.map(|(path, method)| (path.replace(TASK_V3, TASK_V2), method)));
     let mut server = Server::new().add_listener(listener.into_raw_fd()).map_err(broken)?;
@@ -285,7 +299,10 @@ impl Shim for Actions {
     }
 
     fn start_shim(&mut self, options: StartOpts) -> containerd_shim::Result<String> {
-        start_server(options).map_err(|error| containerd_shim::Error::Other(chain(&error)))
+        let other = |error: ActionError| containerd_shim::Error::Other(chain(&error));
+        // containerd passes other things here too.
+        keep_options(options.extensions.iter().find(|any| runtime_options::is_known(any))).map_err(other)?;
+        start_server(options).map_err(other)
     }
 
     fn delete_shim(&mut self) -> containerd_shim::Result<DeleteResponse> {

@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::SystemTime;
 
 use containerd_shim::api::CreateTaskRequest;
-use containerd_shim::protos::events::task::{TaskExit, TaskOOM};
 
-use super::events::{Events, timestamp};
+use super::events::Events;
 use super::exec::Exec;
-use super::options::{self, OptionsError};
+use super::options::{self, Options, OptionsError};
 use super::pod::{JoinError, Membership, Part, Pod};
 use super::rootfs::{self, RootfsError};
+use super::sandbox_files::PodFiles;
 use super::state_root;
 use crate::container::hooks::{self, Point};
 use crate::container::pod_spec::Neighbors;
@@ -132,18 +133,52 @@ impl TaskContainer {
                     let (sandbox, neighbors) = pod(&name).ok_or(CreateError::NoPod(name))?;
                     join(&sandbox, &id, &bundle, ends, neighbors)
                 }
-                part => launch(request, namespace, ends, part == Part::Sandbox),
+                part => {
+                    let options = options::read(request.options.as_ref())?;
+                    let vm = if part == Part::Sandbox { NewVm::Pod(None) } else { NewVm::Alone };
+                    launch(&id, &bundle, namespace, options, ends, vm)
+                }
             };
             Ok((made?, kept))
         });
         let (made, kept) = made.inspect_err(|_| rootfs::unmount(&bundle))?;
+        Ok(Self::watched(made, bundle, named, request.terminal, kept, events))
+    }
+
+    /// Creates the sandbox that the bundle describes, for containers that share these files.
+    ///
+    /// # Errors
+    /// [`CreateError`] names the part.
+    pub fn create_sandbox(
+        id: &ContainerId,
+        bundle: &Path,
+        options: Options,
+        files: PodFiles,
+        namespace: &str,
+        events: &Events,
+    ) -> Result<Self, CreateError> {
+        let named = Named::default();
+        let Opened { ends, kept } = named.open(false)?;
+        let made = launch(id, bundle, namespace, options, ends, NewVm::Pod(Some(files)))?;
+        Ok(Self::watched(made, bundle.to_owned(), named, false, kept, events))
+    }
+
+    /// The container that was made, whose end events will tell.
+    fn watched(
+        made: Made,
+        bundle: PathBuf,
+        named: Named,
+        terminal: bool,
+        kept: Kept,
+        events: &Events,
+    ) -> Self {
         let Made { dir, role, child } = made;
         let container = TaskContainer {
             dir,
             bundle,
             pid: child.id(),
             named,
-            terminal: request.terminal,
+            terminal,
             ending: Arc::default(),
             execs: Mutex::default(),
             kept: Mutex::new(kept),
@@ -153,7 +188,7 @@ impl TaskContainer {
             Role::Member { .. } => container.watch_member(child, events.clone()),
             _ => container.watch(child, events.clone()),
         }
-        Ok(container)
+        container
     }
 
     /// The pod, if this is its sandbox and has not ended.
@@ -162,6 +197,11 @@ impl TaskContainer {
             Role::Sandbox(pod) if self.ending.get().is_none() => Some(pod),
             _ => None,
         }
+    }
+
+    /// When it was created, if this is the sandbox of a pod.
+    pub fn sandbox_created(&self) -> Option<SystemTime> {
+        if let Role::Sandbox(pod) = &self.role { Some(pod.created) } else { None }
     }
 
     /// Whether this is the sandbox of a pod.
@@ -190,7 +230,7 @@ impl TaskContainer {
                 // The pod has ended, and everything in it.
                 _ => Exit::killed(),
             };
-            tell_end(&events, &id, pid, exit, &ending);
+            events.publish_end(&id, pid, exit, &ending);
             // It ends with the container.
             let _ = proxy.wait();
         };
@@ -245,7 +285,7 @@ impl TaskContainer {
         let wait = move || {
             let exit = Exit::now(wait_for(child));
             let out_of_memory = out_of_memory.is_some_and(|thread| thread.join().unwrap_or(false));
-            tell_end(&events, &id, pid, Exit { out_of_memory, ..exit }, &ending);
+            events.publish_end(&id, pid, Exit { out_of_memory, ..exit }, &ending);
         };
         // Without a thread, nobody would learn of the end.
         if let Err(error) = thread::Builder::new().name("exit".to_owned()).spawn(wait) {
@@ -304,26 +344,43 @@ struct Made {
     child: Child,
 }
 
+/// What a new VM is for.
+enum NewVm {
+    /// A container.
+    Alone,
+    /// A pod, and the files of its containers, if the engine leaves them to the shim.
+    Pod(Option<PodFiles>),
+}
+
 /// Creates a container in a VM of its own, or the VM of a pod.
-fn launch(request: &CreateTaskRequest, namespace: &str, ends: Ends, pod: bool) -> Result<Made, CreateError> {
-    let options = options::read(request.options.as_ref())?;
-    let (root, bundle) = (state_root(namespace), PathBuf::from(&request.bundle));
-    let dir = ContainerDir::new(&root, &request.id.parse()?);
+fn launch(
+    id: &ContainerId,
+    bundle: &Path,
+    namespace: &str,
+    options: Options,
+    ends: Ends,
+    vm: NewVm,
+) -> Result<Made, CreateError> {
+    let root = state_root(namespace);
+    let dir = ContainerDir::new(&root, id);
     let launch = Launch {
-        id: request.id.clone(),
+        id: id.to_string(),
         root,
         // Where runc's errors are looked for.
         log: Some(bundle.join("log.json")),
         log_json: true,
-        bundle,
+        bundle: bundle.to_owned(),
         console_socket: None,
         piped: true,
-        pod,
+        pod: matches!(vm, NewVm::Pod(_)),
         systemd_cgroup: options.systemd_cgroup,
         config: options.config,
     };
     let child = lifecycle::create(&launch, child_streams(ends))?;
-    let role = if pod { Role::Sandbox(Pod::new(&dir)?) } else { Role::Alone };
+    let role = match vm {
+        NewVm::Alone => Role::Alone,
+        NewVm::Pod(files) => Role::Sandbox(Pod::new(&dir, files)?),
+    };
     Ok(Made { dir, role, child })
 }
 
@@ -340,27 +397,6 @@ fn join(
     let dir = sandbox.dir.of_member(id);
     let role = Role::Member { sandbox: sandbox.clone(), membership };
     Ok(Made { dir, role, child })
-}
-
-/// Publishes the end of a container's process, and then notes it.
-fn tell_end(events: &Events, id: &str, pid: u32, exit: Exit, ending: &Ending) {
-    if exit.out_of_memory {
-        events.publish(TaskOOM { container_id: id.to_owned(), ..TaskOOM::default() });
-    }
-    ending.set(exit);
-    events.publish(exit_event(id, id, pid, exit));
-}
-
-/// The event of a process's end.
-pub fn exit_event(container: &str, id: &str, pid: u32, exit: Exit) -> TaskExit {
-    TaskExit {
-        container_id: container.to_owned(),
-        id: id.to_owned(),
-        pid,
-        exit_status: exit.status,
-        exited_at: Some(timestamp(exit.time)).into(),
-        ..TaskExit::default()
-    }
 }
 
 /// The host process's standard streams: it passes them on, also those of a terminal.

@@ -10,10 +10,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use containerd_shim::event::Event;
+use containerd_shim::protos::events::task::{TaskExit, TaskOOM};
 use containerd_shim::protos::protobuf::MessageDyn;
 use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim::protos::ttrpc::context::with_duration;
 use containerd_shim::publisher::RemotePublisher;
+
+use crate::host::ending::{Ending, Exit};
 
 /// How long containerd may take for an event.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,6 +57,15 @@ impl Events {
         }
     }
 
+    /// Publishes the end of a container's process, and then notes it.
+    pub fn publish_end(&self, id: &str, pid: u32, exit: Exit, ending: &Ending) {
+        if exit.out_of_memory {
+            self.publish(TaskOOM { container_id: id.to_owned(), ..TaskOOM::default() });
+        }
+        ending.set(exit);
+        self.publish(exit_event(id, id, pid, exit));
+    }
+
     /// Waits until all events are sent, or given up.
     pub fn finish(&self) {
         drop(self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -88,6 +100,18 @@ fn send_all(namespace: &str, address: &str, events: &Receiver<Boxed>) {
                 Err(_) => thread::sleep(PAUSE),
             }
         }
+    }
+}
+
+/// The event of a process's end.
+pub fn exit_event(container: &str, id: &str, pid: u32, exit: Exit) -> TaskExit {
+    TaskExit {
+        container_id: container.to_owned(),
+        id: id.to_owned(),
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(timestamp(exit.time)).into(),
+        ..TaskExit::default()
     }
 }
 

@@ -7,8 +7,8 @@ use std::thread;
 use containerd_shim::api::ExecProcessRequest;
 use serde_json::Value;
 
-use super::container::{TaskContainer, exit_event};
-use super::events::Events;
+use super::container::TaskContainer;
+use super::events::{Events, exit_event};
 use crate::container::{bundle, limits};
 use crate::failure::Failure;
 use crate::host::client::HostClient;

@@ -4,6 +4,8 @@
 //! ([`bootstrap`]). The server ([`service`]) handles the requests for one container ([`container`]) and its further
 //! processes ([`exec`]), and publishes events ([`events`]). After a shim was killed, containerd runs the action
 //! `delete`. The service is as thin as the command line: what it does to a container is in [`crate::host`].
+//!
+//! A pod comes as a container that is its sandbox ([`pod`]), or by the sandbox API ([`sandbox_service`]).
 
 mod bootstrap;
 mod container;
@@ -13,6 +15,10 @@ mod metrics;
 mod options;
 mod pod;
 mod rootfs;
+mod sandbox_config;
+mod sandbox_files;
+mod sandbox_service;
+mod sandbox_spec;
 mod service;
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! Options that containerd, Docker and Kubernetes hand to a runtime.
 
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use containerd_shim::api::Options as RuncOptions;
 use containerd_shim::bootstrap::any_is;
@@ -31,9 +32,54 @@ pub enum OptionsError {
         "runtime options of the type {0} are not known; use containerd.runc.v1.Options or {RUNTIME_OPTIONS}"
     )]
     Unknown(String),
+    /// Those that were kept cannot be read.
+    #[error("the runtime options in {path} could not be read")]
+    Kept {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's error.
+        source: io::Error,
+    },
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+/// The file in the bundle of a sandbox with the options of its runtime. containerd tells them when it starts the shim,
+/// and not when it creates the sandbox.
+const KEPT: &str = "runtime-options";
+
+/// Keeps the options of the runtime in the bundle, for [`kept`].
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn keep(bundle: &Path, any: &Any) -> io::Result<()> {
+    fs::write(bundle.join(KEPT), any.write_to_bytes().map_err(io::Error::other)?)
+}
+
+/// Reads the options of the runtime that were kept in the bundle.
+///
+/// # Errors
+/// [`OptionsError`] names the type, or the configuration.
+pub fn kept(bundle: &Path) -> Result<Options, OptionsError> {
+    let path = bundle.join(KEPT);
+    match fs::read(&path) {
+        Ok(bytes) => {
+            let malformed = |source| OptionsError::Malformed { kind: path.display().to_string(), source };
+            read(Some(&Any::parse_from_bytes(&bytes).map_err(malformed)?))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => read(None),
+        Err(source) => Err(OptionsError::Kept { path, source }),
+    }
+}
+
+/// Whether these are options of the runtime.
+pub fn is_known(any: &Any) -> bool {
+    any_is::<RuncOptions>(any) || is_runtime_options(any)
+}
+
+fn is_runtime_options(any: &Any) -> bool {
+    any.type_url.rsplit('/').next() == Some(RUNTIME_OPTIONS)
 }
 
 /// What is asked for.
@@ -58,7 +104,7 @@ pub fn read(any: Option<&Any>) -> Result<Options, OptionsError> {
         let options = RuncOptions::parse_from_bytes(&any.value).map_err(malformed)?;
         return Ok(Options { systemd_cgroup: options.systemd_cgroup, config: Config::load()? });
     }
-    if any.type_url.rsplit('/').next() != Some(RUNTIME_OPTIONS) {
+    if !is_runtime_options(any) {
         return Err(OptionsError::Unknown(any.type_url.clone()));
     }
     let (path, body) = runtime_options(&any.value).map_err(malformed)?;
@@ -116,6 +162,19 @@ mod tests {
         assert_eq!(of([path, member(CONFIG_BODY, "default_memory_mib = 400")].concat()).unwrap(), 400);
         assert!(of(member(CONFIG_PATH, "/no/such/file")).unwrap_err().to_string().contains("/no/such/file"));
         assert!(of(vec![CONFIG_PATH as u8, 9]).unwrap_err().to_string().contains("malformed"));
+    }
+
+    #[test]
+    fn options_are_kept_for_a_sandbox() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert!(!kept(bundle.path()).unwrap().systemd_cgroup);
+        let options = RuncOptions { systemd_cgroup: true, ..RuncOptions::default() };
+        let any = any("containerd.runc.v1.Options", options.write_to_bytes().unwrap());
+        assert!(is_known(&any));
+        keep(bundle.path(), &any).unwrap();
+        assert!(kept(bundle.path()).unwrap().systemd_cgroup);
+        std::fs::write(bundle.path().join(KEPT), [0xff]).unwrap();
+        assert!(kept(bundle.path()).unwrap_err().to_string().contains(KEPT));
     }
 
     #[test]

@@ -6,13 +6,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use pouch_vmm_api::config::SHARE_DIRECTORY;
 use serde_json::Value;
 
+use super::sandbox_files::{self, PodFiles};
 use crate::container::bundle::CONFIG_FILE;
-use crate::container::guest_spec::{self, Place, RootSource, TranslateError};
+use crate::container::guest_spec::{self, GuestSpec, Place, RootSource, TranslateError};
 use crate::container::hooks::{self, HookError};
 use crate::container::pod_spec::Neighbors;
 use crate::container::state::HostProcess;
@@ -29,9 +31,9 @@ use crate::sandbox::later::{self, LaterError, SLOTS, VmmMounts};
 use crate::streams::Ends;
 
 /// CRI's annotation of a container's part in a pod.
-const TYPE: &str = "io.kubernetes.cri.container-type";
+pub(super) const TYPE: &str = "io.kubernetes.cri.container-type";
 /// CRI's annotation with the ID of the pod's sandbox.
-const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+pub(super) const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 
 /// The part of a container in a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +109,10 @@ pub struct Pod {
     mounts: VmmMounts,
     /// Which directories of the share tree are used, and which one was given out last.
     slots: Mutex<([bool; SLOTS], usize)>,
+    /// The files that its containers share, if the engine leaves them to the shim.
+    files: Option<PodFiles>,
+    /// When it was created.
+    pub created: SystemTime,
 }
 
 impl Pod {
@@ -114,12 +120,12 @@ impl Pod {
     ///
     /// # Errors
     /// Its VM has ended.
-    pub fn new(dir: &ContainerDir) -> Result<Self, JoinError> {
+    pub fn new(dir: &ContainerDir, files: Option<PodFiles>) -> Result<Self, JoinError> {
         let vmm = dir.load()?.vmm.ok_or(JoinError::Ended)?;
         let mounts = VmmMounts::of(vmm.pid)?;
         // It was this process when it was opened, and not a later one with its number.
         if vmm.alive() {
-            Ok(Pod { mounts, slots: Mutex::new(([false; SLOTS], 0)) })
+            Ok(Pod { mounts, slots: Mutex::new(([false; SLOTS], 0)), files, created: SystemTime::now() })
         } else {
             Err(JoinError::Ended)
         }
@@ -190,18 +196,11 @@ impl Membership {
         neighbors: Neighbors,
     ) -> Result<(Self, Child), JoinError> {
         let id = dir.id();
-        let bundle = Bundle::load(bundle)?;
         let place = Place { directory: later::directory(slot), pod: Some(neighbors) };
-        let mut guest = guest_spec::translate(&bundle, &place)?;
+        let (bundle, mut guest) = Self::specification(pod, bundle, &place)?;
         guest.warnings.iter().for_each(|warning| log::warn!("container {id}: {warning}"));
-        if let RootSource::Disk { path, .. } = guest.root {
-            return Err(JoinError::Disk(path));
-        }
         // What cannot be had ends this before anything is done for the container.
         let devices = guest.devices.iter_mut().map(HostDisk::open).collect::<Result<Vec<_>, _>>()?;
-        if bundle.root().readonly().unwrap_or(false) {
-            mount_points::make(&bundle.root_path(), &mut guest.spec, &guest.shared)?;
-        }
         let of_pod = sandbox.load()?;
         if of_pod.status == Status::Stopped {
             return Err(JoinError::Ended);
@@ -243,6 +242,25 @@ impl Membership {
             let _ = host.ask(&Request::Container(id.to_string())).and_then(|_| host.ask(&Request::Remove));
         }
         started
+    }
+
+    /// The bundle of a container, and its specification for the guest.
+    fn specification(pod: &Pod, bundle: &Path, place: &Place) -> Result<(Bundle, GuestSpec), JoinError> {
+        let mut bundle = Bundle::load(bundle)?;
+        if let Some(files) = &pod.files {
+            files.add_to(&mut bundle.spec);
+        }
+        let mut guest = guest_spec::translate(&bundle, place)?;
+        if pod.files.is_some() {
+            sandbox_files::share_memory(&mut guest.spec);
+        }
+        if let RootSource::Disk { path, .. } = guest.root {
+            return Err(JoinError::Disk(path));
+        }
+        if bundle.root().readonly().unwrap_or(false) {
+            mount_points::make(&bundle.root_path(), &mut guest.spec, &guest.shared)?;
+        }
+        Ok((bundle, guest))
     }
 
     /// Removes what the host has for a container that the guest has no more.
@@ -328,7 +346,8 @@ mod tests {
     #[test]
     fn slots_are_given_out_in_turn_and_run_out() {
         let this = i32::try_from(std::process::id()).unwrap();
-        let pod = Pod { mounts: VmmMounts::of(this).unwrap(), slots: Mutex::new(([false; SLOTS], 0)) };
+        let (mounts, slots) = (VmmMounts::of(this).unwrap(), Mutex::new(([false; SLOTS], 0)));
+        let pod = Pod { mounts, slots, files: None, created: SystemTime::now() };
         let first = pod.take_slot().unwrap();
         pod.free_slot(first);
         assert_ne!(pod.take_slot(), Some(first), "the one that was free last comes last");

@@ -36,17 +36,17 @@ use pouch_errors::chain;
 
 /// The containers of a shim.
 pub struct Service {
-    namespace: String,
-    events: Events,
-    exit: Arc<ExitSignal>,
+    pub(super) namespace: String,
+    pub(super) events: Events,
+    pub(super) exit: Arc<ExitSignal>,
     containers: Mutex<BTreeMap<String, Arc<TaskContainer>>>,
 }
 
-fn refused(code: Code, text: impl Into<String>) -> ttrpc::Error {
+pub(super) fn refused(code: Code, text: impl Into<String>) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(get_status(code, text.into()))
 }
 
-fn failed(error: &(dyn std::error::Error + 'static)) -> ttrpc::Error {
+pub(super) fn failed(error: &(dyn std::error::Error + 'static)) -> ttrpc::Error {
     refused(Code::UNKNOWN, chain(error))
 }
 
@@ -77,7 +77,7 @@ impl Service {
         Service { namespace: flags.namespace.clone(), events, exit, containers: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<TaskContainer>>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<TaskContainer>>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -100,7 +100,7 @@ impl Service {
     }
 
     /// Where errors and warnings of the container go.
-    fn log(container: &TaskContainer) -> Log {
+    pub(super) fn log(container: &TaskContainer) -> Log {
         Log::new(Some(container.bundle.join("log.json")), LogFormat::Json)
     }
 
@@ -122,6 +122,21 @@ impl Service {
     fn has_members(&self, sandbox: &Arc<TaskContainer>) -> bool {
         let containers = self.lock();
         containers.values().any(|one| one.sandbox().is_some_and(|of| Arc::ptr_eq(of, sandbox)))
+    }
+
+    /// Removes a container that has ended or was not started; returns how it ended.
+    pub(super) fn remove(&self, id: &str, container: &TaskContainer) -> ttrpc::Result<Exit> {
+        let exit = container.remove(&Self::log(container)).map_err(|error| failed(&error))?;
+        self.lock().remove(id);
+        self.events.publish(TaskDelete {
+            container_id: id.to_owned(),
+            pid: container.pid,
+            exit_status: exit.status,
+            exited_at: Some(timestamp(exit.time)).into(),
+            id: id.to_owned(),
+            ..TaskDelete::default()
+        });
+        Ok(exit)
     }
 
     fn delete_exec(&self, container: &TaskContainer, id: &str) -> ttrpc::Result<DeleteResponse> {
@@ -160,7 +175,7 @@ fn io_of(named: &Named, terminal: bool) -> TaskIO {
 }
 
 /// The status of a container's own process.
-fn status_of(container: &TaskContainer) -> TaskStatus {
+pub(super) fn status_of(container: &TaskContainer) -> TaskStatus {
     if container.ending.get().is_some() {
         return TaskStatus::STOPPED;
     }
@@ -303,16 +318,7 @@ impl Task for Service {
             let text = format!("the pod {} still has containers", request.id);
             return Err(refused(Code::FAILED_PRECONDITION, text));
         }
-        let exit = container.remove(&Self::log(&container)).map_err(|error| failed(&error))?;
-        self.lock().remove(&request.id);
-        self.events.publish(TaskDelete {
-            container_id: request.id.clone(),
-            pid: container.pid,
-            exit_status: exit.status,
-            exited_at: Some(timestamp(exit.time)).into(),
-            id: request.id,
-            ..TaskDelete::default()
-        });
+        let exit = self.remove(&request.id, &container)?;
         Ok(deleted(container.pid, Some(exit)))
     }
 
