@@ -32,13 +32,14 @@ const STATES_OF_CONTAINERD: &str = "/run/pouch-vm/.containerd";
 /// Where cgroups are mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where engines and runtimes keep what belongs to one container each.
-const CONTAINER_FOLDERS: [&str; 19] = [
+const CONTAINER_FOLDERS: [&str; 20] = [
     STATES,
     "/run/pouch-vm/.containerd/default",
     "/run/pouch-vm/.containerd/moby",
     "/run/pouch-vm/.containerd/k8s.io",
     "/run/cri-1.7/state/io.containerd.runtime.v2.task/k8s.io",
     "/run/cri-2.1/state/io.containerd.runtime.v2.task/k8s.io",
+    "/run/cri-2.1/state/io.containerd.sandbox.controller.v1.shim/k8s.io",
     "/run/containerd/s",
     "/run/containerd/runc/default",
     "/run/containerd/io.containerd.runtime.v2.task/default",

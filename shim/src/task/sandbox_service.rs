@@ -255,3 +255,30 @@ fn metrics(usage: Usage) -> Metrics {
     metrics.pids = Some(PidsStat { current: usage.processes, ..PidsStat::default() }).into();
     metrics
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use containerd_shim::protos::protobuf::well_known_types::any::Any;
+    use pouch_errors::chain;
+
+    /// Why the sandbox `id` is not created.
+    fn refused(id: &str, bundle: &Path, options: &[u8]) -> String {
+        let mut request = CreateSandboxRequest::new();
+        (request.sandbox_id, request.bundle_path) = (id.to_owned(), bundle.display().to_string());
+        let type_url = "runtime.v1.PodSandboxConfig".to_owned();
+        request.options = Some(Any { type_url, value: options.to_vec(), ..Any::default() }).into();
+        let events = Events::start("n", String::new()).unwrap();
+        chain(&create(&request, "n", &events).err().unwrap())
+    }
+
+    #[test]
+    fn what_cannot_be_created_is_named() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert!(refused("../a", bundle.path(), &[]).contains("../a"));
+        // A host name that is longer than the message.
+        assert!(refused("a", bundle.path(), &[2 << 3 | 2, 9]).contains("PodSandboxConfig is malformed"));
+        assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 0);
+        assert!(refused("a", Path::new("/no/such"), &[]).contains("/no/such/config.json"));
+    }
+}

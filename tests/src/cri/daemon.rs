@@ -18,6 +18,9 @@ const NAMESPACE: &str = "k8s.io";
 /// The image of a sandbox. Other runtimes run it; pouch-vm does not.
 const SANDBOX_IMAGE: &str = "docker.io/pouch-test/pause:latest";
 
+/// The handler of the runtime whose sandboxes containerd creates by the sandbox API.
+pub(super) const SANDBOXED: &str = "pouch-vm-sandboxed";
+
 /// The images of the testbed.
 const LAYOUT: &str = "oci:/var/lib/pouch-test/oci";
 
@@ -72,6 +75,14 @@ impl Daemon {
                 (3, images, "io.containerd.cri.v1.runtime", "bin_dirs = [\"/usr/lib/cni\"]")
             }
         };
+        // The sandbox API came with containerd 2.0.
+        let sandboxed = match version {
+            Version::V1_7 => String::new(),
+            Version::V2_1 => format!(
+                "[plugins.'{runtime}'.containerd.runtimes.{SANDBOXED}]\nruntime_type = \"io.containerd.pouch-vm.v2\"\n\
+                 privileged_without_host_devices = true\nsandboxer = \"shim\"\n"
+            ),
+        };
         let sandbox_image = match images {
             None => format!("[plugins.'{runtime}']\nsandbox_image = \"{SANDBOX_IMAGE}\""),
             Some(images) => format!("[plugins.'{images}'.pinned_images]\nsandbox = \"{SANDBOX_IMAGE}\""),
@@ -84,6 +95,7 @@ impl Daemon {
              [plugins.'{runtime}'.containerd]\ndefault_runtime_name = \"pouch-vm\"\n\
              [plugins.'{runtime}'.containerd.runtimes.pouch-vm]\nruntime_type = \"io.containerd.pouch-vm.v2\"\n\
              privileged_without_host_devices = true\n\
+             {sandboxed}\
              [plugins.'{runtime}'.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n",
             name = self.name,
         )
@@ -104,6 +116,12 @@ impl Daemon {
         })
         .to_string()
     }
+}
+
+/// The directory of a sandbox that was created by the sandbox API.
+pub(super) fn sandbox_bundle(version: Version, id: &str) -> PathBuf {
+    let sandboxes = daemon(version).run().join("state/io.containerd.sandbox.controller.v1.shim");
+    sandboxes.join(NAMESPACE).join(id)
 }
 
 /// Its socket.

@@ -23,7 +23,7 @@ pub use container::{Container, ContainerBuilder, Ended, Executed, LogLine};
 pub use pod::{KeptPod, Namespace, Pod, PodBuilder, memory_kib};
 pub use stream::{Channel as StreamChannel, Stream};
 
-use crate::HANG;
+use crate::{HANG, has_vm};
 
 /// The versions of containerd that are tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct Node {
     runtime: Runtime,
     channel: Channel,
     version: Version,
+    /// The handler of its pods.
+    handler: &'static str,
 }
 
 impl Node {
@@ -50,6 +52,11 @@ impl Node {
         // The plugin is ready later than the socket.
         crate::eventually("the CRI plugin answers", || node.is_ready());
         node
+    }
+
+    /// Its pods are created by the sandbox API.
+    pub fn sandboxed(self) -> Self {
+        Node { handler: daemon::SANDBOXED, ..self }
     }
 
     #[track_caller]
@@ -66,7 +73,8 @@ impl Node {
                 }),
             )
         };
-        Node { runtime, channel, version }
+        let handler = if has_vm() { "pouch-vm" } else { "runc" };
+        Node { runtime, channel, version, handler }
     }
 
     fn is_ready(&self) -> bool {
@@ -126,7 +134,7 @@ impl Node {
     #[track_caller]
     pub fn restart(&mut self) {
         daemon::stop(self.version);
-        *self = Self::of(self.version);
+        *self = Node { handler: self.handler, ..Self::of(self.version) };
     }
 
     /// Describes a pod with this name, which is to be started.

@@ -13,7 +13,7 @@ use k8s_cri::v1::{
 use tonic::Status;
 
 use super::{ContainerBuilder, Node, Stream, address};
-use crate::{bundle, has_vm, processes};
+use crate::{bundle, processes};
 
 /// The cgroup of all pods, which the kubelet makes.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -49,7 +49,7 @@ impl<'a> PodBuilder<'a> {
             }),
             ..Default::default()
         };
-        PodBuilder { node, config, handler: if has_vm() { "pouch-vm" } else { "runc" }.to_owned() }
+        PodBuilder { node, config, handler: node.handler.to_owned() }
     }
 
     /// Takes another runtime than the one that is tested, by the name of its handler.
@@ -226,9 +226,17 @@ impl<'a> Pod<'a> {
     /// What CRI tells of it.
     #[track_caller]
     pub fn status(&self) -> PodSandboxStatus {
+        self.try_status().unwrap()
+    }
+
+    /// What CRI tells of it.
+    ///
+    /// # Errors
+    /// containerd's.
+    pub fn try_status(&self) -> Result<PodSandboxStatus, Status> {
         let request = PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: false };
-        let response = self.node.call(async |mut client| client.pod_sandbox_status(request).await);
-        response.unwrap().status.expect("it has a status")
+        let response = self.node.call(async |mut client| client.pod_sandbox_status(request).await)?;
+        Ok(response.status.expect("it has a status"))
     }
 
     /// Whether it runs.
@@ -247,6 +255,11 @@ impl<'a> Pod<'a> {
     #[track_caller]
     pub fn pid(&self) -> i32 {
         super::daemon::pid_of(self.node.version(), &self.id)
+    }
+
+    /// Its directory, if it was created by the sandbox API.
+    pub fn bundle(&self) -> PathBuf {
+        super::daemon::sandbox_bundle(self.node.version(), &self.id)
     }
 
     /// Connects to a port of it, as `kubectl port-forward` does.

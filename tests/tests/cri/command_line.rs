@@ -12,7 +12,7 @@ fn pouch_vm(arguments: &[&str]) -> Invocation {
     Invocation::new(arguments)
 }
 
-fn a_container_of_a_pod(node: Node) {
+pub(crate) fn a_container_of_a_pod(node: Node) {
     vm_only!();
     let pod = node.pod("known").run();
     let container = pod.container("one").command(&["/bin/sleep", "100004"]).start();

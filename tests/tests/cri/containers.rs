@@ -34,7 +34,7 @@ fn out_of_memory(node: Node) {
     assert_eq!((neighbour.status().exit_code, neighbour.status().reason.as_str()), (7, "Error"));
 }
 
-fn statistics(node: Node) {
+pub(crate) fn statistics(node: Node) {
     let pod = node.pod("stats").run();
     let busy =
         pod.container("busy").sh("i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; sleep 1000").start();

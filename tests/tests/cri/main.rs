@@ -25,6 +25,7 @@ mod containers;
 mod faults;
 mod many;
 mod pods;
+mod sandbox_api;
 mod streams;
 mod volumes;
 
@@ -34,7 +35,11 @@ use pouch_tests::cri::{Node, Version};
 /// Runs a test; nothing of its pods may be left behind.
 #[track_caller]
 fn check(version: Version, test: impl FnOnce(Node)) {
-    let node = Node::of(version);
+    check_on(Node::of(version), test);
+}
+
+#[track_caller]
+fn check_on(node: Node, test: impl FnOnce(Node)) {
     let picture = Leftovers::of_containers();
     test(node);
     picture.check();

@@ -15,7 +15,7 @@ tests! {
 
 /// An init container, a sidecar, and two containers that share localhost, memory, message queues and a volume. The logs
 /// are followed, a port is forwarded, one container is resized, and then started again.
-fn a_pod_with_everything(node: Node) {
+pub(crate) fn a_pod_with_everything(node: Node) {
     let pod = node.pod("all").run();
     let volume = pod.volume("data");
     let init = pod.container("init").mount(&volume, "/data").sh("echo prepared >/data/state").run();
@@ -55,7 +55,7 @@ fn a_pod_with_everything(node: Node) {
     assert!(!node.lists(&id));
 }
 
-fn names_and_settings(node: Node) {
+pub(crate) fn names_and_settings(node: Node) {
     let pod = node.pod("named").sysctls(&[("net.core.somaxconn", "777"), ("kernel.shm_rmid_forced", "1")]);
     let pod = pod.dns(&["10.96.0.10"], &["default.svc.cluster.local"]).run();
     let script = "hostname; cat /proc/sys/net/core/somaxconn /proc/sys/kernel/shm_rmid_forced; \
@@ -78,7 +78,7 @@ fn names_and_settings(node: Node) {
 }
 
 /// `shareProcessNamespace: true`.
-fn shared_process_namespace(node: Node) {
+pub(crate) fn shared_process_namespace(node: Node) {
     let pod = node.pod("pids").shared_pids().run();
     let one = pod.container("one").command(&["/bin/sleep", "100001"]).start();
     let two = pod.container("two").command(&["/bin/sleep", "100002"]).start();
@@ -114,17 +114,18 @@ fn a_container_that_looks_at_another(node: Node) {
 
 fn namespaces_of_the_host(node: Node) {
     vm_only!();
-    for (name, choose) in [
-        ("network", (|namespaces| namespaces.network = Namespace::Node as i32) as fn(&mut NamespaceOption)),
-        ("PID", |namespaces| namespaces.pid = Namespace::Node as i32),
-        ("IPC", |namespaces| namespaces.ipc = Namespace::Node as i32),
-    ] {
-        let error = node.pod("host").namespaces(choose).try_run().err().expect("it is refused");
-        assert!(error.message().contains(name), "{name}: {error}");
-    }
+    check_refused(&node, "network", |namespaces| namespaces.network = Namespace::Node as i32);
+    check_refused(&node, "PID", |namespaces| namespaces.pid = Namespace::Node as i32);
+    check_refused(&node, "IPC", |namespaces| namespaces.ipc = Namespace::Node as i32);
 }
 
-fn a_pod_ends_with_its_containers(node: Node) {
+/// A pod with these namespaces is refused by the name of one.
+pub(crate) fn check_refused(node: &Node, name: &str, choose: fn(&mut NamespaceOption)) {
+    let error = node.pod("host").namespaces(choose).try_run().err().expect("it is refused");
+    assert!(error.message().contains(name), "{name}: {error}");
+}
+
+pub(crate) fn a_pod_ends_with_its_containers(node: Node) {
     let pod = node.pod("ends").run();
     let stubborn = pod.container("stubborn").sh("trap '' TERM; while :; do sleep 1; done").start();
     let other = pod.container("other").start();
@@ -140,7 +141,7 @@ fn a_pod_ends_with_its_containers(node: Node) {
 }
 
 /// The VM has what the limits of all containers add up to.
-fn size_of_the_vm(node: Node) {
+pub(crate) fn size_of_the_vm(node: Node) {
     vm_only!();
     let resources = LinuxContainerResources {
         memory_limit_in_bytes: 1500 << 20,
