@@ -21,6 +21,9 @@ const SANDBOX_IMAGE: &str = "docker.io/pouch-test/pause:latest";
 /// The handler of the runtime whose sandboxes containerd creates by the sandbox API.
 pub(super) const SANDBOXED: &str = "pouch-vm-sandboxed";
 
+/// The same, with options of the runtime that no VM can have.
+pub(super) const MISCONFIGURED: &str = "pouch-vm-misconfigured";
+
 /// The images of the testbed.
 const LAYOUT: &str = "oci:/var/lib/pouch-test/oci";
 
@@ -78,10 +81,19 @@ impl Daemon {
         // The sandbox API came with containerd 2.0.
         let sandboxed = match version {
             Version::V1_7 => String::new(),
-            Version::V2_1 => format!(
-                "[plugins.'{runtime}'.containerd.runtimes.{SANDBOXED}]\nruntime_type = \"io.containerd.pouch-vm.v2\"\n\
-                 privileged_without_host_devices = true\nsandboxer = \"shim\"\n"
-            ),
+            Version::V2_1 => {
+                let handler = |name: &str| {
+                    format!(
+                        "[plugins.'{runtime}'.containerd.runtimes.{name}]\n\
+                         runtime_type = \"io.containerd.pouch-vm.v2\"\n\
+                         privileged_without_host_devices = true\nsandboxer = \"shim\"\n"
+                    )
+                };
+                let options = format!(
+                    "[plugins.'{runtime}'.containerd.runtimes.{MISCONFIGURED}.options]\ndefault_memory_mib = 8\n"
+                );
+                [handler(SANDBOXED), handler(MISCONFIGURED), options].concat()
+            }
         };
         let sandbox_image = match images {
             None => format!("[plugins.'{runtime}']\nsandbox_image = \"{SANDBOX_IMAGE}\""),

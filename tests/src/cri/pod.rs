@@ -58,6 +58,11 @@ impl<'a> PodBuilder<'a> {
         self
     }
 
+    /// It is created by the sandbox API, with options of the runtime that no VM can have: a `default_memory_mib` of 8.
+    pub fn misconfigured(self) -> Self {
+        self.handler(super::daemon::MISCONFIGURED)
+    }
+
     /// Changes its configuration in another way than those below.
     pub fn with(mut self, change: impl FnOnce(&mut PodSandboxConfig)) -> Self {
         change(&mut self.config);

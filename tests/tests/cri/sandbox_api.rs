@@ -151,6 +151,10 @@ fn what_cannot_be_created() {
             node.pod("upwards").linux(|linux| linux.cgroup_parent = "/kubepods-test/../x".to_owned());
         let error = upwards.try_run().err().expect("it is refused");
         assert!(error.message().contains("kubepods-test/../x"), "{error}");
+        // containerd tells the options of the runtime when it starts the shim, and not when it creates the sandbox. With
+        // good ones, containerd 2.1 does not start containers (containerd pull request 13360).
+        let error = node.pod("options").misconfigured().try_run().err().expect("it is refused");
+        assert!(error.message().contains("default_memory_mib"), "{error}");
         check_refused(&node, "PID", |namespaces| namespaces.pid = Namespace::Node as i32);
         check_refused(&node, "IPC", |namespaces| namespaces.ipc = Namespace::Node as i32);
         let unknown = node.pod("unknown").sysctls(&[("net.no.such", "1")]);
