@@ -86,6 +86,7 @@ install: install-tree ## Install into $(DESTDIR)$(PREFIX)
 	  mode=0755; [[ $$part != share/* && $$part != lib/* ]] || mode=0644; \
 	  place="$(DESTDIR)$(PREFIX)/$$part"; \
 	  install -D -m $$mode "$(TREE)/usr/local/$$part" "$$place.new"; \
+	  [[ $$part != lib/* ]] || sed -i "s|/usr/local/|$(PREFIX)/|" "$$place.new"; \
 	  mv -f "$$place.new" "$$place"; \
 	done
 	@echo "installed below $(DESTDIR)$(PREFIX)"
