@@ -3,6 +3,15 @@
 use pouch_errors::chain;
 use serde::{Deserialize, Serialize};
 
+/// Characters of a text that is not trusted.
+const MAX_TEXT: usize = 2000;
+
+/// A text of a guest, or of a process that its guest may have taken over, fit for terminals and logs: bounded, without
+/// control characters.
+pub fn printable(text: &str) -> String {
+    text.chars().take(MAX_TEXT).map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+}
+
 /// A failure, which is sent from process to process as it stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {

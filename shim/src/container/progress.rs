@@ -11,6 +11,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{State, Status};
+use crate::failure::printable;
 
 /// The directory of the files, in that of a container or a pod.
 pub const DIRECTORY: &str = "progress";
@@ -57,7 +58,8 @@ impl Progress {
         }
         let mut text = Vec::new();
         file.take(MAX).read_to_end(&mut text).ok()?;
-        serde_json::from_slice(&text).ok()
+        let progress: Progress = serde_json::from_slice(&text).ok()?;
+        Some(Progress { vm_end: progress.vm_end.as_deref().map(printable), ..progress })
     }
 }
 
@@ -101,6 +103,8 @@ mod tests {
         fs::write(&file, long).unwrap();
         // The blanks behind the limit are not read.
         assert_eq!(Progress::read(&file), Some(progress()));
+        Progress { vm_end: Some("\x1b[2Jwhy".to_owned()), ..progress() }.write(&file).unwrap();
+        assert_eq!(Progress::read(&file).unwrap().vm_end.as_deref(), Some("?[2Jwhy"), "for a terminal");
         let text = "x".repeat(MAX as usize);
         Progress { vm_end: Some(text), ..progress() }.write(&file).unwrap();
         assert_eq!(Progress::read(&file), None, "too long");

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::protocol::{Answer, Request};
 use crate::container::ContainerDir;
-use crate::failure::Failure;
+use crate::failure::{Failure, printable};
 
 /// The host process cannot be reached, or refuses the request.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +118,17 @@ impl HostClient {
     ) -> Result<(Answer, Vec<OwnedFd>), ClientError> {
         self.0.send(request, fds).map_err(|error| ClientError::Gone(Some(error)))?;
         match self.0.receive::<Answer>() {
-            Ok(Some((Answer::Failed(failure), _))) => Err(ClientError::Refused(failure)),
+            // What it says may be its guest's word, and is shown on terminals.
+            Ok(Some((Answer::Failed(Failure { message, status }), _))) => {
+                Err(ClientError::Refused(Failure { message: printable(&message), status }))
+            }
+            Ok(Some((Answer::Processes(mut list), fds))) => {
+                for process in &mut list {
+                    process.terminal = printable(&process.terminal);
+                    process.command = printable(&process.command);
+                }
+                Ok((Answer::Processes(list), fds))
+            }
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(ClientError::Gone(None)),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(ClientError::Answer(error)),

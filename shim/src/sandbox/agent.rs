@@ -19,7 +19,7 @@ use ttrpc::context::{Context, with_duration};
 use ttrpc::{Code, Error};
 
 use super::{GuestParts, PidNamespace};
-use crate::failure::Failure;
+use crate::failure::{Failure, printable};
 
 /// How long an ordinary call may take. Generous: the host may be overloaded.
 const CALL: Duration = Duration::from_secs(120);
@@ -29,8 +29,6 @@ const SIGNAL: Duration = Duration::from_secs(30);
 const SHUTDOWN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of entropy for a new guest.
 const ENTROPY: usize = 64;
-/// Characters of an error text that are passed on.
-const MAX_MESSAGE: usize = 2000;
 
 /// The agent refuses or does not answer.
 #[derive(Debug, thiserror::Error)]
@@ -88,11 +86,6 @@ fn error(call: &'static str) -> impl FnOnce(Error) -> AgentError {
         },
         other => AgentError::Silent { call, text: printable(&other.to_string()) },
     }
-}
-
-/// A text of the guest, fit for terminals and logs: bounded, without control characters.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().take(MAX_MESSAGE).map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 fn within(duration: Duration) -> Context {
@@ -376,6 +369,6 @@ mod tests {
     #[test]
     fn texts_of_the_guest_are_bounded_and_printable() {
         assert_eq!(printable("a\x1b[31mb\n"), "a?[31mb\n");
-        assert_eq!(printable(&"x".repeat(100_000)).len(), MAX_MESSAGE);
+        assert_eq!(printable(&"x".repeat(100_000)).len(), 2000);
     }
 }

@@ -20,9 +20,9 @@ use pouch_vmm_api::control::{Answer, Command, ControlSocket, Message, Request};
 use pouch_vmm_api::exit::ExitReason;
 use pouch_vmm_api::spawn::{JailedChild, Spawn, SpawnError};
 
-use super::agent::printable;
 use super::vm_files::{Files, FilesError, VmDescription};
 use super::vmm_log::VmmLog;
+use crate::failure::printable;
 
 /// Timeout of a VMM's response. It is long because the host may be overloaded; it is reached if the VMM is stopped or
 /// taken over by its guest.
