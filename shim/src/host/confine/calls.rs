@@ -3,12 +3,8 @@
 //! The process has the user ID of root. So no call is allowed that this ID alone permits on other processes: to signal,
 //! to trace or to limit them.
 
-use std::collections::BTreeMap;
-
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use pouch_seccomp::{NAMESPACES, Only, Other, Rule};
+use seccompiler::{BackendError, BpfProgram};
 
 /// Calls with any arguments, with the reason.
 const CALLS: &[(libc::c_long, &str)] = &[
@@ -76,35 +72,11 @@ const CALLS: &[(libc::c_long, &str)] = &[
     (libc::SYS_pidfd_send_signal, "the VMM, by its descriptor"),
     (libc::SYS_waitid, "the VMM, by its descriptor"),
     (libc::SYS_restart_syscall, "calls that a signal interrupted"),
-    (libc::SYS_clone3, "nothing: see `ABSENT`"),
     (libc::SYS_exit, "the end of a thread"),
     (libc::SYS_exit_group, "the end of the process"),
 ];
 
-/// What an argument, counted from 0, must be.
-#[derive(Clone, Copy)]
-enum Only {
-    /// It is one of these.
-    OneOf(u8, &'static [u64]),
-    /// It has none of these bits.
-    Without(u8, u64),
-    /// It has these bits, and none of the others.
-    WithAndWithout(u8, u64, u64),
-    /// It is the number of this process.
-    Own(u8),
-    /// The first and the third, which are a socket's domain and protocol, are one of these pairs; without a protocol any.
-    Sockets(&'static [(libc::c_int, Option<libc::c_int>)]),
-}
-
 const EXEC: u64 = libc::PROT_EXEC as u64;
-/// What clone(2) makes, and what the process may have capabilities in.
-const NAMESPACES: u64 = (libc::CLONE_NEWNS
-    | libc::CLONE_NEWCGROUP
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUSER
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET) as u64;
 /// linux/if_tun.h
 const TUNSETIFF: u64 = 0x4004_54ca;
 
@@ -118,7 +90,7 @@ const LIMITED: &[(libc::c_long, Only, &str)] = &[
         "another thread; no process, and no namespace",
     ),
     (libc::SYS_prctl, Only::OneOf(0, &[libc::PR_SET_NAME as u64]), "the name of a thread"),
-    (libc::SYS_tgkill, Only::Own(0), "abort"),
+    (libc::SYS_tgkill, Only::OwnPid(0), "abort"),
     (
         libc::SYS_socket,
         Only::Sockets(&[
@@ -169,59 +141,13 @@ const LIMITED: &[(libc::c_long, Only, &str)] = &[
 
 /// Calls that fail with ENOSYS, after which the C library uses an alternative: the arguments of clone3 are in memory,
 /// where no filter sees them.
-/// A filter of their own says so, because a filter has one error.
 const ABSENT: [libc::c_long; 1] = [libc::SYS_clone3];
 
-impl Only {
-    /// The rules of which one must hold.
-    fn rules(self) -> Result<Vec<SeccompRule>, BackendError> {
-        // The kernel looks at no more of these arguments than their lower half.
-        let condition =
-            |index, operator, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value);
-        match self {
-            Only::OneOf(index, values) => values
-                .iter()
-                .map(|value| SeccompRule::new(vec![condition(index, SeccompCmpOp::Eq, *value)?]))
-                .collect(),
-            Only::Without(index, bits) => {
-                Ok(vec![SeccompRule::new(vec![condition(index, SeccompCmpOp::MaskedEq(bits), 0)?])?])
-            }
-            Only::WithAndWithout(index, with, without) => Ok(vec![SeccompRule::new(vec![condition(
-                index,
-                SeccompCmpOp::MaskedEq(with | without),
-                with,
-            )?])?]),
-            Only::Sockets(pairs) => pairs
-                .iter()
-                .map(|(domain, protocol)| {
-                    let equal = |index, value: libc::c_int| condition(index, SeccompCmpOp::Eq, value as u64);
-                    let protocol = protocol.map(|protocol| equal(2, protocol)).transpose()?;
-                    SeccompRule::new([equal(0, *domain)?].into_iter().chain(protocol).collect())
-                })
-                .collect(),
-            Only::Own(index) => {
-                let own = std::process::id().into();
-                Ok(vec![SeccompRule::new(vec![condition(index, SeccompCmpOp::Eq, own)?])?])
-            }
-        }
-    }
-}
-
 fn filter() -> Result<BpfProgram, BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    rules.extend(CALLS.iter().map(|(call, _)| (*call, Vec::new())));
-    for (call, only, _) in LIMITED {
-        rules.insert(*call, only.rules()?);
-    }
-    let other = SeccompAction::Errno(libc::EPERM as u32);
-    SeccompFilter::new(rules, other, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
-}
-
-/// What makes calls fail with ENOSYS.
-fn absent() -> Result<BpfProgram, BackendError> {
-    let rules = ABSENT.iter().map(|call| (*call, Vec::new())).collect();
-    let action = SeccompAction::Errno(libc::ENOSYS as u32);
-    SeccompFilter::new(rules, SeccompAction::Allow, action, TargetArch::x86_64)?.try_into()
+    let absent = ABSENT.map(|call| (call, Rule::Fail(libc::ENOSYS as u16)));
+    let allowed = CALLS.iter().map(|(call, _)| (*call, Rule::Allow));
+    let limited = LIMITED.iter().map(|(call, only, _)| (*call, Rule::Only(*only)));
+    pouch_seccomp::filter(absent.into_iter().chain(allowed).chain(limited), Other::Fail(libc::EPERM as u16))
 }
 
 /// Restricts all threads of this process, irreversibly.
@@ -229,7 +155,5 @@ fn absent() -> Result<BpfProgram, BackendError> {
 /// # Errors
 /// The kernel's error.
 pub fn restrict() -> Result<(), seccompiler::Error> {
-    // Of two filters, the kernel takes the verdict that allows less. The second does not allow another filter.
-    seccompiler::apply_filter_all_threads(&absent()?)?;
     seccompiler::apply_filter_all_threads(&filter()?)
 }

@@ -1,18 +1,9 @@
 //! What arguments a call may have, with the reason.
 
-use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
+use pouch_seccomp::{NAMESPACES, Only};
 
 use super::ThreadKind;
 use crate::jail::requests;
-
-/// What an argument of a call, counted from 0, must be.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Only {
-    /// It has none of these bits.
-    Without(u8, u64),
-    /// It is one of these.
-    OneOf(u8, &'static [u64]),
-}
 
 /// For threads of every kind.
 pub(super) const ALL: &[ThreadKind] =
@@ -84,29 +75,4 @@ pub(super) const REFUSED: &[(&[ThreadKind], libc::c_long, u16, &str)] = &[(
     "its arguments are in memory, where no filter sees them; the C library then takes clone",
 )];
 
-/// What clone(2) makes and unshare(2) does: namespaces, in which a process has capabilities.
-const NAMESPACES: u64 = (libc::CLONE_NEWNS
-    | libc::CLONE_NEWCGROUP
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUSER
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET) as u64;
-
 const DUPFD: u64 = libc::F_DUPFD_CLOEXEC as u64;
-
-impl Only {
-    /// The rules of which one must hold.
-    pub(super) fn rules(self) -> Result<Vec<SeccompRule>, BackendError> {
-        // The kernel looks at no more of these arguments than their lower half.
-        let rule = |index, operator, value| {
-            SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)?])
-        };
-        match self {
-            Only::Without(index, bits) => Ok(vec![rule(index, SeccompCmpOp::MaskedEq(bits), 0)?]),
-            Only::OneOf(index, values) => {
-                values.iter().map(|value| rule(index, SeccompCmpOp::Eq, *value)).collect()
-            }
-        }
-    }
-}

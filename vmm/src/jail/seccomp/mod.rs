@@ -6,16 +6,14 @@ mod calls;
 mod limits;
 #[cfg(test)]
 mod tests;
-mod tree;
 
-use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use pouch_seccomp::{Only, Other, Rule};
+use seccompiler::{BackendError, BpfProgram};
 
 use self::calls::{BLOCK, COMMON, FS, MAIN, SPAWNER, VCPU};
-use self::limits::{LIMITS, Only, REFUSED};
-use self::tree::Verdict;
+use self::limits::{LIMITS, REFUSED};
 use super::landlock;
 
 /// What a thread is for.
@@ -52,21 +50,11 @@ impl ThreadKind {
 
     /// The filter of this kind of thread.
     fn filter(self) -> Result<BpfProgram, BackendError> {
-        let mut verdicts = BTreeMap::new();
-        let mut judged = BTreeMap::new();
-        for (_, call, error, _) in REFUSED.iter().filter(|(kinds, ..)| kinds.contains(&self)) {
-            verdicts.insert(*call as u32, Verdict::Fail(*error));
-        }
-        for (call, _) in self.calls() {
-            let limit = self.limit(*call);
-            verdicts.insert(*call as u32, if limit.is_some() { Verdict::Judge } else { Verdict::Allow });
-            if let Some(limit) = limit {
-                judged.insert(*call, limit.rules()?);
-            }
-        }
-        let (other, matched) = (SeccompAction::KillProcess, SeccompAction::Allow);
-        let judge = SeccompFilter::new(judged, other, matched, TargetArch::x86_64)?.try_into()?;
-        Ok(tree::program(&verdicts, judge))
+        let refused = REFUSED.iter().filter(|(kinds, ..)| kinds.contains(&self));
+        let refused = refused.map(|(_, call, error, _)| (*call, Rule::Fail(*error)));
+        let allowed =
+            self.calls().map(|(call, _)| (*call, self.limit(*call).map_or(Rule::Allow, Rule::Only)));
+        pouch_seccomp::filter(refused.chain(allowed), Other::Kill)
     }
 
     /// Confines the calling thread to the system calls of its kind, and a thread that serves files also to the

@@ -1,8 +1,4 @@
-//! A filter that finds the verdict on a call in a few steps, by a search tree over the calls' numbers.
-//!
-//! seccompiler compares a number with each call of a list in turn. The kernel runs a filter once for every number
-//! when it is installed (kernel/seccomp.c, `seccomp_cache_prepare`), so that the list's length counts
-//! five hundred times for each thread. Here seccompiler judges only the calls whose arguments are limited.
+//! A program that finds the verdict on a call in a few steps, by a search tree over the calls' numbers.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +6,7 @@ use seccompiler::{BpfProgram, sock_filter};
 
 /// What is done with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// It is allowed.
     Allow,
     /// It fails with this error number.
@@ -33,16 +29,16 @@ const ARCH_X86_64: u32 = 62 | 0x8000_0000 | 0x4000_0000;
 const NUMBER_OFFSET: u32 = std::mem::offset_of!(libc::seccomp_data, nr) as u32;
 const ARCH_OFFSET: u32 = std::mem::offset_of!(libc::seccomp_data, arch) as u32;
 
-/// A filter with these verdicts on calls of x86-64; all others end the process. `judge` has the verdict on those
-/// that are to be judged.
-pub(super) fn program(verdicts: &BTreeMap<u32, Verdict>, judge: BpfProgram) -> BpfProgram {
+/// A filter with these verdicts on calls of x86-64, and `other` on all others. `judge` has the verdict on those that
+/// are to be judged.
+pub(crate) fn program(verdicts: &BTreeMap<u32, Verdict>, other: Verdict, judge: BpfProgram) -> BpfProgram {
     let mut program = vec![
         step(LOAD_WORD, ARCH_OFFSET),
         sock_filter { code: JUMP_IF_EQUAL, jt: 1, jf: 0, k: ARCH_X86_64 },
         leaf(Verdict::Kill),
         step(LOAD_WORD, NUMBER_OFFSET),
     ];
-    add_tree(&mut program, &ranges(verdicts));
+    add_tree(&mut program, &ranges(verdicts, other));
     let end = program.len();
     for (index, instruction) in program.iter_mut().enumerate() {
         if instruction.code == JUMP && instruction.k == TO_JUDGE {
@@ -57,11 +53,11 @@ pub(super) fn program(verdicts: &BTreeMap<u32, Verdict>, judge: BpfProgram) -> B
 const TO_JUDGE: u32 = u32::MAX;
 
 /// The verdicts, each from the first number that it is on, ascending from 0.
-fn ranges(verdicts: &BTreeMap<u32, Verdict>) -> Vec<(u32, Verdict)> {
-    let mut ranges = vec![(0, Verdict::Kill)];
+fn ranges(verdicts: &BTreeMap<u32, Verdict>, other: Verdict) -> Vec<(u32, Verdict)> {
+    let mut ranges = vec![(0, other)];
     for (number, verdict) in verdicts {
         ranges.push((*number, *verdict));
-        ranges.push((number + 1, Verdict::Kill));
+        ranges.push((number + 1, other));
     }
     // Of two that begin at one number, the later one holds.
     ranges.reverse();
@@ -134,25 +130,27 @@ mod tests {
             (399, Verdict::Judge),
             (435, Verdict::Fail(1)),
         ]);
-        let program = program(&verdicts, vec![step(RETURN, JUDGED)]);
-        for number in (0..600).chain([0x4000_0000, 0x4000_0003, u32::MAX]) {
-            let expected = match verdicts.get(&number) {
-                Some(Verdict::Allow) => libc::SECCOMP_RET_ALLOW,
-                Some(Verdict::Fail(error)) => libc::SECCOMP_RET_ERRNO | u32::from(*error),
-                Some(Verdict::Judge) => JUDGED,
-                Some(Verdict::Kill) | None => libc::SECCOMP_RET_KILL_PROCESS,
-            };
-            let (verdict, steps) = run(&program, ARCH_X86_64, number);
-            assert_eq!(verdict, expected, "{number}");
-            assert!(steps <= 4 + 2 * 10, "{number}: {steps} steps");
-            // Another architecture has other numbers.
-            assert_eq!(run(&program, 0x4000_0003, number).0, libc::SECCOMP_RET_KILL_PROCESS);
+        for other in [Verdict::Kill, Verdict::Fail(13)] {
+            let program = program(&verdicts, other, vec![step(RETURN, JUDGED)]);
+            for number in (0..600).chain([0x4000_0000, 0x4000_0003, u32::MAX]) {
+                let expected = match verdicts.get(&number).unwrap_or(&other) {
+                    Verdict::Allow => libc::SECCOMP_RET_ALLOW,
+                    Verdict::Fail(error) => libc::SECCOMP_RET_ERRNO | u32::from(*error),
+                    Verdict::Judge => JUDGED,
+                    Verdict::Kill => libc::SECCOMP_RET_KILL_PROCESS,
+                };
+                let (verdict, steps) = run(&program, ARCH_X86_64, number);
+                assert_eq!(verdict, expected, "{number}");
+                assert!(steps <= 4 + 2 * 10, "{number}: {steps} steps");
+                // Another architecture has other numbers.
+                assert_eq!(run(&program, 0x4000_0003, number).0, libc::SECCOMP_RET_KILL_PROCESS);
+            }
         }
     }
 
     #[test]
     fn without_calls_all_are_refused() {
-        let program = program(&BTreeMap::new(), Vec::new());
+        let program = program(&BTreeMap::new(), Verdict::Kill, Vec::new());
         assert_eq!(run(&program, ARCH_X86_64, 0).0, libc::SECCOMP_RET_KILL_PROCESS);
     }
 }
