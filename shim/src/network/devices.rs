@@ -10,6 +10,7 @@ use std::thread;
 use nix::sched::{CloneFlags, setns};
 use pouch_vmm_api::config::MAX_NETWORK_SLOTS;
 use pouch_vmm_api::restricted::{self, Access};
+use procfs::process::Process;
 
 use super::inspect;
 use super::netlink::Netlink;
@@ -71,11 +72,20 @@ impl NetworkDevices {
 /// for interfaces that come later, the VMM moves the frames. To close one takes the kernel some 10 ms, so none is
 /// opened in advance.
 pub fn open_vhosts(pid: i32) -> Vec<File> {
+    if has_loopback_only(pid) {
+        return Vec::new();
+    }
     let namespace = PathBuf::from(format!("/proc/{pid}/ns/net"));
     let count = thread::Builder::new().stack_size(256 * 1024).spawn(move || interfaces(&namespace));
     let count = count.ok().and_then(|thread| thread.join().ok()?.ok()).unwrap_or(0);
     let open = |_| restricted::open(Path::new(VHOST_NET), Access::Write).ok();
     (0..count.min(MAX_NETWORK_SLOTS.into())).map_while(open).collect()
+}
+
+/// Whether there is nothing to count in the process's network namespace. To enter it takes longer than to read this.
+fn has_loopback_only(pid: i32) -> bool {
+    let devices = Process::new(pid).and_then(|process| process.dev_status());
+    devices.is_ok_and(|devices| devices.keys().all(|name| name == "lo"))
 }
 
 /// How many interfaces a VM in this namespace would have. The calling thread is in the namespace then.
