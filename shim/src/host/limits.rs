@@ -9,7 +9,7 @@ use super::client::{ClientError, HostAddress};
 use super::protocol::Request;
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::container::size::{self, SizeError};
-use crate::container::{ContainerDir, State, StateError, Status, resources};
+use crate::container::{ContainerDir, ContainerId, State, StateError, Status, resources};
 use crate::sandbox::VmSize;
 
 /// The limits could not be changed.
@@ -21,6 +21,9 @@ pub enum LimitsError {
     /// The host does not have these CPUs.
     #[error(transparent)]
     Size(#[from] SizeError),
+    /// The container has ended.
+    #[error("container {0} is stopped")]
+    Stopped(ContainerId),
     /// The container's state cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
@@ -52,7 +55,12 @@ pub fn update(dir: &ContainerDir, limits: Value) -> Result<(), LimitsError> {
         HostAddress::of(dir).connect()?.ask(&Request::Update { resources: limits })?;
         Ok(())
     };
-    let Some((cgroup, size)) = of_host(&dir.load()?) else { return Ok(ask()?) };
+    let state = dir.load()?;
+    // Its host process may still accept requests, or be gone.
+    if state.status == Status::Stopped {
+        return Err(LimitsError::Stopped(dir.id().clone()));
+    }
+    let Some((cgroup, size)) = of_host(&state) else { return Ok(ask()?) };
     let host = resources::split(&wanted, size).host;
     let before = cgroup.settings(&host);
     // The guest comes second, because the host's cgroup can be restored and the guest's cannot.
@@ -60,9 +68,8 @@ pub fn update(dir: &ContainerDir, limits: Value) -> Result<(), LimitsError> {
     limited.and_then(|()| Ok(ask()?)).inspect_err(|_| before.restore())
 }
 
-/// The cgroup that is limited here, and the size of the VM in it. None for a container that has ended; for a pod, whose
-/// cgroup its engine limits; and for a container of an earlier build, whose host process limits the cgroup.
+/// The cgroup that is limited here, and the size of the VM in it. None for a pod, whose cgroup its engine limits, and
+/// for a container of an earlier build, whose host process limits the cgroup.
 fn of_host(state: &State) -> Option<(Cgroup, VmSize)> {
-    let cgroup = state.cgroup.clone().filter(|_| state.status != Status::Stopped);
-    cgroup.zip(state.size)
+    state.cgroup.clone().zip(state.size)
 }
