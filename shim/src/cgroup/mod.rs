@@ -3,12 +3,14 @@
 //! This module creates directories of cgroup v2 itself, because a VMM can be started in one. Limits, systemd
 //! units and cgroup v1 are handled by libcgroups.
 
+mod left;
 mod limits;
 pub mod oom;
 pub mod oom_reporter;
 pub mod settings;
 mod usage;
 
+pub use left::LeftCgroup;
 pub use usage::Usage;
 
 use std::fs::{self, File};
@@ -112,6 +114,11 @@ fn unified() -> bool {
 /// The hierarchies of cgroup v1.
 fn hierarchies() -> impl Iterator<Item = PathBuf> {
     fs::read_dir(HIERARCHY).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// The roots of all hierarchies.
+fn roots() -> Vec<PathBuf> {
+    if unified() { vec![PathBuf::from(HIERARCHY)] } else { hierarchies().collect() }
 }
 
 impl Cgroup {
@@ -236,7 +243,7 @@ impl Cgroup {
         if self.driver != Driver::Unified {
             // Nothing more can be done about a cgroup that stays.
             let _ = self.manager().map(|manager| manager.remove());
-            self.remove_parents(hierarchies());
+            remove_default_parent(&self.path);
             return;
         }
         let directory = self.directory();
@@ -250,17 +257,18 @@ impl Cgroup {
                 _ => break,
             }
         }
-        self.remove_parents([PathBuf::from(HIERARCHY)]);
+        remove_default_parent(&self.path);
     }
+}
 
-    /// Removes what containers without a path of their own share, from the roots of these hierarchies.
-    fn remove_parents(&self, roots: impl IntoIterator<Item = PathBuf>) {
-        if self.path.parent() == Some(Path::new(DEFAULT_PARENT)) {
-            for root in roots {
-                // Fails while other containers are in it.
-                let _ = fs::remove_dir(root.join(DEFAULT_PARENT));
-            }
-        }
+/// Removes what containers without a path of their own share, if this is the path of one.
+fn remove_default_parent(path: &Path) {
+    if path.parent() != Some(Path::new(DEFAULT_PARENT)) {
+        return;
+    }
+    for root in roots() {
+        // Fails while other containers are in it.
+        let _ = fs::remove_dir(root.join(DEFAULT_PARENT));
     }
 }
 

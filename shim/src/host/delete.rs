@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use super::client::HostClient;
 use super::launch::clean_up;
 use super::protocol::Request;
+use crate::cgroup::LeftCgroup;
 use crate::container::hooks::{self, Point};
 use crate::container::state::HostProcess;
 use crate::container::{ContainerDir, ContainerId, State, StateError, Status};
@@ -63,12 +64,13 @@ pub fn delete(dir: &ContainerDir, log: &Log, force: bool) -> Result<(), DeleteEr
             Some(state) => state,
             None => return clean_up_opened(dir, &opened),
         },
-        // A live host process writes it again when it ends.
         Err(StateError::Damaged { .. }) if force => {
-            match ask_to_end(dir, None).then(|| wait_for_state(dir, GRACE)).flatten() {
-                Some(state) => state,
-                None => return clean_up_opened(dir, &opened),
+            let cgroup = end_without_state(dir);
+            clean_up_opened(dir, &opened)?;
+            if let Some(cgroup) = cgroup {
+                cgroup.remove();
             }
+            return Ok(());
         }
         Err(error) => return Err(error.into()),
     };
@@ -77,14 +79,14 @@ pub fn delete(dir: &ContainerDir, log: &Log, force: bool) -> Result<(), DeleteEr
     }
     if let Some(host) = state.host {
         // A host process that does not accept requests is still creating the container and can be killed.
-        if state.status != Status::Stopped && !ask_to_end(dir, Some(host)) {
+        if state.status != Status::Stopped && !ask_to_end(dir, host) {
             kill_process(host);
         }
-        end(host, &state);
+        end(host, &counters(&state));
     }
     // The VMM dies with its host process, but not before it was scheduled once more.
     if let Some(vmm) = state.vmm {
-        end(vmm, &state);
+        end(vmm, &counters(&state));
     }
     // Of several that delete it, one runs its hooks.
     if !dir.lock(&opened)? {
@@ -122,10 +124,26 @@ fn wait_for_state(dir: &ContainerDir, grace: Duration) -> Option<State> {
 
 /// Whether the host process accepted the request. One that does not end is killed later. If a process other than
 /// `wanted` listens, it belongs to a new container and gets no request.
-fn ask_to_end(dir: &ContainerDir, wanted: Option<HostProcess>) -> bool {
+fn ask_to_end(dir: &ContainerDir, wanted: HostProcess) -> bool {
     let Ok(host) = HostClient::connect(&dir.socket()) else { return false };
-    let right = wanted.is_none_or(|wanted| host.peer() == Some(wanted.pid) && wanted.alive());
-    right && host.ask(&Request::Destroy).is_ok()
+    host.peer() == Some(wanted.pid) && wanted.alive() && host.ask(&Request::Destroy).is_ok()
+}
+
+/// Ends the host process that listens in the directory, whose state cannot be read. Returns the cgroup that is left
+/// when the process is gone.
+fn end_without_state(dir: &ContainerDir) -> Option<LeftCgroup> {
+    let client = HostClient::connect(&dir.socket()).ok()?;
+    let host = HostProcess::find(client.peer()?)?;
+    let cgroup = LeftCgroup::of(host.pid);
+    // One that refuses is killed.
+    let _ = client.ask(&Request::Destroy);
+    end(host, &WriteCounters::of_cgroup(cgroup.as_ref()?.open_disk_statistics()));
+    cgroup
+}
+
+/// What tells whether the VM writes to its disks.
+fn counters(state: &State) -> WriteCounters {
+    WriteCounters::open(state.vmm.map_or(0, |vmm| vmm.pid), state.cgroup.as_ref())
 }
 
 fn kill_process(process: HostProcess) {
@@ -136,10 +154,8 @@ fn kill_process(process: HostProcess) {
 }
 
 /// Waits for a process to end, as long as the VM writes to its disk, and kills it if it does not.
-fn end(process: HostProcess, state: &State) {
-    let vmm = state.vmm.map_or(0, |vmm| vmm.pid);
-    let counters = WriteCounters::open(vmm, state.cgroup.as_ref());
-    let mut patience = Patience::new(&counters);
+fn end(process: HostProcess, counters: &WriteCounters) {
+    let mut patience = Patience::new(counters);
     while !wait(process, disk::LOOK) {
         if !patience.lasts(GRACE, true) {
             kill_process(process);
@@ -191,20 +207,19 @@ mod tests {
         let dir = ContainerDir::new(root.path(), &"a".parse().unwrap());
         dir.create().unwrap();
         let listens = HostProcess::find(std::process::id() as i32).unwrap();
-        assert!(!ask_to_end(&dir, Some(listens)), "nobody listens");
+        assert!(!ask_to_end(&dir, listens), "nobody listens");
         let asked = host(&dir);
-        assert!(ask_to_end(&dir, Some(listens)));
-        assert!(ask_to_end(&dir, None));
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
+        assert!(ask_to_end(&dir, listens));
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
         // The container that was to be deleted had another process, or an earlier one of the same number.
         let mut other = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let predecessor = HostProcess::find(other.id() as i32).unwrap();
-        assert!(!ask_to_end(&dir, Some(predecessor)));
-        assert!(!ask_to_end(&dir, Some(HostProcess { start_time: listens.start_time - 1, ..listens })));
+        assert!(!ask_to_end(&dir, predecessor));
+        assert!(!ask_to_end(&dir, HostProcess { start_time: listens.start_time - 1, ..listens }));
         drop(other.stdin.take());
         other.wait().unwrap();
-        assert!(!ask_to_end(&dir, Some(predecessor)));
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
+        assert!(!ask_to_end(&dir, predecessor));
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl WriteCounters {
         }
     }
 
+    /// Those of an unknown VMM, in the cgroup that has these statistics.
+    pub fn of_cgroup(statistics: Option<File>) -> Self {
+        WriteCounters { process: None, cgroup: statistics }
+    }
+
     fn read(&self) -> (Option<String>, Option<String>) {
         let process = self.process.as_ref().and_then(text);
         let line =
