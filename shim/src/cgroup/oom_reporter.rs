@@ -8,6 +8,8 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::thread;
+use std::time::Duration;
 
 use pouch_vmm_api::spawn::CLONE_INTO_CGROUP;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
@@ -18,6 +20,10 @@ use super::{Cgroup, CgroupPlacement};
 pub const REPORT_COMMAND: &str = "oom-report";
 /// Bytes of the longest error.
 const MAX_ERROR: u64 = 4096;
+/// How long the process stays in the cgroup after a kill. systemd removes a cgroup as soon as it is empty, and an engine
+/// may not have read the kernel's counter by then. An engine that has read it deletes the container, which ends the
+/// process at once.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// The process could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +34,8 @@ pub struct ReporterError(&'static str, #[source] io::Error);
 pub struct OomReporter {
     go: Option<PipeWriter>,
     answer: PipeReader,
-    process: OwnedFd,
+    /// The process, until it has reported a kill.
+    process: Option<OwnedFd>,
 }
 
 /// Everything that the process uses, prepared before it is cloned.
@@ -59,7 +66,7 @@ impl OomReporter {
             answer,
         };
         let process = clone(&prepared, placement).map_err(failed("created"))?;
-        Ok(OomReporter { go: Some(go_writer), answer: answer_reader, process })
+        Ok(OomReporter { go: Some(go_writer), answer: answer_reader, process: Some(process) })
     }
 
     /// Has one out-of-memory kill counted in the cgroup. The VM must have ended.
@@ -72,15 +79,21 @@ impl OomReporter {
         }
         let mut error = String::new();
         (&self.answer).take(MAX_ERROR).read_to_string(&mut error)?;
-        if error.is_empty() { Ok(()) } else { Err(io::Error::other(error)) }
+        if !error.is_empty() {
+            return Err(io::Error::other(error));
+        }
+        // It is left to the parent of this process.
+        self.process = None;
+        Ok(())
     }
 }
 
 impl Drop for OomReporter {
     fn drop(&mut self) {
         self.go.take();
+        let Some(process) = &self.process else { return };
         // It was the only child that could be waited for by this descriptor.
-        let wait = || waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED);
+        let wait = || waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);
         while wait().is_err_and(|error| error == rustix::io::Errno::INTR) {}
     }
 }
@@ -137,11 +150,16 @@ fn wait_and_execute(prepared: &Prepared, arguments: &[*const libc::c_char; 4]) -
     }
 }
 
-/// The whole life of the program that the process executes: it writes an error to its standard output.
+/// The whole life of the program that the process executes: it writes an error to its standard output, and closes it.
 pub fn report_main(cgroup: &str) -> i32 {
     let reported = serde_json::from_str::<Cgroup>(cgroup).map_err(io::Error::from);
     match reported.and_then(|cgroup| cgroup.count_oom_kill()) {
-        Ok(()) => 0,
+        Ok(()) => {
+            // SAFETY: nothing in this process owns the descriptor or writes to it any more.
+            unsafe { libc::close(libc::STDOUT_FILENO) };
+            thread::sleep(LINGER);
+            0
+        }
         Err(error) => {
             // The parent may have ended.
             let _ = write!(io::stdout(), "{error}");
@@ -162,7 +180,7 @@ mod tests {
     #[test]
     fn it_ends_when_it_is_not_needed() {
         let reporter = reporter();
-        let process = reporter.process.try_clone().unwrap();
+        let process = reporter.process.as_ref().unwrap().try_clone().unwrap();
         drop(reporter);
         let gone = waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);
         assert_eq!(gone.err(), Some(rustix::io::Errno::CHILD), "it was waited for");
