@@ -388,7 +388,7 @@ fn kernel() -> Vec<Row> {
         row("make an internet socket", socket(libc::AF_INET)),
         row("make a vsock socket, to the host", socket(libc::AF_VSOCK)),
         row("reach another network from its namespace", connect),
-        row("keep its tap device for ever", move || {
+        row("make its tap device persistent", move || {
             // SAFETY: TUNSETPERSIST takes a number.
             outcome(unsafe { libc::ioctl(tun, 0x4004_54cb, 1) }.into())
         }),

@@ -134,7 +134,7 @@ fn files() -> Vec<Row> {
         ),
         ("make a file in its root", vec![make("/x"), make("/dev/x"), make("/proc/x")]),
         (
-            "make a file in the directory of its container's progress",
+            "make a file in the directory `progress`",
             one_of(|| {
                 let path = progress().join("x");
                 let tried = of(OpenOptions::new().write(true).create_new(true).open(&path));
