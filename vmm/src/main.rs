@@ -22,10 +22,10 @@ use pouch_vmm_api::spawn::Spawn;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// The description of the VM as JSON: VmConfig in vmm/api/src/config.rs.
+    /// The description of the VM, as JSON. The source has its fields (VmConfig in vmm/api/src/config.rs).
     #[arg(long, value_name = "FILE", required_unless_present = "config_fd")]
     config: Option<PathBuf>,
-    /// File descriptor of the description, instead of --config. The process must be in its namespaces already.
+    /// File descriptor of the VM description, instead of --config. The process must already be in new namespaces.
     #[arg(long, value_name = "FD", conflicts_with = "config", requires = "control_fd")]
     config_fd: Option<RawFd>,
     /// File descriptor of the control socket.

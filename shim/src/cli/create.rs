@@ -20,7 +20,7 @@ pub struct CreateOptions {
     /// Send the master of the container's pseudo-terminal to this UNIX socket.
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
-    /// Write the PID of the container's host process to this file.
+    /// Write the PID of the sandbox host process, which represents the container, to this file.
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
     /// Ignored: the guest always uses pivot_root.

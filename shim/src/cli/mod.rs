@@ -45,7 +45,8 @@ const VERSION: &str =
 /// Runs OCI containers, each in its own small virtual machine.
 #[derive(Parser)]
 #[command(name = "pouch-vm", version = VERSION, disable_help_subcommand = true, disable_version_flag = true,
-          after_help = "Configuration file (optional): /etc/pouch-vm/config.toml")]
+          after_help = "Configuration file (optional): /etc/pouch-vm/config.toml, or the file that the environment variable \
+                        POUCH_VM_CONFIG names")]
 pub struct Cli {
     #[command(flatten)]
     global: Global,

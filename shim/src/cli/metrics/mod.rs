@@ -11,7 +11,7 @@ use super::{Global, Outcome, other, print};
 
 #[derive(Args)]
 pub struct Metrics {
-    /// Serve them at http://ADDRESS:PORT/metrics until killed, instead of printing them once. There is no
+    /// Serve the metrics at http://ADDRESS:PORT/metrics until killed, instead of printing them once. There is no
     /// authentication; use a loopback address, or one that only Prometheus reaches.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
