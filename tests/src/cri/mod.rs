@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{PodSandboxFilter, PodSandboxStatus, StatusRequest, VersionRequest};
+use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -130,10 +131,16 @@ impl Node {
         daemon::log_tail(self.version)
     }
 
-    /// Ends containerd and starts it again, while pods run.
+    /// Kills containerd.
+    #[track_caller]
+    pub fn kill(&self) {
+        daemon::stop(self.version, Signal::SIGKILL);
+    }
+
+    /// Ends containerd, if it runs, and starts it again, while pods run.
     #[track_caller]
     pub fn restart(&mut self) {
-        daemon::stop(self.version);
+        daemon::stop(self.version, Signal::SIGTERM);
         *self = Node { handler: self.handler, ..Self::of(self.version) };
     }
 

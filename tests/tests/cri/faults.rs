@@ -1,14 +1,18 @@
 //! What ends without warning. The pod and its containers get the right status in bounded time, and nothing is left.
 
-use k8s_cri::v1::PodSandboxState;
-use pouch_tests::cri::Node;
+use std::thread;
+
+use k8s_cri::v1::{LinuxContainerResources, PodSandboxState};
+use pouch_tests::cri::{Node, Pod};
+use pouch_tests::installation::{is_replaced, replace};
 use pouch_tests::processes::{self, sigkill};
-use pouch_tests::{eventually, has_vm, vm_only};
+use pouch_tests::{Invocation, eventually, has_vm, vm_only};
 
 tests! {
     both: containerd_is_restarted;
     the_shim_is_killed, the_vmm_is_killed, the_host_process_is_killed, the_process_of_a_container_is_killed,
-    a_container_joins_a_pod_that_has_ended,
+    a_container_joins_a_pod_that_has_ended, the_guest_is_out_of_memory, a_disk_is_full,
+    the_reader_of_the_output_is_gone, the_runtime_is_replaced, a_pod_is_removed_twice_at_once,
 }
 
 pub(crate) fn containerd_is_restarted(mut node: Node) {
@@ -89,4 +93,96 @@ pub(crate) fn a_container_joins_a_pod_that_has_ended(node: Node) {
     eventually("the pod is not ready", || !pod.is_ready());
     container.try_start().expect_err("the pod has ended");
     pod.container("later").try_create().err().expect("the pod has ended");
+}
+
+/// A container without a limit of its own takes all of the guest's memory.
+pub(crate) fn the_guest_is_out_of_memory(node: Node) {
+    // Where there is no guest, this would be the host's memory.
+    vm_only!();
+    let limits = LinuxContainerResources { memory_limit_in_bytes: 128 << 20, ..Default::default() };
+    let pod = node.pod("full").resources(limits).run();
+    let neighbour = pod.container("neighbour").start();
+    let ended = pod.container("greedy").command(&["/usr/bin/tail", "/dev/zero"]).run();
+    assert_eq!((ended.status, ended.reason.as_str()), (137, "OOMKilled"), "{ended:?}");
+    assert!(pod.is_ready());
+    assert_eq!(neighbour.exec("echo goes on"), "goes on");
+    assert_eq!(pod.container("next").sh("echo joins").run().stdout, "joins");
+    neighbour.try_stop(10).unwrap();
+    assert_eq!((neighbour.status().exit_code, neighbour.status().reason.as_str()), (7, "Error"));
+}
+
+/// The node's disk with a volume has no room. Who writes there learns of it; what is written elsewhere is.
+pub(crate) fn a_disk_is_full(node: Node) {
+    let pod = node.pod("disk").run();
+    let (small, large) = (pod.volume("small"), pod.volume("large"));
+    let target = small.display().to_string();
+    Invocation::of("mount", ["-t", "tmpfs", "-o", "size=256k", "tmpfs", &target]).run().ok();
+    let container = pod.container("one").mount(&small, "/small").mount(&large, "/large").start();
+    let fill = container.sh("cat /dev/zero > /small/zeros");
+    assert!(fill.status != 0 && fill.stderr.contains("No space left on device"), "{fill:?}");
+    assert_eq!(container.exec("echo text > /large/file && cat /large/file"), "text");
+    // What was written before is there, and there is room again when it is removed.
+    assert_eq!(container.exec("wc -c < /small/zeros"), (256 << 10).to_string());
+    assert_eq!(container.exec("rm /small/zeros && echo text > /small/file && cat /small/file"), "text");
+    assert_eq!(std::fs::read_to_string(small.join("file")).unwrap(), "text\n");
+    pod.remove();
+    Invocation::of("umount", [&target]).run().ok();
+}
+
+/// Nobody reads what a container writes while containerd is away. Nothing of it is lost, and its process is not ended.
+pub(crate) fn the_reader_of_the_output_is_gone(mut node: Node) {
+    let pod = node.pod("talks").run();
+    // More than fits into a pipe and all buffers on the way.
+    let script =
+        "while ! test -e /go; do sleep 0.1; done; seq 100000 | sed 's/$/ and some more text/'; sleep 1000";
+    let container = pod.container("one").sh(script).start();
+    let log = container.log_path().to_owned();
+    let id = container.id.clone();
+    assert_eq!(container.exec("touch /go; echo told"), "told");
+    node.kill();
+    let kept = pod.forget();
+    node.restart();
+    let pod = node.find_pod(kept);
+    let container = node.find_container(id);
+    assert!(container.runs());
+    let last = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually("the last line is read", || last().trim_end().ends_with("100000 and some more text"));
+    assert_eq!(container.exec("echo goes on"), "goes on");
+    container.try_stop(0).unwrap();
+    assert!(pod.is_ready());
+}
+
+/// Pods that run keep the build that they were started with, and their later containers join it.
+pub(crate) fn the_runtime_is_replaced(node: Node) {
+    vm_only!();
+    let pod = node.pod("before").run();
+    let one = pod.container("one").start();
+    replace();
+    assert!(is_replaced(pod.pid()));
+    let two = pod.container("two").start();
+    assert_eq!((one.exec("echo one"), two.exec("echo two")), ("one".into(), "two".into()));
+    assert_eq!(pod.container("three").sh("echo joins").run().stdout, "joins");
+    let after = node.pod("after").run();
+    assert!(!is_replaced(after.pid()));
+    assert_eq!(after.container("one").sh("echo new").run().stdout, "new");
+    one.try_stop(10).unwrap();
+    assert_eq!(one.status().exit_code, 7);
+    pod.remove();
+    after.remove();
+}
+
+/// Two clients remove a pod. Each may find that the other one is about to, and then the pod is gone at once.
+pub(crate) fn a_pod_is_removed_twice_at_once(node: Node) {
+    let pod = node.pod("twice").run();
+    let _container = pod.container("one").start();
+    for act in [Pod::try_stop, Pod::try_remove] {
+        let results = thread::scope(|scope| {
+            let both = [(); 2].map(|()| scope.spawn(|| act(&pod)));
+            both.map(|thread| thread.join().unwrap())
+        });
+        assert!(results.iter().any(Result::is_ok), "{results:?}");
+    }
+    let id = pod.id.clone();
+    pod.remove();
+    assert!(!node.lists(&id));
 }

@@ -23,7 +23,7 @@ macro_rules! as_other_pods {
 
 as_other_pods! {
     pods::a_pod_with_everything, pods::names_and_settings,
-    faults::containerd_is_restarted, faults::the_shim_is_killed, faults::the_vmm_is_killed,
+    faults::containerd_is_restarted, faults::the_vmm_is_killed,
     command_line::a_container_of_a_pod,
 }
 
@@ -32,7 +32,8 @@ mod containerd_2_1_long {
     use super::check;
     as_other_pods! {
         pods::shared_process_namespace, pods::a_pod_ends_with_its_containers, pods::size_of_the_vm,
-        faults::the_host_process_is_killed, containers::statistics,
+        faults::the_shim_is_killed, faults::the_host_process_is_killed, faults::the_runtime_is_replaced,
+        faults::a_pod_is_removed_twice_at_once, containers::statistics,
     }
 }
 
