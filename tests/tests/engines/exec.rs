@@ -4,10 +4,12 @@ use pouch_tests::engine::eventually;
 use pouch_tests::{Engine, HANG, engine_tests, long};
 
 engine_tests! {
-    both: streams_and_status, who_and_where, detached;
-    both_long: a_process_that_is_killed, privileges, errors, many_at_once;
+    both: streams_and_status;
+    both_long: who_and_where, detached, a_process_that_is_killed, privileges, errors;
     docker_28: streams_and_status;
+    docker_long: many_at_once;
     docker_28_long: who_and_where, detached, errors;
+    podman_long: many_at_once;
 }
 
 fn streams_and_status(engine: Engine) {

@@ -9,10 +9,11 @@ use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests,
 use serde_json::Value;
 
 engine_tests! {
-    both: the_containers_process_is_killed, the_vmm_is_killed, the_client_is_killed;
-    both_long: the_disk_is_full;
-    docker: the_daemon_restarts, containers_come_back_with_the_daemon;
+    both: the_vmm_is_killed;
+    both_long: the_containers_process_is_killed, the_client_is_killed, the_disk_is_full;
+    docker: the_daemon_restarts;
     podman: the_monitor_is_killed;
+    docker_long: containers_come_back_with_the_daemon;
 }
 
 fn the_containers_process_is_killed(engine: Engine) {

@@ -6,11 +6,13 @@ use pouch_tests::engine::eventually;
 use pouch_tests::{Engine, engine_tests};
 
 engine_tests! {
-    both: created_then_started, stop, kill_with_signals, restart, removal_in_every_state;
-    both_long: restart_on_failure, stop_signal_of_the_image, stop_that_is_not_heeded, pause_and_unpause, removal_between_restarts,
-        removal_during_exec, wait_and_exit_status, restart_always, rename;
+    both: created_then_started, stop;
+    both_long: kill_with_signals, restart, removal_in_every_state, restart_on_failure, stop_signal_of_the_image,
+        pause_and_unpause, removal_during_exec, wait_and_exit_status;
     docker_28: created_then_started;
+    docker_long: stop_that_is_not_heeded, removal_between_restarts, restart_always, rename;
     docker_28_long: removal_in_every_state, stop, stop_that_is_not_heeded, kill_with_signals, restart;
+    podman_long: stop_that_is_not_heeded, removal_between_restarts, restart_always, rename;
 }
 
 /// Ends with 3 at SIGTERM; tells of SIGUSR1 and SIGHUP.

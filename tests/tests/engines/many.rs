@@ -9,7 +9,9 @@ use pouch_tests::engine::eventually;
 use pouch_tests::{Engine, Leftovers, engine_tests, long, processes};
 
 engine_tests! {
-    both_long: one_after_the_other, at_once;
+    both_long: one_after_the_other;
+    docker_long: at_once;
+    podman_long: at_once;
 }
 
 /// As small as a VM with a shell in it can be, so that many fit into the testbed.

@@ -8,10 +8,11 @@ use pouch_tests::engine::eventually;
 use pouch_tests::{Difference, Engine, EngineContainer, Invocation, engine_tests};
 
 engine_tests! {
-    both: addresses_and_routes, published_ports, outward, of_another_container, network_after_a_restart;
-    both_long: none, host, of_one_without_a_vm, addresses_by_hand;
-    docker_28: addresses_and_routes, published_ports, outward;
-    docker_28_long: of_another_container, network_after_a_restart, none, host, of_one_without_a_vm;
+    both: addresses_and_routes, published_ports;
+    both_long: outward, of_another_container, network_after_a_restart, none, host, of_one_without_a_vm, addresses_by_hand;
+    docker_28: published_ports;
+    docker_28_long: addresses_and_routes, outward, of_another_container, network_after_a_restart, none, host,
+        of_one_without_a_vm;
 }
 
 /// The engine's own network.

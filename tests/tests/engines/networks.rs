@@ -7,13 +7,15 @@ use pouch_tests::engine::eventually;
 use pouch_tests::{Engine, EngineContainer, Invocation, engine_tests};
 
 engine_tests! {
-    both: names_and_aliases, resolver_by_udp_and_tcp, traffic_between_containers, two_networks, connected_before_the_start,
-        connected_while_running, internet_protocol_6;
-    both_long: names_of_the_outside_world, size_of_packets, an_internal_network, multicast, names_follow_a_restart;
+    both: names_and_aliases;
+    both_long: resolver_by_udp_and_tcp, traffic_between_containers, two_networks, connected_before_the_start,
+        connected_while_running, internet_protocol_6, names_of_the_outside_world, multicast;
     docker: names_once_connected;
     docker_28: connected_while_running;
+    docker_long: size_of_packets, an_internal_network, names_follow_a_restart;
     docker_28_long: connected_before_the_start, names_once_connected, names_and_aliases, two_networks,
         resolver_by_udp_and_tcp, names_of_the_outside_world, internet_protocol_6;
+    podman_long: size_of_packets, an_internal_network, names_follow_a_restart;
 }
 
 /// The address of each name as a container sees it, or what `getent` ends with.

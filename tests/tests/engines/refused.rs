@@ -3,8 +3,7 @@
 use pouch_tests::{Difference, Engine, engine_tests};
 
 engine_tests! {
-    both: files_that_are_not_there, a_name_in_use;
-    both_long: values_that_make_no_sense, the_hosts_processes, a_port_in_use;
+    both_long: files_that_are_not_there, a_name_in_use, values_that_make_no_sense, the_hosts_processes, a_port_in_use;
 }
 
 fn values_that_make_no_sense(engine: Engine) {

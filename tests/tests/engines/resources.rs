@@ -6,8 +6,9 @@ use pouch_tests::engine::eventually;
 use pouch_tests::{Difference, Engine, EngineContainer, engine_tests};
 
 engine_tests! {
-    both: memory_and_processors, ulimits, update_while_running, update_refused, in_the_cgroup, host_memory_runs_out;
-    both_long: number_of_processes, memory_runs_out, tmpfs_and_shm_sizes, update_beyond_the_first_size, score;
+    both: memory_and_processors, update_while_running;
+    both_long: ulimits, update_refused, in_the_cgroup, host_memory_runs_out, number_of_processes, memory_runs_out,
+        tmpfs_and_shm_sizes, update_beyond_the_first_size, score;
     podman: disk_throughput;
 }
 

@@ -3,9 +3,9 @@
 use pouch_tests::{Difference, Engine, engine_tests};
 
 engine_tests! {
-    both: output_and_status, input_to_its_end, detached, not_found_and_not_executable, identity, names_and_addresses,
-        privileges;
-    both_long: what_programs_look_at, privileges_of_a_file, init, image_settings, four_at_once;
+    both: output_and_status, identity;
+    both_long: input_to_its_end, detached, not_found_and_not_executable, names_and_addresses, privileges,
+        what_programs_look_at, privileges_of_a_file, init, image_settings, four_at_once;
 }
 
 fn output_and_status(engine: Engine) {

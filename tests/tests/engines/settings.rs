@@ -5,7 +5,7 @@ use std::fs;
 use pouch_tests::{Engine, engine_tests};
 
 engine_tests! {
-    both: settings_of_an_interface_are_made;
+    both_long: settings_of_an_interface_are_made;
     docker: settings_of_the_host_are_inherited;
 }
 

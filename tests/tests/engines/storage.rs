@@ -8,10 +8,10 @@ use pouch_tests::engine::eventually;
 use pouch_tests::{Difference, Engine, Invocation, engine_tests};
 
 engine_tests! {
-    both: named_volumes, a_volume_of_two_containers, binds, read_only_binds, a_read_only_root, copy,
-        a_container_becomes_an_image, a_socket_of_the_host;
-    both_long: propagation, volumes_from_another, changes_are_seen, a_running_container_becomes_an_image, late_mounts, a_socket_in_a_folder_of_the_host,
-        devices_of_the_host;
+    both: named_volumes, binds, copy;
+    both_long: a_volume_of_two_containers, read_only_binds, a_read_only_root, a_container_becomes_an_image,
+        a_socket_of_the_host, propagation, volumes_from_another, changes_are_seen,
+        a_running_container_becomes_an_image, late_mounts, a_socket_in_a_folder_of_the_host, devices_of_the_host;
 }
 
 /// A folder of the host with a file in it, on the disk.

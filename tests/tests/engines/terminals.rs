@@ -8,8 +8,8 @@ use pouch_tests::terminal::{SIZES, Terminal};
 use pouch_tests::{Engine, HANG, engine_tests, eventually};
 
 engine_tests! {
-    both: run_on_a_terminal, exec_on_a_terminal, attach_to_a_terminal;
-    both_long: attach_to_streams, logs_are_followed;
+    both: run_on_a_terminal;
+    both_long: exec_on_a_terminal, attach_to_a_terminal, attach_to_streams, logs_are_followed;
     docker_28_long: exec_on_a_terminal;
 }
 

@@ -3,7 +3,8 @@
 use pouch_tests::{Engine, engine_tests};
 
 engine_tests! {
-    both: runs, limited, memory_runs_out;
+    both: runs;
+    both_long: limited, memory_runs_out;
 }
 
 fn runs(engine: Engine) {
