@@ -19,6 +19,7 @@ pub mod cli;
 pub mod config;
 pub mod container;
 pub mod failure;
+pub mod heap;
 pub mod host;
 pub mod install;
 pub mod logging;

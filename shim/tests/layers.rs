@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the crate, from the lowest layer to the highest. Those of one line do not import each other.
 const LAYERS: [&[&str]; 8] = [
-    &["failure", "install", "logging"],
+    &["failure", "heap", "install", "logging"],
     &["config"],
     &["streams"],
     &["cgroup", "network"],

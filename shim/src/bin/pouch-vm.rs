@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    pouch_shim::heap::limit();
     ExitCode::from(pouch_shim::cli::main())
 }
