@@ -13,7 +13,7 @@ use oci_spec::runtime::{Hooks, LinuxIdMapping, LinuxNamespace, LinuxNamespaceTyp
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
 use super::pod_spec::Neighbors;
-use super::{Bundle, devices, hooks, limits, pod_spec};
+use super::{Bundle, devices, hooks, limits, overlay, pod_spec};
 use crate::sandbox::disks::HostDisk;
 use crate::sandbox::idmap::{IdMap, IdRange};
 use crate::sandbox::share::{MOUNTS, ROOTFS, SharedPath};
@@ -33,7 +33,7 @@ pub struct Place {
 
 impl Place {
     /// The path in the guest of what is at `target` of the container's files.
-    fn guest_path(&self, target: &Path) -> PathBuf {
+    pub(super) fn guest_path(&self, target: &Path) -> PathBuf {
         Path::new(SHARE_MOUNT_POINT).join(&self.directory).join(target)
     }
 }
@@ -149,13 +149,10 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
     let guest_root = match &root {
         RootSource::Directory => {
             shared.push(SharedPath {
-                source: bundle.root_path(),
-                target: ROOTFS.into(),
                 read_only: bundle.root().readonly().unwrap_or(false),
                 directory: true,
                 recursive: true,
-                follows: false,
-                idmap: None,
+                ..SharedPath::new(bundle.root_path(), ROOTFS.into())
             });
             place.guest_path(Path::new(ROOTFS))
         }
@@ -172,6 +169,8 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
             mount.set_destination(destination);
             if is_bind(mount) {
                 shared.extend(bind_source(&bundle.path, index, mount, &own_ids, place)?);
+            } else if mount.typ().as_deref() == Some("overlay") {
+                shared.push(overlay::redirect(index, mount, place)?);
             }
         }
     }
@@ -308,13 +307,12 @@ fn bind_source(
     let has =
         |names: &[&str]| mount.options().iter().flatten().any(|option| names.contains(&option.as_str()));
     Ok(Some(SharedPath {
-        source: path,
-        target,
         read_only: has(&["ro", "rro"]),
         directory: metadata.is_dir(),
         recursive: has(&["rbind"]),
         follows: has(&["slave", "rslave"]),
         idmap,
+        ..SharedPath::new(path, target)
     }))
 }
 

@@ -11,6 +11,7 @@ pub mod id;
 pub mod limits;
 pub mod lookup;
 pub mod mount_points;
+mod overlay;
 pub mod phases;
 pub mod pod_spec;
 pub mod progress;

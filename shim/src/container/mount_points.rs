@@ -104,15 +104,7 @@ mod tests {
     }
 
     fn shared(target: &str, directory: bool) -> SharedPath {
-        SharedPath {
-            source: "/source".into(),
-            target: target.into(),
-            read_only: false,
-            directory,
-            recursive: false,
-            follows: false,
-            idmap: None,
-        }
+        SharedPath { directory, ..SharedPath::new("/source".into(), target.into()) }
     }
 
     #[test]

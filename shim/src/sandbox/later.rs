@@ -161,13 +161,10 @@ mod tests {
         fs::write(path("source/file"), "text").unwrap();
         fs::create_dir(path("target")).unwrap();
         let entry = |read_only, target: &str| SharedPath {
-            source: path("source"),
-            target: target.into(),
             read_only,
             directory: true,
             recursive: true,
-            follows: false,
-            idmap: None,
+            ..SharedPath::new(path("source"), target.into())
         };
         let mounts = VmmMounts::of(shell.0.id() as i32).unwrap();
         let shared = [entry(false, "rootfs"), entry(true, "mounts/1")];
@@ -197,13 +194,9 @@ mod tests {
         let path = |name: &str| folder.path().join(name);
         let mounts = VmmMounts::of(shell.0.id() as i32).unwrap();
         let missing = SharedPath {
-            source: path("no-such-source"),
-            target: "rootfs".into(),
-            read_only: false,
             directory: true,
             recursive: true,
-            follows: false,
-            idmap: None,
+            ..SharedPath::new(path("no-such-source"), "rootfs".into())
         };
         let error = mounts.add(&path("target"), &path("scratch"), &[missing]).unwrap_err().to_string();
         assert!(error.contains("no-such-source"), "{error}");

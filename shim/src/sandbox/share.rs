@@ -37,6 +37,24 @@ pub struct SharedPath {
     pub follows: bool,
     /// With an ID mapping.
     pub idmap: Option<IdMap>,
+    /// Instead of the source, which names its layers, an overlay with these options (overlayfs).
+    pub overlay: Option<String>,
+}
+
+impl SharedPath {
+    /// A file that the guest may write.
+    pub fn new(source: PathBuf, target: PathBuf) -> Self {
+        SharedPath {
+            source,
+            target,
+            read_only: false,
+            directory: false,
+            recursive: false,
+            follows: false,
+            idmap: None,
+            overlay: None,
+        }
+    }
 }
 
 /// The tree could not be assembled.
@@ -117,6 +135,9 @@ fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
             action,
             source,
         })?;
+    } else if let Some(options) = &entry.overlay {
+        mount(Some("overlay"), &target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+            .map_err(mount_error(&entry.source, "mounted as the layers of an overlay"))?;
     } else {
         let recursive = if entry.recursive { MsFlags::MS_REC } else { MsFlags::empty() };
         let flags = MsFlags::MS_BIND | recursive;

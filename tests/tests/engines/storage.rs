@@ -12,6 +12,7 @@ engine_tests! {
     both_long: a_volume_of_two_containers, read_only_binds, a_read_only_root, a_container_becomes_an_image,
         a_socket_of_the_host, propagation, volumes_from_another, changes_are_seen,
         a_running_container_becomes_an_image, late_mounts, a_socket_in_a_folder_of_the_host, devices_of_the_host;
+    podman: overlays_of_podman;
 }
 
 /// A folder of the host with a file in it, on the disk.
@@ -100,6 +101,19 @@ fn read_only_binds(engine: Engine) {
     assert_eq!(output.ok(), "of the host");
     assert_eq!(output.errors().matches("Read-only file system").count(), 5, "{output}");
     assert_eq!(fs::read_to_string(folder.path().join("file")).unwrap(), "of the host\n");
+}
+
+fn overlays_of_podman(engine: Engine) {
+    let folder = folder();
+    let volume = option(folder.path(), "/o:O");
+    let output =
+        engine.sh(&["-v", &volume], "cat /o/file; echo changed >/o/file; echo new >/o/new; cat /o/file");
+    assert_eq!(output.ok(), "of the host\nchanged");
+    assert!(!folder.path().join("new").exists());
+    assert_eq!(fs::read_to_string(folder.path().join("file")).unwrap(), "of the host\n");
+    let image = "type=image,src=pouch-test/busybox,dst=/img";
+    let script = "test -e /img/bin/busybox && echo there; touch /img/x || echo read-only";
+    assert_eq!(engine.sh(&["--mount", image], script).ok(), "there\nread-only");
 }
 
 fn a_read_only_root(engine: Engine) {
