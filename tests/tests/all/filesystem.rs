@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use pouch_tests::{Bundle, vm_only};
+use pouch_tests::bundle::unique_id;
+use pouch_tests::{Bundle, Invocation, runtime, vm_only};
 use serde_json::json;
 
 #[test]
@@ -192,4 +193,60 @@ fn the_images_files_below_run_and_tmp_are_there_for_every_init() {
         let kinds: Vec<&str> = text.strip_prefix("runtmp").expect(&text).split_whitespace().collect();
         assert!(kinds.iter().all(|shown| (*shown == "tmpfs") == (kind == "tmpfs")), "{command}: {text}");
     }
+}
+
+/// Who starts a container has a umask too.
+#[test]
+fn files_have_the_umask_of_their_maker_alone() {
+    let script =
+        "for where in / /v; do cd $where; umask 0; mkdir d; touch f; mkfifo p; umask 27; mkdir d2; touch f2
+        stat -c %n=%a d f p d2 f2; done";
+    let modes = "d=777\nf=666\np=666\nd2=750\nf2=640";
+    for umask in ["0", "022", "077"] {
+        let folder = tempfile::tempdir().unwrap();
+        let bundle = Bundle::busybox().sh(script).mount("/v", "bind", folder.path(), &["rbind"]);
+        bundle.write();
+        let (runtime, path) = (runtime(), bundle.path().display());
+        let command = format!("umask {umask}; exec {runtime} run --bundle {path} {}", unique_id());
+        let output = Invocation::of("sh", ["-c", &command]).run().ok();
+        assert_eq!(output, [modes, modes].join("\n"), "started with umask {umask}");
+    }
+}
+
+/// chown(2) with -1 for both changes no owner, and clears the set-id bits.
+#[test]
+fn an_owner_that_stays_clears_set_id_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "for where in /srv /v; do cd $where; mkdir d; touch f g; chmod 6755 d f g
+        perl -e 'chown(-1, -1, \"d\", \"f\") == 2 or die'; stat -c %n=%a d f g; done";
+    let bundle = Bundle::debian().sh(script).mount("/v", "bind", folder.path(), &["rbind"]);
+    let modes = "d=6755\nf=755\ng=6755";
+    assert_eq!(bundle.run().ok(), [modes, modes].join("\n"));
+}
+
+/// Its layers are directories of the host.
+#[test]
+fn an_overlay_of_the_specification() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["lower", "upper", "work"] {
+        fs::create_dir(path(name)).unwrap();
+    }
+    fs::write(path("lower/a"), "below").unwrap();
+    let layers = [
+        format!("lowerdir={}", path("lower")),
+        format!("upperdir={},workdir={}", path("upper"), path("work")),
+    ];
+    let writable: Vec<&str> = layers.iter().flat_map(|layer| layer.split(',')).collect();
+    let bundle = Bundle::debian().sh("cat /o/a; echo above >/o/a; echo new >/o/b; ls /o; cat /o/a");
+    assert_eq!(bundle.mount("/o", "overlay", "overlay", &writable).run().ok(), "belowa\nb\nabove");
+    assert_eq!(fs::read_to_string(path("lower/a")).unwrap(), "below");
+    assert_eq!(fs::read_to_string(path("upper/b")).unwrap(), "new\n");
+    let two = format!("lowerdir={}:{}", path("upper"), path("lower"));
+    let bundle = Bundle::debian().sh("cat /o/a; echo x 2>/dev/null >/o/b || echo read-only");
+    assert_eq!(bundle.mount("/o", "overlay", "overlay", &[&two, "ro"]).run().ok(), "above\nread-only");
+    let bundle = Bundle::debian().sh("true").mount("/o", "overlay", "overlay", &["upperdir=/none"]);
+    let refused = bundle.run();
+    vm_only!();
+    refused.fails_naming(&["mounts[", "options", "lowerdir"]);
 }

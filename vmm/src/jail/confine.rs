@@ -8,9 +8,10 @@ use std::path::Path;
 use std::ptr;
 
 use caps::{CapSet, Capability, CapsHashSet};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{chdir, pivot_root};
+use rustix::process::{chdir, pivot_root, umask};
 
 /// The capabilities for serving files of any owner. They apply only to files in the mount namespace,
 /// because the process has its own user namespace.
@@ -122,6 +123,8 @@ pub fn confine(share: Option<&Path>, descriptors: u64) -> Result<(), ConfineErro
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         check("disable core dumps", libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
     }
+    // The guest applies the umask of its processes. That of who starts a container must not be added to it.
+    umask(Mode::empty());
     set_file_limit(descriptors);
     Ok(())
 }

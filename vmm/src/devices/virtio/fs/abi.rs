@@ -231,4 +231,6 @@ pub mod setattr {
     pub const ATIME_NOW: u32 = 1 << 7;
     pub const MTIME_NOW: u32 = 1 << 8;
     pub const KILL_SET_ID: u32 = 1 << 11;
+    /// Those that change something by themselves.
+    pub const CHANGES: u32 = MODE | UID | GID | SIZE | ATIME | MTIME;
 }

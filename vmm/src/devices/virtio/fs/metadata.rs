@@ -80,6 +80,11 @@ impl Server {
             let mode = Mode::from_raw_mode(wanted.mode & 0o7777);
             chmodat(CWD, inode.path(), mode, AtFlags::empty())?;
         }
+        if wanted.valid & setattr::CHANGES == 0 {
+            // A chown(2) that keeps owner and group clears the set-id bits. The guest asks for the same before a write
+            // of a user who may not do that. The write clears them then.
+            let _ = chownat(&inode.file, c"", None, None, AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW);
+        }
         if has(setattr::UID) || has(setattr::GID) {
             let owner = has(setattr::UID).then(|| Uid::from_raw(wanted.uid));
             let group = has(setattr::GID).then(|| Gid::from_raw(wanted.gid));
