@@ -6,11 +6,14 @@
 
 /// Settings of the host as a whole, as paths below `/proc/sys`.
 pub const HOST: &[&str] = &[
+    "dev/tty/ldisc_autoload",
     "fs/aio-max-nr",
+    "fs/epoll/max_user_watches",
     "fs/file-max",
     "fs/inotify/max_queued_events",
     "fs/inotify/max_user_instances",
     "fs/inotify/max_user_watches",
+    "fs/mount-max",
     "fs/nr_open",
     "fs/pipe-max-size",
     "fs/pipe-user-pages-hard",
@@ -23,6 +26,9 @@ pub const HOST: &[&str] = &[
     "kernel/core_pattern",
     "kernel/core_uses_pid",
     "kernel/dmesg_restrict",
+    "kernel/io_uring_disabled",
+    "kernel/keys/maxbytes",
+    "kernel/keys/maxkeys",
     "kernel/kptr_restrict",
     "kernel/perf_event_paranoid",
     "kernel/pid_max",
@@ -41,6 +47,7 @@ pub const HOST: &[&str] = &[
     "vm/overcommit_memory",
     "vm/overcommit_ratio",
     "vm/swappiness",
+    "vm/unprivileged_userfaultfd",
 ];
 
 /// Settings of a network namespace, as paths below `/proc/sys/net`. Forwarding comes first: to set it

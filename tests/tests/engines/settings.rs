@@ -45,6 +45,13 @@ fn settings_of_the_host_are_inherited(engine: Engine) {
         ("fs/inotify/max_queued_events", "16385"),
         ("fs/pipe-max-size", "2097152"),
         ("kernel/pid_max", "54321"),
+        ("kernel/io_uring_disabled", "1"),
+        ("kernel/keys/maxkeys", "333"),
+        ("kernel/keys/maxbytes", "33333"),
+        ("fs/epoll/max_user_watches", "99999"),
+        ("fs/mount-max", "5000"),
+        ("dev/tty/ldisc_autoload", "0"),
+        ("vm/unprivileged_userfaultfd", "1"),
         ("kernel/sysrq", "176"),
         ("kernel/threads-max", "12345"),
         ("kernel/core_pattern", "/srv/core.of.%e"),
@@ -56,7 +63,8 @@ fn settings_of_the_host_are_inherited(engine: Engine) {
 import os, signal, socket
 for name in """vm/max_map_count vm/swappiness vm/overcommit_memory vm/overcommit_ratio fs/aio-max-nr fs/file-max fs/nr_open
         fs/inotify/max_user_instances fs/inotify/max_user_watches fs/inotify/max_queued_events fs/pipe-max-size kernel/pid_max kernel/threads-max kernel/core_pattern
-        kernel/sysrq vm/mmap_min_addr
+        kernel/sysrq vm/mmap_min_addr kernel/io_uring_disabled kernel/keys/maxkeys kernel/keys/maxbytes
+        fs/epoll/max_user_watches fs/mount-max dev/tty/ldisc_autoload vm/unprivileged_userfaultfd
         net/ipv4/ip_forward net/ipv4/conf/all/rp_filter net/ipv4/conf/all/forwarding net/ipv4/conf/all/accept_redirects
         net/ipv4/conf/all/send_redirects net/ipv4/conf/eth0/rp_filter net/ipv4/conf/eth0/forwarding net/ipv4/conf/lo/forwarding
         net/ipv6/conf/all/forwarding net/ipv6/conf/all/disable_ipv6 net/ipv6/conf/lo/disable_ipv6 net/ipv6/bindv6only
