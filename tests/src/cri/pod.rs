@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use k8s_cri::v1::{
     DnsConfig, LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption,
@@ -10,10 +11,10 @@ use k8s_cri::v1::{
     PodSandboxStatus, PodSandboxStatusRequest, PortForwardRequest, RemovePodSandboxRequest,
     RunPodSandboxRequest, StopPodSandboxRequest,
 };
-use tonic::Status;
+use tonic::{Request, Status};
 
 use super::{ContainerBuilder, Node, Stream, address};
-use crate::{bundle, processes};
+use crate::{HANG, bundle, eventually, processes};
 
 /// The cgroup of all pods, which the kubelet makes.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -118,12 +119,30 @@ impl<'a> PodBuilder<'a> {
     /// # Errors
     /// containerd's.
     pub fn try_run(self) -> Result<Pod<'a>, Status> {
+        self.try_run_within(HANG)
+    }
+
+    /// Starts it, or gives up after this time, as the kubelet does. Then it waits until containerd has given up too.
+    ///
+    /// # Errors
+    /// containerd's.
+    pub fn try_run_within(self, time: Duration) -> Result<Pod<'a>, Status> {
         let uid = self.config.metadata.as_ref().map(|metadata| metadata.uid.clone()).unwrap_or_default();
         let home = Home::new(self.node, &uid);
-        let request =
-            RunPodSandboxRequest { config: Some(self.config.clone()), runtime_handler: self.handler };
-        let made = self.node.call(async |mut client| client.run_pod_sandbox(request).await)?;
-        Ok(Pod { node: self.node, id: made.pod_sandbox_id, config: self.config, home: Some(home) })
+        let mut request = Request::new(RunPodSandboxRequest {
+            config: Some(self.config.clone()),
+            runtime_handler: self.handler,
+        });
+        request.set_timeout(time);
+        match self.node.call(async |mut client| client.run_pod_sandbox(request).await) {
+            Ok(made) => {
+                Ok(Pod { node: self.node, id: made.pod_sandbox_id, config: self.config, home: Some(home) })
+            }
+            Err(status) => {
+                eventually("the cgroup of a pod that was not created is empty", || home.is_unused());
+                Err(status)
+            }
+        }
     }
 }
 
@@ -156,6 +175,11 @@ impl Home {
             let _ = fs::write(parent.join("cgroup.subtree_control"), "+cpu +memory +pids");
         }
         Home { directory, cgroup }
+    }
+
+    /// Whether there is nothing in its cgroup.
+    fn is_unused(&self) -> bool {
+        !fs::read_dir(&self.cgroup).unwrap().any(|entry| entry.unwrap().path().is_dir())
     }
 }
 

@@ -1,6 +1,7 @@
 //! What ends without warning. The pod and its containers get the right status in bounded time, and nothing is left.
 
 use std::thread;
+use std::time::Duration;
 
 use k8s_cri::v1::{LinuxContainerResources, PodSandboxState};
 use pouch_tests::cri::{Node, Pod};
@@ -13,6 +14,7 @@ tests! {
     the_shim_is_killed, the_vmm_is_killed, the_host_process_is_killed, the_process_of_a_container_is_killed,
     a_container_joins_a_pod_that_has_ended, the_guest_is_out_of_memory, a_disk_is_full,
     the_reader_of_the_output_is_gone, the_runtime_is_replaced, a_pod_is_removed_twice_at_once,
+    a_pod_is_given_up_while_it_is_created, a_container_ignores_sigterm,
 }
 
 pub(crate) fn containerd_is_restarted(mut node: Node) {
@@ -185,4 +187,30 @@ pub(crate) fn a_pod_is_removed_twice_at_once(node: Node) {
     let id = pod.id.clone();
     pod.remove();
     assert!(!node.lists(&id));
+}
+
+/// The kubelet gives up, at one moment or another. Nothing of the pod is left then, and the next one is created.
+pub(crate) fn a_pod_is_given_up_while_it_is_created(node: Node) {
+    let mut given_up = 0;
+    for time in [50, 150, 300, 600, 1200].map(Duration::from_millis) {
+        match node.pod("early").try_run_within(time) {
+            Ok(pod) => pod.remove(),
+            Err(_) => given_up += 1,
+        }
+    }
+    assert!(given_up > 0, "each pod was created in time");
+    let pod = node.pod("early").run();
+    assert_eq!(pod.container("one").sh("echo runs").run().stdout, "runs");
+}
+
+/// It is killed when its grace period ends, and so it is with its pod.
+pub(crate) fn a_container_ignores_sigterm(node: Node) {
+    let pod = node.pod("stubborn").run();
+    let start = |name| pod.container(name).sh("trap '' TERM; while :; do sleep 1; done").start();
+    let one = start("one");
+    one.try_stop(1).unwrap();
+    assert_eq!(one.status().exit_code, 137);
+    let two = start("two");
+    pod.try_stop().unwrap();
+    assert_eq!(two.status().exit_code, 137);
 }
