@@ -132,12 +132,17 @@ fn ask_to_end(dir: &ContainerDir, wanted: HostProcess) -> bool {
 /// Ends the host process that listens in the directory, whose state cannot be read. Returns the cgroup that is left
 /// when the process is gone.
 fn end_without_state(dir: &ContainerDir) -> Option<LeftCgroup> {
+    // The process that listens for a container of a pod is that of the whole pod.
+    if dir.pod().is_some() {
+        return None;
+    }
     let client = HostClient::connect(&dir.socket()).ok()?;
     let host = HostProcess::find(client.peer()?)?;
     let cgroup = LeftCgroup::of(host.pid);
     // One that refuses is killed.
     let _ = client.ask(&Request::Destroy);
-    end(host, &WriteCounters::of_cgroup(cgroup.as_ref()?.open_disk_statistics()));
+    let statistics = cgroup.as_ref().and_then(LeftCgroup::open_disk_statistics);
+    end(host, &WriteCounters::of_cgroup(statistics));
     cgroup
 }
 
@@ -220,6 +225,18 @@ mod tests {
         other.wait().unwrap();
         assert!(!ask_to_end(&dir, predecessor));
         assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_pod_outlives_a_container_whose_state_is_damaged() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = ContainerDir::new(root.path(), &"pod".parse().unwrap());
+        let member = pod.of_member(&"a".parse().unwrap());
+        pod.create().unwrap();
+        member.create().unwrap();
+        let asked = host(&pod);
+        assert!(end_without_state(&member).is_none());
+        assert_eq!(asked.load(Ordering::SeqCst), 0);
     }
 
     #[test]
