@@ -142,6 +142,26 @@ impl Drop for Tmpfs {
     }
 }
 
+/// A directory of the host that is bound to a second place. It is unmounted when it is dropped.
+pub struct BindMount(PathBuf);
+
+impl BindMount {
+    /// Binds the directory `source` to the directory `place`.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn new(source: &Path, place: &Path) -> Self {
+        mount(Some(source), place, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        BindMount(place.to_owned())
+    }
+}
+
+impl Drop for BindMount {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
 /// Integers of a message, one after the other.
 fn words<const N: usize>(words: [u64; N]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()

@@ -4,7 +4,7 @@
 //! side supports is an error that names the field.
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::{fs, io};
 
@@ -12,11 +12,12 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use oci_spec::runtime::{Hooks, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Mount, Root, Spec};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
 
+use super::file_systems::FileSystems;
 use super::pod_spec::Neighbors;
 use super::{Bundle, devices, hooks, limits, overlay, pod_spec};
 use crate::sandbox::disks::HostDisk;
 use crate::sandbox::idmap::{IdMap, IdRange};
-use crate::sandbox::share::{MOUNTS, ROOTFS, SharedPath};
+use crate::sandbox::share::{ROOTFS, SharedPath};
 use crate::sandbox::{self, PidNamespace, PodSetup};
 
 /// Bytes of the longest specification that the agent takes (`SPEC_MAX` in `agent/src/container/spec/mod.rs`).
@@ -144,17 +145,20 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
         hooks
     }));
     let devices = devices::of_host(&spec)?;
-    let root = root_source(bundle)?;
+    let (root, device) = root_source(bundle)?;
     let mut shared = Vec::new();
+    let mut systems = FileSystems::default();
     let guest_root = match &root {
         RootSource::Directory => {
+            let target = systems.directory(device).join(ROOTFS);
+            let guest_root = place.guest_path(&target);
             shared.push(SharedPath {
                 read_only: bundle.root().readonly().unwrap_or(false),
                 directory: true,
                 recursive: true,
-                ..SharedPath::new(bundle.root_path(), ROOTFS.into())
+                ..SharedPath::new(bundle.root_path(), target)
             });
-            place.guest_path(Path::new(ROOTFS))
+            guest_root
         }
         RootSource::Disk { .. } => Path::new(GUEST_RUN_DIR).join(ROOTFS),
     };
@@ -168,9 +172,9 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
             let destination = Path::new("/").join(mount.destination());
             mount.set_destination(destination);
             if is_bind(mount) {
-                shared.extend(bind_source(&bundle.path, index, mount, &own_ids, place)?);
+                shared.extend(bind_source(&bundle.path, index, mount, &own_ids, place, &mut systems)?);
             } else if mount.typ().as_deref() == Some("overlay") {
-                shared.push(overlay::redirect(index, mount, place)?);
+                shared.push(overlay::redirect(index, mount, place, &mut systems)?);
             }
         }
     }
@@ -268,6 +272,7 @@ fn bind_source(
     mount: &mut Mount,
     own_ids: &(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>),
     place: &Place,
+    systems: &mut FileSystems,
 ) -> Result<Option<SharedPath>, TranslateError> {
     let field = format!("mounts[{index}].source");
     let Some(given) = mount.source().clone() else {
@@ -302,7 +307,8 @@ fn bind_source(
         return Ok(None);
     }
     let idmap = take_idmap(index, mount, own_ids)?;
-    let target = share_target(index, &path, metadata.is_dir());
+    let directory = systems.directory(metadata.dev()).join(index.to_string());
+    let target = share_target(directory, &path, metadata.is_dir());
     mount.set_source(Some(place.guest_path(&target)));
     let has =
         |names: &[&str]| mount.options().iter().flatten().any(|option| names.contains(&option.as_str()));
@@ -316,10 +322,9 @@ fn bind_source(
     }))
 }
 
-/// Where a source goes in the share tree. The mount table of the container shows a file's place below its mount's root:
+/// Where a source goes in the directory `target` of the share tree. The mount table of the container shows a file's place below its mount's root:
 /// programs find the container's name in there, in the path of the engine's `hostname` or `hosts`.
-fn share_target(index: usize, source: &Path, directory: bool) -> PathBuf {
-    let target = Path::new(MOUNTS).join(index.to_string());
+fn share_target(target: PathBuf, source: &Path, directory: bool) -> PathBuf {
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::RootDir);
     match source.strip_prefix("/") {
         Ok(below) if !directory && source.components().all(plain) => target.join(below),
@@ -379,13 +384,13 @@ pub(super) fn tmpfs_size(path: &Path) -> Option<u64> {
     (stat.filesystem_type() == TMPFS_MAGIC && size > 0).then_some(size)
 }
 
-/// How the guest gets the root file system.
-fn root_source(bundle: &Bundle) -> Result<RootSource, TranslateError> {
+/// How the guest gets the root file system, and the device number of the file system that it is on.
+fn root_source(bundle: &Bundle) -> Result<(RootSource, u64), TranslateError> {
     let path = bundle.root_path();
     let error = |source| TranslateError::Source { field: "root.path".into(), path: path.clone(), source };
     let metadata = fs::metadata(&path).map_err(error)?;
     if metadata.is_dir() {
-        return Ok(RootSource::Directory);
+        return Ok((RootSource::Directory, metadata.dev()));
     }
     if !metadata.is_file() && !metadata.file_type().is_block_device() {
         let text = format!("{} is not a directory, image file or block device", path.display());
@@ -399,7 +404,7 @@ fn root_source(bundle: &Bundle) -> Result<RootSource, TranslateError> {
         let text = format!("{} is EROFS, which cannot be written: set root.readonly", path.display());
         return Err(unsupported("root.path", text));
     }
-    Ok(RootSource::Disk { path, filesystem, read_only })
+    Ok((RootSource::Disk { path, filesystem, read_only }, metadata.dev()))
 }
 
 /// The file system on a disk, by its superblock's magic number.

@@ -38,12 +38,12 @@ fn translated(
 fn root_network_and_cgroup_become_the_guests() {
     let guest = translate_with(|_, _| ()).unwrap();
     assert_eq!(guest.network_namespace, Some("/run/netns/x".into()));
-    assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new("/run/pouch/share/rootfs"));
+    assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new("/run/pouch/share/0/rootfs"));
     let linux = guest.spec.linux().as_ref().unwrap();
     assert!(linux.cgroups_path().is_none());
     let kinds: Vec<_> = linux.namespaces().iter().flatten().map(|n| n.typ()).collect();
     assert_eq!(kinds, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount]);
-    assert_eq!(guest.shared[0].target, Path::new("rootfs"));
+    assert_eq!(guest.shared[0].target, Path::new("0/rootfs"));
 }
 
 #[test]
@@ -60,10 +60,10 @@ fn binds_go_through_the_share_tree() {
     let mounts = guest.spec.mounts().as_ref().unwrap();
     let (file, data) = (&guest.shared[1], &guest.shared[2]);
     // A file's place shows in the container's mount table.
-    let place = Path::new("mounts/1").join(file.source.strip_prefix("/").unwrap());
+    let place = Path::new("0/1").join(file.source.strip_prefix("/").unwrap());
     assert_eq!(file.target, place);
     assert_eq!(mounts[1].source(), &Some(Path::new("/run/pouch/share").join(place)));
-    assert_eq!(data.target, Path::new("mounts/2"));
+    assert_eq!(data.target, Path::new("0/2"));
     assert!(file.read_only && !file.directory);
     assert!(!data.read_only && data.directory && data.source.ends_with("rootfs"));
 }
@@ -223,13 +223,16 @@ fn a_container_of_a_pod_shares_what_the_pod_has() {
     let kinds = guest.spec.linux().as_ref().unwrap().namespaces().iter().flatten().map(|one| one.typ());
     assert_eq!(kinds.collect::<Vec<_>>(), [LinuxNamespaceType::Mount, LinuxNamespaceType::Pid]);
     assert!(guest.network_namespace.is_none() && guest.spec.hostname().is_none());
-    assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new("/run/pouch/share/containers/3/rootfs"));
+    assert_eq!(
+        guest.spec.root().as_ref().unwrap().path(),
+        Path::new("/run/pouch/share/containers/3/0/rootfs")
+    );
     let sources: Vec<_> =
         guest.spec.mounts().iter().flatten().map(|mount| mount.source().clone().unwrap()).collect();
-    assert!(sources[0].starts_with("/run/pouch/share/containers/3/mounts/0"), "{sources:?}");
+    assert!(sources[0].starts_with("/run/pouch/share/containers/3/0/0"), "{sources:?}");
     assert_eq!(sources[1], Path::new("/run/pouch/shm"));
     // In the tree that is moved there.
-    assert!(guest.shared[1].target.starts_with("mounts/0"));
+    assert!(guest.shared[1].target.starts_with("0/0"));
 }
 
 #[test]

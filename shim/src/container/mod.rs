@@ -5,6 +5,7 @@ pub mod create;
 pub mod default_spec;
 mod devices;
 pub mod features;
+mod file_systems;
 pub mod guest_spec;
 pub mod hooks;
 pub mod id;

@@ -114,13 +114,13 @@ mod tests {
         let mut spec = spec(&[
             ("tmpfs", "/there"),
             ("tmpfs", "/there/inside"),
-            ("/run/share/mounts/2", "/new/folder"),
-            ("/run/share/mounts/3", "/etc/file"),
+            ("/run/share/0/2", "/new/folder"),
+            ("/run/share/0/3", "/etc/file"),
         ]);
         let mut process = oci_spec::runtime::Process::default();
         process.set_cwd("/work/here".into());
         spec.set_process(Some(process));
-        make(root.path(), &mut spec, &[shared("mounts/2", true), shared("mounts/3", false)]).unwrap();
+        make(root.path(), &mut spec, &[shared("0/2", true), shared("0/3", false)]).unwrap();
         assert!(root.path().join("work/here").is_dir());
         assert!(root.path().join("new/folder").is_dir());
         assert!(root.path().join("etc/file").is_file());

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use oci_spec::runtime::Mount;
 
+use super::file_systems::FileSystems;
 use super::guest_spec::{Place, TranslateError, unsupported};
-use crate::sandbox::share::{MOUNTS, SharedPath};
+use crate::sandbox::share::SharedPath;
 
 /// Options of overlayfs that have a value (Documentation/filesystems/overlayfs.rst).
 const WITH_VALUE: [&str; 11] = [
@@ -27,7 +28,12 @@ const WITH_VALUE: [&str; 11] = [
 const WITHOUT_VALUE: [&str; 2] = ["userxattr", "volatile"];
 
 /// Redirects an overlay to the share tree; returns the entry that it needs there.
-pub(super) fn redirect(index: usize, mount: &mut Mount, place: &Place) -> Result<SharedPath, TranslateError> {
+pub(super) fn redirect(
+    index: usize,
+    mount: &mut Mount,
+    place: &Place,
+    systems: &mut FileSystems,
+) -> Result<SharedPath, TranslateError> {
     let options = mount.options().clone().unwrap_or_default();
     let (own, kept): (Vec<String>, Vec<String>) =
         options.into_iter().flat_map(split).partition(|option| is_own(option));
@@ -36,7 +42,7 @@ pub(super) fn redirect(index: usize, mount: &mut Mount, place: &Place) -> Result
         return Err(unsupported(format!("mounts[{index}].options"), "an overlay needs a lowerdir"));
     };
     let source = Path::new(layers).to_owned();
-    let target = Path::new(MOUNTS).join(index.to_string());
+    let target = systems.new_directory().join(index.to_string());
     mount.set_typ(Some("bind".to_owned()));
     mount.set_source(Some(place.guest_path(&target)));
     let read_only = kept.iter().any(|option| option == "ro" || option == "rro");
@@ -77,7 +83,7 @@ mod tests {
         let mount =
             MountBuilder::default().typ("overlay").source("overlay").destination("/o").options(options);
         let mut mount = mount.build().unwrap();
-        let shared = redirect(3, &mut mount, &Place::default());
+        let shared = redirect(3, &mut mount, &Place::default(), &mut FileSystems::default());
         (mount, shared)
     }
 
@@ -88,7 +94,7 @@ mod tests {
         let shared = shared.unwrap();
         assert_eq!(shared.overlay.as_deref(), Some("lowerdir=/a:/b,upperdir=/u\\,1,workdir=/w,volatile"));
         assert!(!shared.read_only && shared.directory);
-        assert_eq!(shared.target, Path::new("mounts/3"));
+        assert_eq!(shared.target, Path::new("0/3"));
         assert_eq!(mount.typ().as_deref(), Some("bind"));
         assert_eq!(mount.options().clone().unwrap(), ["private", "nodev", "rbind"]);
         let (_, shared) = overlay(&["lowerdir=/a:/b", "ro"]);

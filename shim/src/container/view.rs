@@ -14,8 +14,7 @@ use nix::mount::{MsFlags, mount};
 use pathrs::Root;
 use pouch_protocol::SHARE_MOUNT_POINT;
 
-use super::guest_spec::{GuestSpec, RootSource};
-use crate::sandbox::share::ROOTFS;
+use super::guest_spec::GuestSpec;
 
 /// The view could not be created.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +47,10 @@ pub fn cover(tree: &Path, place: &Path, guest: &GuestSpec, pids: &[i32]) -> Resu
     let directory = |source| ViewError::Directory { path: place.to_owned(), source };
     fs::create_dir(place).map_err(directory)?;
     let proc = processes(&place.with_extension("proc"), pids)?;
-    if guest.root == RootSource::Directory {
-        bind(&tree.join(ROOTFS), place).map_err(mount_error("/"))?;
+    let guest_root = guest.spec.root().as_ref();
+    let shared_root = guest_root.and_then(|root| root.path().strip_prefix(SHARE_MOUNT_POINT).ok());
+    if let Some(root) = shared_root {
+        bind(&tree.join(root), place).map_err(mount_error("/"))?;
     } else {
         // Its files are on a disk that only the guest reads.
         nothing(place).map_err(mount_error("/"))?;

@@ -17,11 +17,11 @@ use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use pouch_vmm_api::share::CONTAINERS;
+
 use super::share::{self, ShareError, SharedPath};
 
-/// The directory of containers that join a VM in its share tree. It has a directory for each of [`SLOTS`].
-pub const CONTAINERS: &str = "containers";
-/// How many containers can be in a VM that runs.
+/// How many containers can be in a VM that runs. The share tree has a directory for each.
 pub const SLOTS: usize = 64;
 
 /// Files could not be added to a VM that runs.
@@ -167,13 +167,16 @@ mod tests {
             ..SharedPath::new(path("source"), target.into())
         };
         let mounts = VmmMounts::of(shell.0.id() as i32).unwrap();
-        let shared = [entry(false, "rootfs"), entry(true, "mounts/1")];
+        let shared = [entry(false, "0/rootfs"), entry(true, "0/1")];
         mounts.add(&path("target"), &path("scratch"), &shared).unwrap();
-        assert!(!path("scratch").exists() && !path("target/rootfs").exists(), "nothing is left on the host");
+        assert!(
+            !path("scratch").exists() && !path("target/0/rootfs").exists(),
+            "nothing is left on the host"
+        );
         let target = path("target").display().to_string();
-        assert_eq!(shell.say(&format!("cat {target}/rootfs/file {target}/mounts/1/file")), "texttext");
+        assert_eq!(shell.say(&format!("cat {target}/0/rootfs/file {target}/0/1/file")), "texttext");
         let denied = shell.say(&format!(
-            "touch {target}/rootfs/new && echo made; touch {target}/mounts/1/x 2>/dev/null || echo read-only; \
+            "touch {target}/0/rootfs/new && echo made; touch {target}/0/1/x 2>/dev/null || echo read-only; \
              mkdir {target}/y 2>/dev/null || echo read-only"
         ));
         assert_eq!(denied, "made read-only read-only");
@@ -196,7 +199,7 @@ mod tests {
         let missing = SharedPath {
             directory: true,
             recursive: true,
-            ..SharedPath::new(path("no-such-source"), "rootfs".into())
+            ..SharedPath::new(path("no-such-source"), "0/rootfs".into())
         };
         let error = mounts.add(&path("target"), &path("scratch"), &[missing]).unwrap_err().to_string();
         assert!(error.contains("no-such-source"), "{error}");

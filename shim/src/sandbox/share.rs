@@ -17,8 +17,6 @@ use super::later;
 
 /// The name of a container's root file system in the share tree, and the serial of a disk that holds it.
 pub const ROOTFS: &str = "rootfs";
-/// The directory of bind mounts' sources in the share tree.
-pub const MOUNTS: &str = "mounts";
 
 /// Something of the host that must appear in the share tree.
 #[derive(Clone, Debug, PartialEq, Eq)]

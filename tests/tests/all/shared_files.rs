@@ -1,10 +1,10 @@
 //! Shared files on file systems of the host that have servers of their own, and a host with few descriptors.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use pouch_tests::own_mount::{OwnMount, Tmpfs, op};
+use pouch_tests::own_mount::{BindMount, OwnMount, Tmpfs, op};
 use pouch_tests::{Bundle, Container, Invocation, eventually, long, vm_only};
 use serde_json::json;
 
@@ -75,6 +75,56 @@ fn mounts_do_not_cut_a_listing_short() {
         "a\nmany\nown\nz\nnot connected"
     );
     drop((container, mounts));
+}
+
+/// What a process does with a file that it sees on two mounts.
+const SEEN_TWICE: &str = r#"
+import fcntl, os
+first, second = open("/one/a", "r+"), open("/two/a", "r+")
+fcntl.lockf(first, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 0)
+fcntl.lockf(second, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 5)
+print("locked twice", flush=True)
+if os.fork() == 0:
+    try: fcntl.lockf(open("/two/a", "r+"), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+    except OSError as error: print(error.strerror, flush=True)
+    os._exit(0)
+os.wait()
+same = lambda *paths: len({os.stat(path).st_dev for path in paths}) == 1
+print(same("/one", "/two", "/file", "/one/inner"), same("/one", "/other"), same("/one", "/"))"#;
+
+#[test]
+fn a_file_that_is_seen_twice_is_recognised() {
+    let folder = folder();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("a"), "text\n").unwrap();
+    let other = Tmpfs::new(&path("other"));
+    // A directory of the host on another of the same file system.
+    fs::create_dir_all(path("inner")).unwrap();
+    let inner = BindMount::new(&path("own"), &path("inner"));
+    fs::write(path("own/leaf"), "").unwrap();
+    let script = format!(
+        "for pair in '/one/a /two/a' '/two/a /one/a' '/one/a /file' '/file /two/a'; do
+             cp $pair 2>&1 | grep -o 'are the same file'; done
+         mv /one/a /two/a 2>&1 | grep -o 'are the same file'; [ /two/a -ef /file ] && cat /file /one/a
+         ln /one/a /two/b 2>&1 | grep -o 'cross-device'; ls /two
+         find /one -xdev -name leaf | sort; ls -di /two/inner /one/own | cut -d' ' -f1 | sort -u | wc -l
+         exec python3 -c '{SEEN_TWICE}'"
+    );
+    let bundle = Bundle::new("python").sh(&script);
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    let of_root = if device(&bundle.rootfs()) == device(folder.path()) { "True" } else { "False" };
+    let bundle = bundle
+        .mount("/one", "bind", folder.path(), &["rbind"])
+        .mount("/two", "bind", folder.path(), &["rbind"])
+        .mount("/file", "bind", path("a"), &["bind"])
+        .mount("/other", "bind", path("other"), &["bind"]);
+    let expected = "are the same file\n".repeat(5)
+        + "text\ntext\ncross-device\na\ninner\nother\nown\nz\n/one/inner/leaf\n/one/own/leaf\n1\n"
+        + "locked twice\nResource temporarily unavailable\nTrue False "
+        + of_root;
+    let output = bundle.run();
+    assert_eq!(output.ok(), expected, "{output}");
+    drop((inner, other));
 }
 
 /// Changes that a user may make to a file system that belongs to it.

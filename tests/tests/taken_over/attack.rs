@@ -7,6 +7,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -307,8 +308,11 @@ fn outside(directories: &[i32]) -> Vec<Attempt> {
 /// The directories that the container shares: the one that it may write, and the one that it may not.
 fn volumes() -> (String, String) {
     let (mut writable, mut read_only) = (None, None);
-    for entry in fs::read_dir("/share/mounts").unwrap() {
-        let name = entry.unwrap().path().display().to_string();
+    let entries = |path: &Path| fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    // Those of one file system are in one directory.
+    let mounts = entries(Path::new("/share")).flat_map(|system| entries(&system).collect::<Vec<_>>());
+    for mount in mounts.filter(|mount| !mount.ends_with("rootfs")) {
+        let name = mount.display().to_string();
         let text = path(&name);
         // SAFETY: zeros are a valid value of this plain structure.
         let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };

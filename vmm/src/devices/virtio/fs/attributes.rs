@@ -33,12 +33,6 @@ fn query(file: impl AsFd, flags: AtFlags) -> io::Result<Status> {
     Ok(Status(statx(file, c"", AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | flags, wanted)?))
 }
 
-/// Whether a file of this identity is on another mount than its directory, or on another device, as the subvolumes
-/// of btrfs are.
-pub fn is_submount(directory: &Identity, file: &Identity) -> bool {
-    (directory.mount, directory.device) != (file.mount, file.device)
-}
-
 impl Status {
     /// The identity of the file.
     pub fn identity(&self) -> Identity {
@@ -142,7 +136,7 @@ impl Status {
         timeout: Duration,
     ) -> EntryOut {
         let mut attr = self.attr(inode);
-        if inode.kind == FileType::Directory && is_submount(&parent.identity, &inode.identity) {
+        if inode.is_submount_of(parent) {
             attr.flags |= ATTR_SUBMOUNT;
         }
         EntryOut {

@@ -9,9 +9,10 @@ use vm_memory::ByteValued;
 
 use super::ATTRIBUTE_TIMEOUT;
 use super::abi::{Attr, Dirent, EntryOut};
-use super::attributes::{is_submount, status, status_at_hand};
+use super::attributes::{status, status_at_hand};
 use super::handles::Handle;
-use super::inodes::Inodes;
+use super::inodes::{Identity, Inodes};
+use super::tree::Tree;
 use crate::bus::lock;
 
 /// Bytes that are read of a directory at once.
@@ -44,8 +45,8 @@ pub fn list(handle: &Handle, offset: u64, room: usize, inodes: Option<&Inodes>) 
         let mut ino = entry.ino();
         if let Some(inodes) = inodes {
             let entry = told(handle, name, inodes).unwrap_or_else(|| unknown(ino, kind));
-            // A directory on another mount has the number here that it covers, as on the host.
-            if entry.node != 0 && entry.attr.flags == 0 {
+            // A mount has the number here that it covers, as on the host.
+            if entry.node != 0 {
                 ino = entry.attr.ino;
             }
             listing.extend(entry.as_slice());
@@ -64,20 +65,23 @@ pub fn list(handle: &Handle, offset: u64, room: usize, inodes: Option<&Inodes>) 
     Ok(listing)
 }
 
-/// Looks up the file with this name for the guest. `None` if the guest must look it up itself: the lookup failed, or the
-/// file is on another file system, whose server could block the listing.
+/// Looks up the file with this name for the guest. `None` if the guest must look it up itself: the lookup failed, the
+/// file is on another mount, whose server could block the listing, or the directory is of the share tree.
 fn told(handle: &Handle, name: &CStr, inodes: &Inodes) -> Option<EntryOut> {
-    if matches!(name.to_bytes(), b"." | b"..") || inodes.is_full() {
+    let directory = &handle.inode;
+    let is_own = !matches!(directory.tree, Tree::None);
+    if matches!(name.to_bytes(), b"." | b"..") || inodes.is_full() || is_own {
         return None;
     }
-    let directory = &handle.inode;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(&directory.file, name, flags, rustix::fs::Mode::empty()).ok()?;
-    if is_submount(&directory.identity, &status_at_hand(&file).ok()?.identity()) {
+    let identity = status_at_hand(&file).ok()?.identity();
+    let place = |identity: &Identity| (identity.mount, identity.device);
+    if place(&identity) != place(&directory.identity) {
         return None;
     }
     let status = status(&file).ok()?;
-    let (inode, timeout) = inodes.tell(directory, file, &status).ok()?;
+    let (inode, timeout) = inodes.tell(directory, name, file, &status).ok()?;
     Some(status.entry_out(directory, &inode, timeout, ATTRIBUTE_TIMEOUT))
 }
 

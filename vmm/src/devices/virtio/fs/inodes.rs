@@ -6,6 +6,7 @@
 //! Linux drops such an entry as soon as it is unused (`fuse_dentry_delete` in fs/fuse/dir.c).
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -15,8 +16,9 @@ use rustix::fs::FileType;
 
 use super::ATTRIBUTE_TIMEOUT;
 use super::abi::ROOT;
-use super::attributes::{Status, is_submount};
+use super::attributes::Status;
 use super::budget::{Budget, Permit};
+use super::tree::Tree;
 use crate::bus::lock;
 
 /// The identity of a file on the host.
@@ -30,6 +32,9 @@ pub struct Identity {
     pub number: u64,
 }
 
+/// A file on the host, on whichever mount it was found: the major and minor number of its device, and its inode number.
+pub type FileId = ((u32, u32), u64);
+
 /// A file that the guest knows.
 pub struct Inode {
     /// The guest's number for it, never used again.
@@ -42,10 +47,17 @@ pub struct Inode {
     pub kind: FileType,
     /// The inode number that the guest shows.
     pub shown_number: u64,
+    /// What it is to the share tree.
+    pub tree: Tree,
     _permit: Permit,
 }
 
 impl Inode {
+    /// Which file it is on the host.
+    pub fn file_id(&self) -> FileId {
+        (self.identity.device, self.identity.number)
+    }
+
     /// A path that leads to the file itself, a symbolic link too (proc_pid_fd(5)).
     pub fn path(&self) -> String {
         format!("/proc/self/fd/{}", self.file.as_raw_fd())
@@ -62,6 +74,17 @@ impl Inode {
             return Err(io::Error::from_raw_os_error(libc::ENXIO));
         }
         Ok(openat(CWD, self.path(), flags | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// Whether this is a directory that the guest shows as a file system of its own, below `parent`: on another device,
+    /// as a subvolume of btrfs is, too.
+    pub fn is_submount_of(&self, parent: &Inode) -> bool {
+        let is_other = match (&parent.tree, &self.tree) {
+            (Tree::FileSystem(_), _) => false,
+            (Tree::Root, Tree::FileSystem(_)) => true,
+            _ => parent.identity.device != self.identity.device,
+        };
+        self.kind == FileType::Directory && is_other
     }
 }
 
@@ -106,6 +129,7 @@ impl Inodes {
             identity: status.identity(),
             kind: status.kind(),
             shown_number: status.identity().number,
+            tree: Tree::Root,
             _permit: permit,
         };
         table.by_identity.insert(inode.identity, ROOT);
@@ -123,13 +147,26 @@ impl Inodes {
         found.ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))
     }
 
-    /// Adds a file in the directory `parent`, or increments its lookup count; returns it and the timeout of its
+    /// Adds the file `name` of the directory `parent`, or increments its lookup count; returns it and the timeout of its
     /// name.
     ///
     /// # Errors
     /// `ENFILE` if no descriptor is left.
-    pub fn tell(&self, parent: &Inode, file: OwnedFd, status: &Status) -> io::Result<(Arc<Inode>, Duration)> {
-        self.add(parent, file, status.identity(), status.kind())
+    pub fn tell(
+        &self,
+        parent: &Inode,
+        name: &CStr,
+        file: OwnedFd,
+        status: &Status,
+    ) -> io::Result<(Arc<Inode>, Duration)> {
+        let (identity, kind) = (status.identity(), status.kind());
+        let is_directory = kind == FileType::Directory;
+        let tree = if is_directory { Tree::of(parent, name.to_bytes(), &identity) } else { Tree::None };
+        let told = self.add(parent, file, identity, kind, tree)?;
+        if let (Some(shown), Tree::None) = (parent.tree.file_system(), &told.0.tree) {
+            shown.get_or_init(|| told.0.clone());
+        }
+        Ok(told)
     }
 
     /// As [`Self::tell`], for a file that is this one on the host.
@@ -139,6 +176,7 @@ impl Inodes {
         file: OwnedFd,
         identity: Identity,
         kind: FileType,
+        tree: Tree,
     ) -> io::Result<(Arc<Inode>, Duration)> {
         let mut table = lock(&self.table);
         let timeout = if table.by_node.len() >= self.bound { Duration::ZERO } else { ATTRIBUTE_TIMEOUT };
@@ -151,31 +189,37 @@ impl Inodes {
         let permit = self.budget.take()?;
         table.last_node += 1;
         let node = table.last_node;
-        // A directory on another mount gets a device number of its own in the guest. A file cannot, and must not
-        // look like one of its neighbours.
-        let foreign = kind != FileType::Directory && is_submount(&parent.identity, &identity);
+        // A directory on another device gets a device number of its own in the guest. A file cannot, and must not
+        // look like one of its neighbours. The directories of the share tree have none that could look like it.
+        let foreign = kind != FileType::Directory
+            && parent.identity.device != identity.device
+            && parent.tree.file_system().is_none();
         let shown_number = if foreign { foreign_number(&identity) } else { identity.number };
-        let inode = Arc::new(Inode { node, file, identity, kind, shown_number, _permit: permit });
+        let inode = Arc::new(Inode { node, file, identity, kind, shown_number, tree, _permit: permit });
         table.by_identity.insert(identity, node);
         table.by_node.insert(node, Known { inode: inode.clone(), lookups: 1 });
         Ok((inode, timeout))
     }
 
-    /// Reduces the lookup count of a file by `count`; true if the file was removed from the table.
-    pub fn forget(&self, node: u64, count: u64) -> bool {
+    /// Reduces the lookup count of a file by `count`; returns the file if it was removed from the table.
+    pub fn forget(&self, node: u64, count: u64) -> Option<FileId> {
         let mut table = lock(&self.table);
-        let Some(known) = table.by_node.get_mut(&node).filter(|_| node != ROOT) else { return false };
+        let known = table.by_node.get_mut(&node).filter(|_| node != ROOT)?;
         known.lookups = known.lookups.saturating_sub(count);
         if known.lookups > 0 {
-            return false;
+            return None;
         }
         let identity = known.inode.identity;
         let gone = table.by_node.remove(&node);
         table.by_identity.remove(&identity);
         drop(table);
         // Its descriptor is closed with the table unlocked, because closing may wait for a server of the host.
-        drop(gone);
-        true
+        gone.map(|known| known.inode.file_id())
+    }
+
+    /// Whether the guest knows the file by any number.
+    pub fn know(&self, file: FileId) -> bool {
+        lock(&self.table).by_node.values().any(|known| known.inode.file_id() == file)
     }
 
     /// Whether the table has no room for files that are not looked up one by one.
@@ -230,13 +274,17 @@ mod tests {
         let root = inodes.get(ROOT).unwrap();
         let tell = || {
             let (file, status) = file(&path);
-            inodes.tell(&root, file, &status).unwrap().0.node
+            inodes.tell(&root, c"file", file, &status).unwrap().0.node
         };
         let first = tell();
         assert_eq!(tell(), first);
-        assert!(!inodes.forget(first, 1));
-        assert!(inodes.forget(first, u64::MAX));
-        assert!(!inodes.forget(first, 1) && !inodes.forget(77, 1) && !inodes.forget(ROOT, u64::MAX));
+        let id = inodes.get(first).unwrap().file_id();
+        assert_eq!((inodes.forget(first, 1), inodes.know(id)), (None, true));
+        assert_eq!((inodes.forget(first, u64::MAX), inodes.know(id)), (Some(id), false));
+        assert_eq!(
+            [(first, 1), (77, 1), (ROOT, u64::MAX)].map(|(node, count)| inodes.forget(node, count)),
+            [None; 3]
+        );
         assert!(inodes.get(first).is_err());
         assert_ne!(tell(), first);
     }
@@ -250,9 +298,9 @@ mod tests {
             let (file, status) = file(folder.path());
             // Numbers of some file systems have all 64 bits.
             let identity = Identity { number: u64::MAX - number * 3, ..status.identity() };
-            let (inode, _) = inodes.add(&root, file, identity, FileType::RegularFile).unwrap();
+            let (inode, _) = inodes.add(&root, file, identity, FileType::RegularFile, Tree::None).unwrap();
             assert_eq!(inode.shown_number, identity.number);
-            assert!(inodes.forget(inode.node, 1));
+            assert_eq!(inodes.forget(inode.node, 1), Some(inode.file_id()));
         }
         let table = lock(&inodes.table);
         assert_eq!((table.by_node.len(), table.by_identity.len()), (1, 1), "the root is left");
@@ -267,7 +315,7 @@ mod tests {
             let path = folder.path().join(name);
             fs::write(&path, "").unwrap();
             let (file, status) = file(&path);
-            inodes.tell(&root, file, &status).map(|(_, timeout)| timeout)
+            inodes.tell(&root, c"file", file, &status).map(|(_, timeout)| timeout)
         };
         assert_eq!(tell("a").unwrap(), ATTRIBUTE_TIMEOUT);
         assert_eq!(tell("b").unwrap(), Duration::ZERO);

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use rangemap::RangeInclusiveMap;
 
 use super::abi::{FileLock, LOCK_FLOCK};
+use super::inodes::FileId;
 use crate::bus::lock;
 
 /// Owners of locks in one guest. Each costs a descriptor.
@@ -27,8 +29,8 @@ const LAST: u64 = i64::MAX as u64;
 /// A lock owner, ordered by file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
-    /// The file.
-    inode: u64,
+    /// The file, on whichever mount the guest sees it.
+    file: FileId,
     /// Whether it is a flock(2) lock.
     flock: bool,
     /// The owner's number in the guest kernel.
@@ -37,8 +39,8 @@ pub struct Owner {
 
 impl Owner {
     /// The owner that a request with these flags names.
-    pub fn new(inode: u64, number: u64, flags: u32) -> Self {
-        Owner { inode, flock: flags & LOCK_FLOCK != 0, number }
+    pub fn new(file: FileId, number: u64, flags: u32) -> Self {
+        Owner { file, flock: flags & LOCK_FLOCK != 0, number }
     }
 }
 
@@ -134,12 +136,15 @@ impl Locks {
         Ok(FileLock { start, end, lock_type: record.l_type as u32, pid: 0 })
     }
 
+    /// Whether anybody has a lock of the file.
+    pub fn have(&self, file: FileId) -> bool {
+        lock(&self.held).range(owners(file)).next().is_some()
+    }
+
     /// Releases all locks of a file that the guest has forgotten.
-    pub fn forget(&self, inode: u64) {
-        let owner = |flock, number| Owner { inode, flock, number };
+    pub fn forget(&self, file: FileId) {
         let mut held = lock(&self.held);
-        let owners: Vec<Owner> =
-            held.range(owner(false, 0)..=owner(true, u64::MAX)).map(|(owner, _)| *owner).collect();
+        let owners: Vec<Owner> = held.range(owners(file)).map(|(owner, _)| *owner).collect();
         let forgotten: Vec<_> = owners.iter().filter_map(|owner| held.remove(owner)).collect();
         // Closing a file can wait, too.
         drop(held);
@@ -215,6 +220,12 @@ impl Held {
     }
 }
 
+/// All owners of locks of a file.
+fn owners(file: FileId) -> RangeInclusive<Owner> {
+    let owner = |flock, number| Owner { file, flock, number };
+    owner(false, 0)..=owner(true, u64::MAX)
+}
+
 fn no_lock() -> io::Error {
     io::Error::from_raw_os_error(libc::ENOLCK)
 }
@@ -271,6 +282,8 @@ mod tests {
     use std::fs::OpenOptions;
     use std::path::{Path, PathBuf};
 
+    const FILE: FileId = ((8, 1), 7);
+
     /// Requests of one guest for a file.
     struct Guest {
         locks: Locks,
@@ -288,7 +301,7 @@ mod tests {
         }
 
         fn owner(number: u64, flags: u32) -> Owner {
-            Owner::new(7, number, flags)
+            Owner::new(FILE, number, flags)
         }
 
         fn open(path: &Path) -> impl FnOnce(Access) -> io::Result<OwnedFd> {
@@ -367,7 +380,8 @@ mod tests {
         assert!(lock(&one.locks.held).is_empty());
         assert_eq!(all(&other, WRITE), Ok(()));
         assert_eq!(all(&one, READ), Err(libc::EAGAIN));
-        other.locks.forget(7);
+        assert!(other.locks.have(FILE) && !other.locks.have(((8, 1), 8)));
+        other.locks.forget(FILE);
         assert_eq!(all(&one, WRITE), Ok(()));
     }
 
@@ -410,7 +424,7 @@ mod tests {
             let locks = &guest.locks;
             let hung = scope.spawn(move || {
                 let open = |_| goes_on.recv().map_err(io::Error::other).and(Err(no_lock()));
-                locks.set(Owner::new(8, 1, 0), &wanted(WRITE, 0, 0), true, open)
+                locks.set(Owner::new(((8, 1), 8), 1, 0), &wanted(WRITE, 0, 0), true, open)
             });
             assert_eq!(guest.set(1, 0, WRITE, 0, 9), Ok(()));
             assert_eq!(guest.test(2, READ, 0, 0).0, WRITE as u32);

@@ -133,7 +133,15 @@ impl Server {
     }
 
     pub(super) fn syncfs(&self, caller: &Caller, node: u64) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(self.open_again(caller, node, OFlags::RDONLY)?)?)
+        let inode = self.inodes.get(node)?;
+        // A directory of the share tree stands for the file system whose mounts are in it.
+        let file = match inode.tree.file_system() {
+            Some(shown) => shown.get(),
+            None => Some(&inode),
+        };
+        // Without a file the guest has changed nothing there.
+        let Some(file) = file else { return Ok(()) };
+        Ok(rustix::fs::syncfs(open_again(caller, file, OFlags::RDONLY)?)?)
     }
 
     pub(super) fn setxattr(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<()> {
@@ -172,42 +180,20 @@ impl Server {
         Ok([answer.as_slice(), &data[..out]].concat())
     }
 
-    /// Opens another descriptor of a file or directory that the caller has open.
-    ///
-    /// The caller may have opened it with rights that it no longer has, or for writing only. The VMM's own identity may
-    /// have fewer rights than the caller's, as on a user's FUSE mount.
-    fn open_again(&self, caller: &Caller, node: u64, access: OFlags) -> io::Result<OwnedFd> {
-        let open = |inode: &Inode| inode.open(access | OFlags::NONBLOCK);
-        let inode = self.inode_for(caller, node)?;
-        match open(&inode) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                credentials::assume_own()?;
-                open(&inode)
-            }
-            result => result,
-        }
-    }
-
-    fn open_for_locks(&self, caller: &Caller, node: u64, access: Access) -> io::Result<OwnedFd> {
-        let access = match access {
-            Access::Read => OFlags::RDONLY,
-            Access::Write => OFlags::RDWR,
-        };
-        self.open_again(caller, node, access)
-    }
-
     pub(super) fn getlk(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<Vec<u8>> {
         let LockIn { owner, lock: wanted, flags, .. } = self.lock_request(&mut body)?;
-        let open = |access| self.open_for_locks(caller, node, access);
-        let found: FileLock = self.locks.test(Owner::new(node, owner, flags), &wanted, open)?;
+        let inode = self.inodes.get(node)?;
+        let open = |access| open_for_locks(caller, &inode, access);
+        let found: FileLock = self.locks.test(Owner::new(inode.file_id(), owner, flags), &wanted, open)?;
         Ok(found.as_slice().to_vec())
     }
 
     pub(super) fn setlk(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<()> {
         let LockIn { owner, lock: wanted, flags, .. } = self.lock_request(&mut body)?;
-        let open = |access| self.open_for_locks(caller, node, access);
+        let inode = self.inodes.get(node)?;
+        let open = |access| open_for_locks(caller, &inode, access);
         let written = self.handles.is_written(node);
-        self.locks.set(Owner::new(node, owner, flags), &wanted, written, open)
+        self.locks.set(Owner::new(inode.file_id(), owner, flags), &wanted, written, open)
     }
 
     /// If the guest does not retry, locks were not negotiated and are local to the guest.
@@ -217,6 +203,30 @@ impl Server {
         }
         body.take()
     }
+}
+
+/// Opens another descriptor of a file or directory that the caller has open.
+///
+/// The caller may have opened it with rights that it no longer has, or for writing only. The VMM's own identity may have
+/// fewer rights than the caller's, as on a user's FUSE mount.
+fn open_again(caller: &Caller, inode: &Inode, access: OFlags) -> io::Result<OwnedFd> {
+    let open = || inode.open(access | OFlags::NONBLOCK);
+    credentials::assume(caller)?;
+    match open() {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            credentials::assume_own()?;
+            open()
+        }
+        result => result,
+    }
+}
+
+fn open_for_locks(caller: &Caller, inode: &Inode, access: Access) -> io::Result<OwnedFd> {
+    let access = match access {
+        Access::Read => OFlags::RDONLY,
+        Access::Write => OFlags::RDWR,
+    };
+    open_again(caller, inode, access)
 }
 
 /// As the protocol has an attribute, or its size.

@@ -19,6 +19,7 @@ mod names;
 mod pool;
 mod server;
 mod set_id;
+mod tree;
 mod xattr;
 
 #[cfg(test)]

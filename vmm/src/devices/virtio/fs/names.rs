@@ -52,7 +52,7 @@ impl Server {
     fn told(&self, parent: &Inode, name: &CStr) -> io::Result<Vec<u8>> {
         let file = find(parent, name)?;
         let status = status(&file)?;
-        Ok(self.entry(parent, file, &status)?.0.as_slice().to_vec())
+        Ok(self.entry(parent, name, file, &status)?.0.as_slice().to_vec())
     }
 
     pub(super) fn symlink(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<Vec<u8>> {
@@ -125,7 +125,7 @@ impl Server {
         let parent = self.inode_for(caller, node)?;
         let exclusive = flags as i32 & libc::O_EXCL != 0;
         let mode = masked(&parent, mode, umask);
-        self.made(&parent, flags, || {
+        self.made(&parent, name, flags, || {
             let flags = host_flags(flags)? | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
             match openat(&parent.file, name, flags, mode) {
                 // The file was created after the guest's lookup, and the guest has not checked permissions for it. With this
@@ -145,23 +145,24 @@ impl Server {
         let exclusive = OFlags::from_bits_truncate(flags) & OFlags::EXCL;
         // The purpose of the request is in its flags too.
         let flags = flags & !(libc::O_TMPFILE as u32);
-        self.made(&parent, flags, || {
+        self.made(&parent, c"", flags, || {
             let flags = host_flags(flags)? | OFlags::TMPFILE | exclusive;
             Ok(openat(CWD, parent.path(), flags, mode)?)
         })
     }
 
-    /// Answers with a new file that `make` creates and opens.
+    /// Answers with a new file of this name, if it has one, that `make` creates and opens.
     fn made(
         &self,
         parent: &Inode,
+        name: &CStr,
         flags: u32,
         make: impl FnOnce() -> io::Result<OwnedFd>,
     ) -> io::Result<Vec<u8>> {
         let file = make()?;
         let place = place_of(&file)?;
         let status = status(&place)?;
-        let (entry, inode) = self.entry(parent, place, &status)?;
+        let (entry, inode) = self.entry(parent, name, place, &status)?;
         let node = inode.node;
         let open_flags = if is_local(&file) { 0 } else { fopen::DIRECT_IO };
         let added = self.handles.add(inode, is_writable(flags), || Ok(file));

@@ -338,8 +338,12 @@ impl Server {
     }
 
     fn forget_one(&self, node: u64, count: u64) {
-        if self.inodes.forget(node, count) {
-            self.locks.forget(node);
+        // The guest may know the file by another number too, from another mount.
+        if let Some(file) = self.inodes.forget(node, count)
+            && self.locks.have(file)
+            && !self.inodes.know(file)
+        {
+            self.locks.forget(file);
         }
     }
 
@@ -362,17 +366,18 @@ impl Server {
         self.handles.get(node, handle)
     }
 
-    /// Adds a file in the directory `parent` to the inode table, for an answer.
+    /// Adds the file `name` of the directory `parent` to the inode table, for an answer.
     ///
     /// # Errors
     /// `ENFILE` if no descriptor is left.
     pub(super) fn entry(
         &self,
         parent: &Inode,
+        name: &CStr,
         file: OwnedFd,
         status: &Status,
     ) -> io::Result<(EntryOut, Arc<Inode>)> {
-        let (inode, timeout) = self.inodes.tell(parent, file, status)?;
+        let (inode, timeout) = self.inodes.tell(parent, name, file, status)?;
         Ok((status.entry_out(parent, &inode, timeout, ATTRIBUTE_TIMEOUT), inode))
     }
 }

@@ -243,6 +243,33 @@ fn a_listing_has_every_name_and_the_numbers_of_stat() {
 }
 
 #[test]
+fn the_trees_directories_are_the_file_systems() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["0/rootfs", "1/2/etc", "containers/5/0/1"] {
+        fs::create_dir_all(folder.path().join(name)).unwrap();
+    }
+    fs::write(folder.path().join("1/2/etc/hosts"), "").unwrap();
+    let guest = mount(folder.path());
+    let found = |path: &str| {
+        let step = |parent, name| guest.lookup(parent, name).unwrap();
+        path.split('/').fold(EntryOut { node: ROOT, ..EntryOut::default() }, |at, name| step(at.node, name))
+    };
+    let is_submount = |path: &str| found(path).attr.flags & ATTR_SUBMOUNT != 0;
+    let submounts = ["0", "1", "containers/5/0"];
+    let others =
+        ["0/rootfs", "1/2", "1/2/etc", "1/2/etc/hosts", "containers", "containers/5", "containers/5/0/1"];
+    assert_eq!(submounts.map(is_submount), [true; 3]);
+    assert_eq!(others.map(is_submount), [false; 7]);
+    let hosts = fs::metadata(folder.path().join("1/2/etc/hosts")).unwrap();
+    assert_eq!(found("1/2/etc/hosts").attr.ino, hosts.ino());
+    // One has a file of the host, which is synced; the other has none.
+    for system in ["0", "1"] {
+        let padding = 0_u64.to_le_bytes();
+        assert_eq!(guest.call(op::SYNCFS, found(system).node, &[&padding]), Ok(Vec::new()));
+    }
+}
+
+#[test]
 fn names_that_lead_elsewhere_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("share")).unwrap();
