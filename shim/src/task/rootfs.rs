@@ -10,10 +10,14 @@ use containerd_shim::protos::api::Mount;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
+use super::loop_device::LoopDevice;
+
 /// The name of the directory in the bundle.
 const ROOTFS: &str = "rootfs";
 /// The longest options that mount(2) takes: a page with its end.
 const MAX_OPTIONS: usize = 4095;
+/// The option of mount(8) for a source that is an image file.
+const IMAGE: &str = "loop";
 
 /// Flags of mount(8) with their effect: set or cleared.
 const FLAGS: [(&str, MsFlags, bool); 24] = [
@@ -103,17 +107,20 @@ pub fn unmount(bundle: &Path) {
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
     flags: MsFlags,
+    /// The source is an image file.
+    of_image: bool,
     /// Those of the file system.
     data: Vec<String>,
 }
 
 impl Options {
     fn parse(options: &[String]) -> Self {
-        let mut parsed = Options { flags: MsFlags::empty(), data: Vec::new() };
+        let mut parsed = Options { flags: MsFlags::empty(), of_image: false, data: Vec::new() };
         for option in options {
             match FLAGS.iter().find(|(name, ..)| name == option) {
                 Some((_, flag, true)) => parsed.flags.insert(*flag),
                 Some((_, flag, false)) => parsed.flags.remove(*flag),
+                None if option == IMAGE => parsed.of_image = true,
                 None => parsed.data.push(option.clone()),
             }
         }
@@ -125,6 +132,9 @@ impl Options {
         if data.len() > MAX_OPTIONS {
             return self.mount_relative(kind, source, target);
         }
+        let read_only = self.flags.contains(MsFlags::MS_RDONLY);
+        let device = self.of_image.then(|| LoopDevice::attach(Path::new(source), read_only)).transpose()?;
+        let source = device.as_ref().map_or(Path::new(source), LoopDevice::path);
         mount(Some(source), target, Some(kind), self.flags, Some(data.as_str()))?;
         let read_only = MsFlags::MS_BIND | MsFlags::MS_RDONLY;
         if self.flags.contains(read_only) {
@@ -185,9 +195,10 @@ mod tests {
     #[test]
     fn flags_are_told_from_options_of_the_file_system() {
         let options =
-            Options::parse(&texts(&["rbind", "ro", "nosuid", "suid", "lowerdir=/a:/b", "index=off"]));
+            Options::parse(&texts(&["rbind", "ro", "nosuid", "suid", "loop", "lowerdir=/a:/b", "index=off"]));
         assert_eq!(options.flags, MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY);
         assert_eq!(options.data, ["lowerdir=/a:/b", "index=off"]);
+        assert!(options.of_image);
     }
 
     #[test]

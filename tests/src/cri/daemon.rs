@@ -9,7 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, setsid};
 
-use super::Version;
+use super::{Version, snapshotters};
 use crate::containerd::IMAGE;
 use crate::{Invocation, eventually, processes};
 
@@ -95,6 +95,15 @@ impl Daemon {
                 [handler(SANDBOXED), handler(MISCONFIGURED), options].concat()
             }
         };
+        let runtimes = format!("[plugins.'{runtime}'.containerd.runtimes");
+        let with_snapshotter = |name: &str| {
+            format!(
+                "{runtimes}.pouch-vm-{name}]\nruntime_type = \"io.containerd.pouch-vm.v2\"\nsnapshotter = \"{name}\"\n\
+                 {runtimes}.runc-{name}]\nruntime_type = \"io.containerd.runc.v2\"\nsnapshotter = \"{name}\"\n"
+            )
+        };
+        let snapshotted: String = snapshotters::SNAPSHOTTERS.map(with_snapshotter).concat();
+        let snapshotters = snapshotters::configuration(self.name);
         let sandbox_image = match images {
             None => format!("[plugins.'{runtime}']\nsandbox_image = \"{SANDBOX_IMAGE}\""),
             Some(images) => format!("[plugins.'{images}'.pinned_images]\nsandbox = \"{SANDBOX_IMAGE}\""),
@@ -108,7 +117,8 @@ impl Daemon {
              [plugins.'{runtime}'.containerd.runtimes.pouch-vm]\nruntime_type = \"io.containerd.pouch-vm.v2\"\n\
              privileged_without_host_devices = true\n\
              {sandboxed}\
-             [plugins.'{runtime}'.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n",
+             [plugins.'{runtime}'.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
+             {snapshotted}{snapshotters}",
             name = self.name,
         )
     }
@@ -168,6 +178,7 @@ pub(super) fn ensure(version: Version) {
     }
     fs::write(daemon.run().join("config.toml"), daemon.configuration(version)).unwrap();
     fs::write(daemon.run().join("cni/10-bridge.conflist"), daemon.network()).unwrap();
+    snapshotters::prepare(daemon.name);
     start(&daemon);
     eventually("containerd answers", || ctr(version, &["version"]).run().status == 0);
     // It comes last.
@@ -184,6 +195,7 @@ fn start(daemon: &Daemon) {
     let mut command = std::process::Command::new(daemon.program);
     command.arg("--config").arg(daemon.run().join("config.toml"));
     command.env("PATH", format!("{}:/usr/local/bin:{path}", daemon.programs)).current_dir("/");
+    command.env(snapshotters::WITHOUT_UDEV, "1");
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     // SAFETY: setsid is safe between fork and exec.
     unsafe { command.pre_exec(|| setsid().map(drop).map_err(Into::into)) };

@@ -6,6 +6,7 @@
 mod container;
 mod daemon;
 mod pod;
+mod snapshotters;
 mod stream;
 
 use std::path::{Path, PathBuf};

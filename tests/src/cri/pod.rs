@@ -59,6 +59,12 @@ impl<'a> PodBuilder<'a> {
         self
     }
 
+    /// The root file systems of its containers come from this snapshotter of containerd.
+    pub fn snapshotter(self, name: &str) -> Self {
+        let handler = format!("{}-{name}", self.handler);
+        self.handler(&handler)
+    }
+
     /// It is created by the sandbox API, with options of the runtime that no VM can have: a `default_memory_mib` of 8.
     pub fn misconfigured(self) -> Self {
         self.handler(super::daemon::MISCONFIGURED)

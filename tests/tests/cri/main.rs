@@ -26,6 +26,7 @@ mod faults;
 mod many;
 mod pods;
 mod sandbox_api;
+mod snapshotters;
 mod streams;
 mod volumes;
 
