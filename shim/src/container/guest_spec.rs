@@ -322,8 +322,9 @@ fn bind_source(
     }))
 }
 
-/// Where a source goes in the directory `target` of the share tree. The mount table of the container shows a file's place below its mount's root:
-/// programs find the container's name in there, in the path of the engine's `hostname` or `hosts`.
+/// Where a source goes, in the directory `target` of the share tree. The mount table of the container shows a file's
+/// place below its mount's root: programs find the container's name in there, in the path of the engine's `hostname` or
+/// `hosts`.
 fn share_target(target: PathBuf, source: &Path, directory: bool) -> PathBuf {
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::RootDir);
     match source.strip_prefix("/") {

@@ -69,8 +69,8 @@ pub fn list(handle: &Handle, offset: u64, room: usize, inodes: Option<&Inodes>) 
 /// file is on another mount, whose server could block the listing, or the directory is of the share tree.
 fn told(handle: &Handle, name: &CStr, inodes: &Inodes) -> Option<EntryOut> {
     let directory = &handle.inode;
-    let is_own = !matches!(directory.tree, Tree::None);
-    if matches!(name.to_bytes(), b"." | b"..") || inodes.is_full() || is_own {
+    let of_tree = !matches!(directory.tree, Tree::None);
+    if matches!(name.to_bytes(), b"." | b"..") || inodes.is_full() || of_tree {
         return None;
     }
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

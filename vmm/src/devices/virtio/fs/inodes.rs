@@ -190,7 +190,8 @@ impl Inodes {
         table.last_node += 1;
         let node = table.last_node;
         // A directory on another device gets a device number of its own in the guest. A file cannot, and must not
-        // look like one of its neighbours. The directories of the share tree have none that could look like it.
+        // look like one of its neighbours. What is mounted in a directory of the share tree is of the file system that
+        // this directory is in the guest.
         let foreign = kind != FileType::Directory
             && parent.identity.device != identity.device
             && parent.tree.file_system().is_none();
