@@ -1,18 +1,12 @@
 //! The cgroup of a container whose state cannot be read.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::fs::File;
+use std::path::PathBuf;
 
 use procfs::process::Process;
 
-use super::{remove_default_parent, roots};
-
-/// How often the removal of a cgroup is tried, and the time between.
-const TRIES: u32 = 200;
-const PAUSE: Duration = Duration::from_millis(5);
+use super::{remove_default_parent, remove_when_empty, roots};
 
 /// The cgroup of a sandbox host process, as the kernel tells it.
 pub struct LeftCgroup {
@@ -46,16 +40,6 @@ impl LeftCgroup {
         }
         for path in &self.paths {
             remove_default_parent(path);
-        }
-    }
-}
-
-/// The processes of an ended VM may be in the cgroup for another moment.
-fn remove_when_empty(directory: &Path) {
-    for _ in 0..TRIES {
-        match fs::remove_dir(directory) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(PAUSE),
-            _ => break,
         }
     }
 }

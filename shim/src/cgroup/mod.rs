@@ -16,6 +16,7 @@ pub use usage::Usage;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use libcgroups::common::{AnyCgroupManager, CgroupConfig, CgroupManager, create_cgroup_manager};
 use libcgroups_nix::unistd::Pid;
@@ -29,6 +30,8 @@ const DEFAULT_PARENT: &str = "pouch-vm";
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 /// This directory exists if systemd runs.
 const SYSTEMD: &str = "/run/systemd/system";
+/// How often the removal of a cgroup is tried, and the time between.
+const REMOVAL: (u32, Duration) = (200, Duration::from_millis(5));
 
 /// The cgroup could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -249,15 +252,19 @@ impl Cgroup {
         let directory = self.directory();
         // Linux 5.14; on older kernels only processes that were killed by PID are left.
         let _ = fs::write(directory.join("cgroup.kill"), "1");
-        for _ in 0..200 {
-            match fs::remove_dir(&directory) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                    std::thread::sleep(std::time::Duration::from_millis(5));
-                }
-                _ => break,
-            }
-        }
+        remove_when_empty(&directory);
         remove_default_parent(&self.path);
+    }
+}
+
+/// The processes of an ended VM may be in the cgroup for another moment.
+fn remove_when_empty(directory: &Path) {
+    let (tries, pause) = REMOVAL;
+    for _ in 0..tries {
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(pause),
+            _ => break,
+        }
     }
 }
 
