@@ -150,7 +150,10 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
     let mut systems = FileSystems::default();
     let guest_root = match &root {
         RootSource::Directory => {
-            let target = systems.directory(device).join(ROOTFS);
+            // As under runc, the mount table of the container shows the root of the file system where it can.
+            let is_alone =
+                !spec.mounts().iter().flatten().any(|mount| is_bind_of(&bundle.path, mount, device));
+            let target = if is_alone { ROOTFS.into() } else { systems.directory(device).join(ROOTFS) };
             let guest_root = place.guest_path(&target);
             shared.push(SharedPath {
                 read_only: bundle.root().readonly().unwrap_or(false),
@@ -263,6 +266,13 @@ pub(super) fn require_namespaces(kept: &[LinuxNamespace]) -> Result<(), Translat
 fn is_bind(mount: &Mount) -> bool {
     let option = |name: &str| mount.options().iter().flatten().any(|option| option == name);
     mount.typ().as_deref() == Some("bind") || option("bind") || option("rbind")
+}
+
+/// Whether a mount binds a path of the host's file system with this device number.
+fn is_bind_of(bundle: &Path, mount: &Mount, device: u64) -> bool {
+    let source = mount.source().as_ref().map(|source| bundle.join(source));
+    let metadata = source.filter(|_| is_bind(mount)).and_then(|source| fs::metadata(source).ok());
+    metadata.is_some_and(|metadata| metadata.dev() == device)
 }
 
 /// Redirects a bind mount to the share tree; returns the entry that it needs there.

@@ -38,12 +38,12 @@ fn translated(
 fn root_network_and_cgroup_become_the_guests() {
     let guest = translate_with(|_, _| ()).unwrap();
     assert_eq!(guest.network_namespace, Some("/run/netns/x".into()));
-    assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new("/run/pouch/share/0/rootfs"));
+    assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new("/run/pouch/share/rootfs"));
     let linux = guest.spec.linux().as_ref().unwrap();
     assert!(linux.cgroups_path().is_none());
     let kinds: Vec<_> = linux.namespaces().iter().flatten().map(|n| n.typ()).collect();
     assert_eq!(kinds, [LinuxNamespaceType::Pid, LinuxNamespaceType::Mount]);
-    assert_eq!(guest.shared[0].target, Path::new("0/rootfs"));
+    assert_eq!(guest.shared[0].target, Path::new("rootfs"));
 }
 
 #[test]
@@ -62,6 +62,7 @@ fn binds_go_through_the_share_tree() {
     // A file's place shows in the container's mount table.
     let place = Path::new("0/1").join(file.source.strip_prefix("/").unwrap());
     assert_eq!(file.target, place);
+    assert_eq!(guest.shared[0].target, Path::new("0/rootfs"), "it is of the same file system");
     assert_eq!(mounts[1].source(), &Some(Path::new("/run/pouch/share").join(place)));
     assert_eq!(data.target, Path::new("0/2"));
     assert!(file.read_only && !file.directory);
