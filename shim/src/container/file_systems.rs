@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-/// The directories of the share tree for the file systems of the host that a container uses, by device number. An overlay
-/// that is yet to be mounted has none.
+/// The directories of the share tree for the file systems of the host that a container uses, by device number. An
+/// overlay that the host mounts later has no number yet.
 #[derive(Default)]
 pub(super) struct FileSystems(Vec<Option<u64>>);
 

@@ -43,7 +43,8 @@ pub(super) fn prepare(name: &str) {
             run("losetup", &["--find", "--show", &path])
         };
         let (metadata, data) = (device("metadata", "--size=4M"), device("data", "--size=512M"));
-        // 1,048,576 sectors; blocks of 128; a low-water mark of 1024 (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
+        // 1,048,576 sectors; blocks of 128; a low-water mark of 1024
+        // (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
         let table = format!("0 1048576 thin-pool {metadata} {data} 128 1024 1 skip_block_zeroing");
         run("env", &[&format!("{WITHOUT_UDEV}=1"), "dmsetup", "create", &pool, "--table", &table]);
     }

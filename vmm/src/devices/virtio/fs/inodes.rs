@@ -76,8 +76,8 @@ impl Inode {
         Ok(openat(CWD, self.path(), flags | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    /// Whether this is a directory that the guest shows as a file system of its own, below `parent`: on another device,
-    /// as a subvolume of btrfs is, too.
+    /// Whether the guest shows this directory of `parent` as a separate file system. A subvolume of btrfs has a device
+    /// number of its own, so it is one.
     pub fn is_submount_of(&self, parent: &Inode) -> bool {
         let is_other = match (&parent.tree, &self.tree) {
             (Tree::FileSystem(_), _) => false,

@@ -13,7 +13,7 @@ pub enum Tree {
     Root,
     /// The directory of containers.
     Containers,
-    /// A directory of mounts of one file system of the host, with one of its files.
+    /// A directory of mounts of one file system of the host. It holds one file of that file system, for syncfs(2).
     FileSystem(Arc<OnceLock<Arc<Inode>>>),
     /// Not a directory of the tree.
     None,
