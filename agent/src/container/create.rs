@@ -230,6 +230,11 @@ async fn make(
         seccomp: for_exec.seccomp.clone(),
         task: Task::Create { loopback: own_network, readonly_paths, hidden: shares_pids },
     };
+    let bound = refresh::sources(&spec);
+    let files = bound.clone();
+    blocking(move || refresh::enter(&files))
+        .await
+        .map_err(|error| CreateError::System("its bind mounts", io::Error::other(error)))?;
     let starting = runtime.processes.starting();
     let launched = launch::launch(&runtime.processes, &job, &bundle.join("job.json"), ends).await?;
     if takes_network {
@@ -247,7 +252,6 @@ async fn make(
     let init = Process::new(id, "", launched.pid, stdio)
         .map_err(|error| CreateError::System("its process", error))?;
     let init = Arc::new(init);
-    let bound = refresh::sources(&spec);
     let mut container =
         Container::new(id, paths.clone(), init.clone(), for_exec, bound, devices, launched.report);
     container.shares_pids = shares_pids;

@@ -2,6 +2,11 @@
 //!
 //! The guest caches a file of the host for a second. Engines bind files that they write only between create
 //! and start (`/etc/hosts`, `/etc/resolv.conf`), and these would appear empty.
+//!
+//! The share has a submount for each file system of the host. The kernel mounts it when a process first enters it, and
+//! only in the mount namespace of this process. Each time it is mounted, it has a cache of its own. So the agent enters
+//! all of them before the container gets its mount namespace, which is a copy of the agent's. Otherwise the agent
+//! would revalidate another cache than the one that the container reads.
 
 use std::ffi::CString;
 use std::io;
@@ -11,6 +16,11 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
+/// Has the kernel mount the submounts of the share that these files are in.
+pub fn enter(files: &[PathBuf]) {
+    ask_for_each(files, libc::AT_STATX_SYNC_AS_STAT);
+}
+
 /// The sources of the container's bind mounts.
 pub fn sources(spec: &Spec) -> Vec<PathBuf> {
     let mounts = spec.mounts().iter().flatten();
@@ -19,8 +29,12 @@ pub fn sources(spec: &Spec) -> Vec<PathBuf> {
 
 /// Revalidates the attributes of these files with the host, regardless of the guest's cache.
 pub fn refresh(files: &[PathBuf]) {
+    ask_for_each(files, libc::AT_STATX_FORCE_SYNC);
+}
+
+fn ask_for_each(files: &[PathBuf], sync: i32) {
     for file in files {
-        match ask(file) {
+        match ask(file, sync) {
             Ok(()) => {}
             // The name may have been removed since.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -29,14 +43,13 @@ pub fn refresh(files: &[PathBuf]) {
     }
 }
 
-fn ask(file: &Path) -> io::Result<()> {
+/// `sync` is one of the flags `AT_STATX_*` of statx(2).
+fn ask(file: &Path, sync: i32) -> io::Result<()> {
     let name = CString::new(file.as_os_str().as_bytes())?;
     let mut answer = MaybeUninit::<libc::statx>::uninit();
     let wanted = libc::STATX_SIZE | libc::STATX_MTIME;
     // SAFETY: the name is a C string, and the kernel writes the answer, which is not read.
-    let result = unsafe {
-        libc::statx(libc::AT_FDCWD, name.as_ptr(), libc::AT_STATX_FORCE_SYNC, wanted, answer.as_mut_ptr())
-    };
+    let result = unsafe { libc::statx(libc::AT_FDCWD, name.as_ptr(), sync, wanted, answer.as_mut_ptr()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -52,7 +65,8 @@ mod tests {
         ]}"#;
         let spec: Spec = serde_json::from_str(mounts).unwrap();
         assert_eq!(sources(&spec), [Path::new("/run/pouch/share/hosts")]);
-        assert!(ask(Path::new("/")).is_ok());
-        assert_eq!(ask(Path::new("/no/such/file")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let ask = |file| ask(Path::new(file), libc::AT_STATX_FORCE_SYNC);
+        assert!(ask("/").is_ok());
+        assert_eq!(ask("/no/such/file").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }
