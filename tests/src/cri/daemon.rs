@@ -158,6 +158,24 @@ pub(super) fn ctr(version: Version, arguments: &[&str]) -> Invocation {
     Invocation::of("ctr", [&all, arguments].concat())
 }
 
+/// Removes all that this snapshotter has. Nothing may use it.
+#[track_caller]
+pub(super) fn remove_snapshots(version: Version, snapshotter: &str) {
+    let snapshots = |arguments: &[&str]| {
+        ctr(version, &[&["snapshots", "--snapshotter", snapshotter], arguments].concat()).run()
+    };
+    eventually("the snapshots are removed", || {
+        let list = snapshots(&["ls"]).ok();
+        let names: Vec<&str> =
+            list.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+        // One that others are based on is removed after them.
+        for name in &names {
+            snapshots(&["rm", name]);
+        }
+        names.is_empty()
+    });
+}
+
 /// The PID of the process that stands for a container on the host.
 #[track_caller]
 pub(super) fn pid_of(version: Version, id: &str) -> i32 {
@@ -178,7 +196,7 @@ pub(super) fn ensure(version: Version) {
     }
     fs::write(daemon.run().join("config.toml"), daemon.configuration(version)).unwrap();
     fs::write(daemon.run().join("cni/10-bridge.conflist"), daemon.network()).unwrap();
-    snapshotters::prepare(daemon.name);
+    snapshotters::prepare(daemon.name, version as usize);
     start(&daemon);
     eventually("containerd answers", || ctr(version, &["version"]).run().status == 0);
     // It comes last.

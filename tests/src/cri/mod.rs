@@ -56,6 +56,12 @@ impl Node {
         node
     }
 
+    /// Removes all that this snapshotter has. An image is unpacked again when it is used again.
+    #[track_caller]
+    pub fn remove_snapshots(&self, snapshotter: &str) {
+        daemon::remove_snapshots(self.version, snapshotter);
+    }
+
     /// Its pods are created by the sandbox API.
     pub fn sandboxed(self) -> Self {
         Node { handler: daemon::SANDBOXED, ..self }

@@ -25,9 +25,9 @@ pub(super) fn configuration(name: &str) -> String {
     [plugin("blockfile"), blockfile, plugin("devmapper"), devmapper].concat()
 }
 
-/// Makes what the snapshotters of the daemon `name` need, unless it is there.
+/// Makes what the snapshotters of the daemon `name` need, unless it is there. `index` is 0 or 1, and its own.
 #[track_caller]
-pub(super) fn prepare(name: &str) {
+pub(super) fn prepare(name: &str, index: usize) {
     let root = root(name);
     fs::create_dir_all(&root).unwrap();
     if !Path::new(&format!("{root}/scratch")).exists() {
@@ -37,12 +37,11 @@ pub(super) fn prepare(name: &str) {
     let pool = pool(name);
     if !Path::new("/dev/mapper").join(&pool).exists() {
         run("modprobe", &["dm_thin_pool"]);
-        let device = |file: &str, size: &str| {
-            let path = format!("{root}/{file}");
-            run("truncate", &[size, &path]);
-            run("losetup", &["--find", "--show", &path])
-        };
-        let (metadata, data) = (device("metadata", "--size=4M"), device("data", "--size=512M"));
+        // Not loop devices: containers of other tests see those of the host. A page of a RAM disk takes memory when it is
+        // written. The size is in KiB.
+        run("modprobe", &["brd", "rd_nr=4", "rd_size=524288"]);
+        let device = |role: usize| format!("/dev/ram{}", 2 * index + role);
+        let (metadata, data) = (device(0), device(1));
         // 1,048,576 sectors; blocks of 128; a low-water mark of 1024
         // (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
         let table = format!("0 1048576 thin-pool {metadata} {data} 128 1024 1 skip_block_zeroing");

@@ -11,10 +11,12 @@ tests! {
 /// containerd has it since 2.1.
 #[test]
 fn erofs() {
-    // containerd keeps the image's layer mounted.
     let node = Node::of(Version::V2_1);
+    // containerd keeps the image's layer mounted, from a loop device.
     drop(node.pod("unpacked").snapshotter("erofs").run());
     crate::check(Version::V2_1, |node| roots(&node, "erofs"));
+    node.remove_snapshots("erofs");
+    assert_eq!(used(), 0, "containers of other tests see loop devices of the host");
 }
 
 /// Directories without layers.
@@ -32,9 +34,13 @@ fn devmapper(node: Node) {
     roots(&node, "devmapper");
 }
 
+/// The number of loop devices in use.
+fn used() -> usize {
+    Invocation::of("losetup", ["--list", "--noheadings"]).run().ok().lines().count()
+}
+
 /// Two containers of a pod have roots of their own, with the image's files, and can write to them.
 fn roots(node: &Node, snapshotter: &str) {
-    let used = || Invocation::of("losetup", ["--list", "--noheadings"]).run().ok().lines().count();
     let before = used();
     let pod = node.pod("roots").snapshotter(snapshotter).run();
     let [one, other] = ["one", "other"].map(|name| pod.container(name).start());
