@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use pouch_protocol::SHARE_MOUNT_POINT;
 use pouch_protocol::agent::Storage;
 use ttrpc::proto::Code;
 
@@ -21,6 +22,10 @@ use plan::{Kind, Plan, plan};
 const STORAGES_MAX: usize = 4096;
 /// How long a disk may take to appear: the host may have plugged it in just now.
 const DISK_TIME: Duration = Duration::from_secs(5);
+/// A little more than the time for which the kernel keeps a name of the share.
+const NAME_TIME: Duration = Duration::from_millis(1100);
+/// How often the agent looks whether the host has removed a directory of the share.
+const LOOKS: usize = 10;
 
 /// Why a storage could not be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -176,8 +181,25 @@ pub async fn unmount(storages: &Storages, target: &str) -> Result<(), StorageErr
     }
     let point = target.to_owned();
     blocking(move || detach(&point)).await?;
+    if target != SHARE_MOUNT_POINT && Path::new(target).starts_with(SHARE_MOUNT_POINT) {
+        tokio::spawn(forget(target.to_owned()));
+    }
     storages.release(target);
     Ok(())
+}
+
+/// Has the kernel forget a directory of the share that the host removes. When the kernel looks it up and does not find
+/// it, it drops everything below it. Until then the VMM has these files open.
+async fn forget(directory: String) {
+    for _ in 0..LOOKS {
+        tokio::time::sleep(NAME_TIME).await;
+        let path = directory.clone();
+        match tokio::task::spawn_blocking(move || fs::symlink_metadata(path)).await {
+            Ok(Ok(_)) => {}
+            _ => return,
+        }
+    }
+    log::warn!("the host has not removed {directory} from the share");
 }
 
 /// Unmounts what belongs to an owner, the last one first.

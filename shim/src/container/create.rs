@@ -1,6 +1,6 @@
 //! Creates a container in a VM whose guest is set up.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pouch_protocol::agent::Storage;
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
@@ -33,12 +33,15 @@ pub fn create(
     tokens.connect(vm).map_err(|error| error.failure())
 }
 
-/// What the guest unmounts with a container whose files are in this directory of the share tree.
-pub fn submounts(directory: &Path) -> Vec<Storage> {
-    let mut storage = Storage::new();
-    storage.driver = "submount".to_owned();
-    storage.mount_point = Path::new(SHARE_MOUNT_POINT).join(directory).display().to_string();
-    vec![storage]
+/// What the guest forgets with a container whose files are in these directories of the share tree.
+pub fn submounts<'a>(directories: impl IntoIterator<Item = &'a PathBuf>) -> Vec<Storage> {
+    let storage = |directory: &PathBuf| {
+        let mut storage = Storage::new();
+        storage.driver = "submount".to_owned();
+        storage.mount_point = Path::new(SHARE_MOUNT_POINT).join(directory).display().to_string();
+        storage
+    };
+    directories.into_iter().map(storage).collect()
 }
 
 /// What the guest mounts for a container with this root.

@@ -105,6 +105,6 @@ mod tests {
         std::fs::create_dir(folder.path().join("rootfs")).unwrap();
         std::fs::write(folder.path().join("config.json"), default_spec().to_string()).unwrap();
         let bundle = crate::container::Bundle::load(folder.path()).unwrap();
-        crate::container::guest_spec::translate(&bundle, &Default::default()).unwrap();
+        crate::container::guest_spec::translate(&bundle, None).unwrap();
     }
 }

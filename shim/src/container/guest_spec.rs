@@ -11,6 +11,7 @@ use std::{fs, io};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use oci_spec::runtime::{Hooks, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Mount, Root, Spec};
 use pouch_protocol::{GUEST_RUN_DIR, SHARE_MOUNT_POINT};
+use pouch_vmm_api::share::MAPPED;
 
 use super::file_systems::FileSystems;
 use super::pod_spec::Neighbors;
@@ -23,20 +24,18 @@ use crate::sandbox::{self, PidNamespace, PodSetup};
 /// Bytes of the longest specification that the agent takes (`SPEC_MAX` in `agent/src/container/spec/mod.rs`).
 const MAX_DOCUMENT: usize = 2 << 20;
 
-/// Where a container is in its VM.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The place of a container in the VM of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The directory of its files below the share tree; empty for the only container of a VM.
-    pub directory: PathBuf,
-    /// The pod with which it shares network, IPC and UTS namespaces and `/dev/shm`, if it is in one.
-    pub pod: Option<Neighbors>,
+    /// The number of its directories in the share tree.
+    pub slot: usize,
+    /// The pod with which it shares network, IPC and UTS namespaces and `/dev/shm`.
+    pub pod: Neighbors,
 }
 
-impl Place {
-    /// The path in the guest of what is at `target` of the container's files.
-    pub(super) fn guest_path(&self, target: &Path) -> PathBuf {
-        Path::new(SHARE_MOUNT_POINT).join(&self.directory).join(target)
-    }
+/// The path in the guest of what is at `target` of the share tree.
+pub(super) fn guest_path(target: &Path) -> PathBuf {
+    Path::new(SHARE_MOUNT_POINT).join(target)
 }
 
 /// How the guest gets the root file system.
@@ -127,11 +126,11 @@ pub(super) fn unsupported(field: impl Into<String>, problem: impl Into<String>) 
     TranslateError::Unsupported { field: field.into(), problem: problem.into() }
 }
 
-/// Translates the bundle's specification for a container at `place`.
+/// Translates the bundle's specification for a container at `place` of a pod, or for the only container of a VM.
 ///
 /// # Errors
 /// [`TranslateError`] names the field.
-pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateError> {
+pub fn translate(bundle: &Bundle, place: Option<&Place>) -> Result<GuestSpec, TranslateError> {
     let mut spec = bundle.spec.clone();
     let mut warnings = bundle.warnings.clone();
     if let Some((field, problem)) = spec.hooks().as_ref().and_then(hooks::check) {
@@ -147,14 +146,15 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
     let devices = devices::of_host(&spec)?;
     let (root, device) = root_source(bundle)?;
     let mut shared = Vec::new();
-    let mut systems = FileSystems::default();
+    let mut systems = FileSystems::of(place.map(|place| place.slot));
     let guest_root = match &root {
         RootSource::Directory => {
             // As under runc, the mount table of the container shows the root of the file system where it can.
             let is_alone =
                 !spec.mounts().iter().flatten().any(|mount| is_bind_of(&bundle.path, mount, device));
-            let target = if is_alone { ROOTFS.into() } else { systems.directory(device).join(ROOTFS) };
-            let guest_root = place.guest_path(&target);
+            let directory = if is_alone { systems.own_directory() } else { systems.directory(device) };
+            let target = directory.join(ROOTFS);
+            let guest_root = guest_path(&target);
             shared.push(SharedPath {
                 read_only: bundle.root().readonly().unwrap_or(false),
                 directory: true,
@@ -175,9 +175,9 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
             let destination = Path::new("/").join(mount.destination());
             mount.set_destination(destination);
             if is_bind(mount) {
-                shared.extend(bind_source(&bundle.path, index, mount, &own_ids, place, &mut systems)?);
+                shared.extend(bind_source(&bundle.path, index, mount, &own_ids, &mut systems)?);
             } else if mount.typ().as_deref() == Some("overlay") {
-                shared.push(overlay::redirect(index, mount, place, &mut systems)?);
+                shared.push(overlay::redirect(index, mount, &mut systems)?);
             }
         }
     }
@@ -201,8 +201,8 @@ pub fn translate(bundle: &Bundle, place: &Place) -> Result<GuestSpec, TranslateE
     if spec.linux().as_ref().is_some_and(|linux| linux.mount_label().is_some()) {
         warnings.push("linux.mountLabel has no effect: the VM confines the container".to_owned());
     }
-    let (network_namespace, pids) = match &place.pod {
-        Some(neighbors) => (None, pod_spec::translate_linux(&mut spec, neighbors)?),
+    let (network_namespace, pids) = match place {
+        Some(place) => (None, pod_spec::translate_linux(&mut spec, &place.pod)?),
         None => (translate_linux(&mut spec)?, PidNamespace::Own),
     };
     Ok(GuestSpec { spec, shared, root, devices, network_namespace, pod: None, pids, warnings })
@@ -281,7 +281,6 @@ fn bind_source(
     index: usize,
     mount: &mut Mount,
     own_ids: &(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>),
-    place: &Place,
     systems: &mut FileSystems,
 ) -> Result<Option<SharedPath>, TranslateError> {
     let field = format!("mounts[{index}].source");
@@ -306,7 +305,7 @@ fn bind_source(
         && let Some(size) = tmpfs_size(&path)
     {
         // Shared memory must be in the guest, so that its processes can share it.
-        if place.pod.is_some() {
+        if systems.is_of_pod() {
             mount.set_source(Some(sandbox::pod_shm()));
             return Ok(None);
         }
@@ -317,9 +316,10 @@ fn bind_source(
         return Ok(None);
     }
     let idmap = take_idmap(index, mount, own_ids)?;
-    let directory = systems.directory(metadata.dev()).join(index.to_string());
-    let target = share_target(directory, &path, metadata.is_dir());
-    mount.set_source(Some(place.guest_path(&target)));
+    let system = systems.directory(metadata.dev());
+    let system = if idmap.is_some() { system.join(MAPPED) } else { system };
+    let target = share_target(system.join(index.to_string()), &path, metadata.is_dir());
+    mount.set_source(Some(guest_path(&target)));
     let has =
         |names: &[&str]| mount.options().iter().flatten().any(|option| names.contains(&option.as_str()));
     Ok(Some(SharedPath {

@@ -18,7 +18,7 @@ fn base() -> Value {
 }
 
 fn translate_with(change: impl FnOnce(&mut Value, &Path)) -> Result<GuestSpec, String> {
-    translated(change, |bundle| translate(bundle, &Place::default()))
+    translated(change, |bundle| translate(bundle, None))
 }
 
 fn translated(
@@ -86,6 +86,7 @@ fn the_host_changes_the_owners_of_a_mount() {
     let mapped = mapped.unwrap();
     let map = mapped.shared[1].idmap.as_ref().unwrap();
     assert!(map.recursive && map.users[0].outside == 100_000 && map.groups[0].count == 65_536);
+    assert_eq!(mapped.shared[1].target, Path::new("0/mapped/0"));
     let mount = &mapped.spec.mounts().as_ref().unwrap()[0];
     assert!(mount.uid_mappings().is_none() && mount.options().as_deref().unwrap() == ["rbind"]);
     let own =
@@ -203,7 +204,7 @@ fn a_specification_that_the_agent_would_refuse_is_refused_early() {
 
 fn in_pod(namespaces: Value) -> Result<GuestSpec, String> {
     let neighbors = Neighbors { sandbox: 7, containers: [(9, "other".to_owned())].into() };
-    let place = Place { directory: "containers/3".into(), pod: Some(neighbors) };
+    let place = Place { slot: 3, pod: neighbors };
     let change = |spec: &mut Value, folder: &Path| {
         fs::write(folder.join("file"), "").unwrap();
         spec["linux"]["namespaces"] = namespaces;
@@ -213,7 +214,7 @@ fn in_pod(namespaces: Value) -> Result<GuestSpec, String> {
             {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["bind"]},
         ]);
     };
-    translated(change, |bundle| translate(bundle, &place))
+    translated(change, |bundle| translate(bundle, Some(&place)))
 }
 
 #[test]
@@ -224,16 +225,22 @@ fn a_container_of_a_pod_shares_what_the_pod_has() {
     let kinds = guest.spec.linux().as_ref().unwrap().namespaces().iter().flatten().map(|one| one.typ());
     assert_eq!(kinds.collect::<Vec<_>>(), [LinuxNamespaceType::Mount, LinuxNamespaceType::Pid]);
     assert!(guest.network_namespace.is_none() && guest.spec.hostname().is_none());
-    assert_eq!(
-        guest.spec.root().as_ref().unwrap().path(),
-        Path::new("/run/pouch/share/containers/3/0/rootfs")
-    );
-    let sources: Vec<_> =
+    let root = guest.spec.root().as_ref().unwrap().path().clone();
+    let mut paths: Vec<_> =
         guest.spec.mounts().iter().flatten().map(|mount| mount.source().clone().unwrap()).collect();
-    assert!(sources[0].starts_with("/run/pouch/share/containers/3/0/0"), "{sources:?}");
-    assert_eq!(sources[1], Path::new("/run/pouch/shm"));
-    // In the tree that is moved there.
-    assert!(guest.shared[1].target.starts_with("0/0"));
+    assert_eq!(paths.pop().unwrap(), Path::new("/run/pouch/shm"));
+    paths.insert(0, root);
+    let targets = guest.shared.iter().map(|entry| entry.target.clone());
+    assert_eq!(
+        paths,
+        targets.clone().map(|target| Path::new("/run/pouch/share").join(target)).collect::<Vec<_>>()
+    );
+    // Both are of one file system, which has one directory for all containers of the pod.
+    let parts: Vec<Vec<_>> =
+        targets.map(|target| target.iter().map(|part| part.to_owned()).collect()).collect();
+    assert_eq!(parts[0][..4], parts[1][..4]);
+    let rest = [&parts[0][3..5], &parts[1][3..5]].map(|parts| parts.join("/".as_ref()));
+    assert_eq!((parts[0][1].to_str(), rest), (Some("systems"), ["3/rootfs".into(), "3/0".into()]));
 }
 
 #[test]

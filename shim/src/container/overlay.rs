@@ -7,7 +7,7 @@ use std::path::Path;
 use oci_spec::runtime::Mount;
 
 use super::file_systems::FileSystems;
-use super::guest_spec::{Place, TranslateError, unsupported};
+use super::guest_spec::{TranslateError, guest_path, unsupported};
 use crate::sandbox::share::SharedPath;
 
 /// Options of overlayfs that have a value (Documentation/filesystems/overlayfs.rst).
@@ -31,7 +31,6 @@ const WITHOUT_VALUE: [&str; 2] = ["userxattr", "volatile"];
 pub(super) fn redirect(
     index: usize,
     mount: &mut Mount,
-    place: &Place,
     systems: &mut FileSystems,
 ) -> Result<SharedPath, TranslateError> {
     let options = mount.options().clone().unwrap_or_default();
@@ -44,7 +43,7 @@ pub(super) fn redirect(
     let source = Path::new(layers).to_owned();
     let target = systems.new_directory().join(index.to_string());
     mount.set_typ(Some("bind".to_owned()));
-    mount.set_source(Some(place.guest_path(&target)));
+    mount.set_source(Some(guest_path(&target)));
     let read_only = kept.iter().any(|option| option == "ro" || option == "rro");
     mount.set_options(Some([kept, vec!["rbind".to_owned()]].concat()));
     let overlay = Some(own.join(","));
@@ -83,7 +82,7 @@ mod tests {
         let mount =
             MountBuilder::default().typ("overlay").source("overlay").destination("/o").options(options);
         let mut mount = mount.build().unwrap();
-        let shared = redirect(3, &mut mount, &Place::default(), &mut FileSystems::default());
+        let shared = redirect(3, &mut mount, &mut FileSystems::of(None));
         (mount, shared)
     }
 

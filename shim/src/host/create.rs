@@ -17,7 +17,7 @@ use super::confine::capabilities::{self, Working};
 use super::protocol::Launch;
 use crate::cgroup::oom_reporter::OomReporter;
 use crate::cgroup::{Cgroup, CgroupPlacement};
-use crate::container::guest_spec::{self, GuestSpec, Place, RootSource};
+use crate::container::guest_spec::{self, GuestSpec, RootSource};
 use crate::container::phases::Phases;
 use crate::container::state::HostProcess;
 use crate::container::{
@@ -35,7 +35,7 @@ use crate::sandbox::disks::{Disks, HostDisk};
 use crate::sandbox::streams::GuestStreams;
 use crate::sandbox::vm::{StartedVm, Vm};
 use crate::sandbox::vm_files::{self, VmDescription};
-use crate::sandbox::{GuestParts, GuestSetup, Sandbox, VmSize, later, settings, share};
+use crate::sandbox::{GuestParts, GuestSetup, Sandbox, VmSize, settings, share};
 use crate::streams::{Ends, StreamSource, ends};
 use pouch_errors::chain;
 
@@ -132,7 +132,7 @@ impl<'a> Plan<'a> {
         let mut guest = if launch.pod {
             pod_spec::of_pod(&bundle).map_err(Failure::of)?
         } else {
-            guest_spec::translate(&bundle, &Place::default()).map_err(Failure::of)?
+            guest_spec::translate(&bundle, None).map_err(Failure::of)?
         };
         for warning in &guest.warnings {
             log.warning(warning);
@@ -199,8 +199,7 @@ impl<'a> Plan<'a> {
             made.map_err(Failure::of)?;
             self.document = guest.document().map_err(Failure::of)?;
         }
-        let slots = if self.launch.pod { later::SLOTS } else { 0 };
-        share::build(&self.tree(), &self.guest.shared, slots).map_err(Failure::of)?;
+        share::build(&self.tree(), &self.guest.shared, self.launch.pod).map_err(Failure::of)?;
         Ok(Surroundings { placement, oom, loopback, devices, ends })
     }
 

@@ -115,7 +115,7 @@ impl Members {
         state.status = Status::Created;
         let (vm, agent) = (&self.sandbox.vm, &self.sandbox.agent);
         let id = state.id.clone();
-        let storages = create::submounts(&request.directory);
+        let storages = create::submounts([&request.directory].into_iter().chain(&request.joint_directories));
         let parts = GuestParts { storages, pids: request.pids, devices };
         let guest = create::create(vm, agent, &id, document, parts, &ends)?;
         let started = start_relays(guest, ends).map_err(Failure::of).and_then(|outputs| {

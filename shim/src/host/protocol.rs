@@ -139,6 +139,10 @@ pub struct CreateRequest {
     pub state: State,
     /// The directory of its files in the share tree.
     pub directory: PathBuf,
+    /// Its directories in those of file systems, which the pod's containers share. An earlier build refuses a request
+    /// with any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joint_directories: Vec<PathBuf>,
     /// Its PID namespace.
     #[serde(default)]
     pub pids: PidNamespace,

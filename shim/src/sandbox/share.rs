@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use pouch_vmm_api::mount_attributes::{self, Depth};
+use pouch_vmm_api::share::CONTAINERS;
 use rustix::fs::CWD;
 
 use super::idmap::{self, IdMap};
-use super::later;
 
 /// The name of a container's root file system in the share tree, and the serial of a disk that holds it.
 pub const ROOTFS: &str = "rootfs";
@@ -97,11 +97,11 @@ pub fn enter_namespace() -> Result<(), ShareError> {
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).map_err(ShareError::Namespace)
 }
 
-/// Assembles the tree at `path`, which must not exist, with directories for so many containers that come later.
+/// Assembles the tree at `path`, which must not exist; for a pod, with a directory for containers that come later.
 ///
 /// # Errors
 /// [`ShareError`] names the path.
-pub fn build(path: &Path, shared: &[SharedPath], slots: usize) -> Result<(), ShareError> {
+pub fn build(path: &Path, shared: &[SharedPath], pod: bool) -> Result<(), ShareError> {
     create_directory(path)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("pouch-share"), path, Some("tmpfs"), flags, Some("mode=755,size=1m"))
@@ -109,8 +109,8 @@ pub fn build(path: &Path, shared: &[SharedPath], slots: usize) -> Result<(), Sha
     for entry in shared {
         bind(path, entry)?;
     }
-    for slot in 0..slots {
-        create_directory(&path.join(later::directory(slot)))?;
+    if pod {
+        create_directory(&path.join(CONTAINERS))?;
     }
     // The tree itself has only mount points, and the guest must not write to it.
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
@@ -119,13 +119,7 @@ pub fn build(path: &Path, shared: &[SharedPath], slots: usize) -> Result<(), Sha
 }
 
 fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
-    let target = tree.join(&entry.target);
-    if entry.directory {
-        create_directory(&target)?;
-    } else {
-        create_directory(target.parent().unwrap_or(tree))?;
-        File::create(&target).map_err(|source| ShareError::Create { path: target.clone(), source })?;
-    }
+    let target = create_mount_point(tree, &entry.target, entry.directory)?;
     if let Some(map) = &entry.idmap {
         let action = "mounted with ID mappings: its file system, or the host's kernel, may not support them";
         idmap::mount(&entry.source, &target, entry.recursive, map).map_err(|source| ShareError::Mount {
@@ -155,6 +149,21 @@ fn bind(tree: &Path, entry: &SharedPath) -> Result<(), ShareError> {
         let action = "restricted in the share tree";
         ShareError::Mount { path: entry.source.clone(), action, source }
     })
+}
+
+/// Creates a directory or file of the tree to mount something on; returns its path.
+///
+/// # Errors
+/// [`ShareError::Create`] names the path.
+pub(super) fn create_mount_point(tree: &Path, target: &Path, directory: bool) -> Result<PathBuf, ShareError> {
+    let target = tree.join(target);
+    if directory {
+        create_directory(&target)?;
+    } else {
+        create_directory(target.parent().unwrap_or(tree))?;
+        File::create(&target).map_err(|source| ShareError::Create { path: target.clone(), source })?;
+    }
+    Ok(target)
 }
 
 fn create_directory(path: &Path) -> Result<(), ShareError> {

@@ -28,6 +28,7 @@ use crate::host::proxy::{self, ProxyTask};
 use crate::logging::rfc3339;
 use crate::sandbox::disks::{DiskError, HostDisk};
 use crate::sandbox::later::{self, LaterError, SLOTS, VmmMounts};
+use crate::sandbox::share::SharedPath;
 use crate::streams::Ends;
 
 /// CRI's annotation of a container's part in a pod.
@@ -107,8 +108,7 @@ pub enum JoinError {
 /// What the containers of a pod have in common on the host.
 pub struct Pod {
     mounts: VmmMounts,
-    /// Which directories of the share tree are used, and which one was given out last.
-    slots: Mutex<([bool; SLOTS], usize)>,
+    slots: Slots,
     /// The files that its containers share, if the engine leaves them to the shim.
     files: Option<PodFiles>,
     /// When it was created.
@@ -122,21 +122,40 @@ impl Pod {
     /// Its VM has ended.
     pub fn new(dir: &ContainerDir, files: Option<PodFiles>) -> Result<Self, JoinError> {
         let vmm = dir.load()?.vmm.ok_or(JoinError::Ended)?;
-        let mounts = VmmMounts::of(vmm.pid)?;
+        let mounts = VmmMounts::of(vmm.pid, Path::new(SHARE_DIRECTORY), &dir.path().join("joining"))?;
         // It was this process when it was opened, and not a later one with its number.
         if vmm.alive() {
-            Ok(Pod { mounts, slots: Mutex::new(([false; SLOTS], 0)), files, created: SystemTime::now() })
+            Ok(Pod { mounts, slots: Slots::default(), files, created: SystemTime::now() })
         } else {
             Err(JoinError::Ended)
         }
     }
 
+    fn remove_files(&self, slot: usize, shared: &[SharedPath]) {
+        match self.mounts.remove(slot, shared) {
+            // The VM may have ended, and then so have its mounts.
+            Ok(()) | Err(LaterError::Enter(_)) => {}
+            Err(error) => log::warn!("files are left in the share tree: {}", pouch_errors::chain(&error)),
+        }
+    }
+}
+
+/// Which slots of the share tree are used, and which one was given out last.
+struct Slots(Mutex<([bool; SLOTS], usize)>);
+
+impl Default for Slots {
+    fn default() -> Self {
+        Slots(Mutex::new(([false; SLOTS], 0)))
+    }
+}
+
+impl Slots {
     fn lock(&self) -> MutexGuard<'_, ([bool; SLOTS], usize)> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next free directory after the last one: the guest may remember for a second what was in one.
-    fn take_slot(&self) -> Option<usize> {
+    /// The next free slot after the last one: the guest may remember for a second what was in one.
+    fn take(&self) -> Option<usize> {
         let mut slots = self.lock();
         let free = (1..=SLOTS).map(|step| (slots.1 + step) % SLOTS).find(|slot| !slots.0[*slot])?;
         slots.0[free] = true;
@@ -144,7 +163,7 @@ impl Pod {
         Some(free)
     }
 
-    fn free_slot(&self, slot: usize) {
+    fn free(&self, slot: usize) {
         self.lock().0[slot] = false;
     }
 }
@@ -152,6 +171,8 @@ impl Pod {
 /// A container in the VM of its pod.
 pub struct Membership {
     slot: usize,
+    /// Its files in the share tree.
+    shared: Vec<SharedPath>,
 }
 
 impl Membership {
@@ -168,10 +189,11 @@ impl Membership {
         ends: Ends,
         neighbors: Neighbors,
     ) -> Result<(Self, Child), JoinError> {
-        let slot = pod.take_slot().ok_or(JoinError::Full)?;
+        let slot = pod.slots.take().ok_or(JoinError::Full)?;
         let dir = sandbox.of_member(id);
         let joined = dir.create().map_err(JoinError::from).and_then(|()| {
-            let joined = Self::join_at(pod, slot, sandbox, &dir, bundle, ends, neighbors);
+            let joining = Joining { pod, sandbox, dir: &dir, slot };
+            let joined = joining.join(bundle, ends, neighbors);
             if joined.is_err() {
                 // What is left goes with the pod.
                 let _ = dir.remove();
@@ -179,39 +201,61 @@ impl Membership {
             joined
         });
         if joined.is_err() {
-            // Nothing may be mounted yet.
-            let _ = pod.mounts.remove(&target(slot));
-            pod.free_slot(slot);
+            pod.slots.free(slot);
         }
         joined
     }
 
-    fn join_at(
-        pod: &Pod,
-        slot: usize,
-        sandbox: &ContainerDir,
-        dir: &ContainerDir,
-        bundle: &Path,
-        ends: Ends,
-        neighbors: Neighbors,
-    ) -> Result<(Self, Child), JoinError> {
-        let id = dir.id();
-        let place = Place { directory: later::directory(slot), pod: Some(neighbors) };
-        let (bundle, mut guest) = Self::specification(pod, bundle, &place)?;
+    /// Removes what the host has for a container that the guest has no more.
+    pub fn leave(&self, pod: &Pod) {
+        pod.remove_files(self.slot, &self.shared);
+        pod.slots.free(self.slot);
+    }
+}
+
+/// A container that joins a pod.
+struct Joining<'a> {
+    pod: &'a Pod,
+    sandbox: &'a ContainerDir,
+    dir: &'a ContainerDir,
+    slot: usize,
+}
+
+impl Joining<'_> {
+    fn join(self, bundle: &Path, ends: Ends, neighbors: Neighbors) -> Result<(Membership, Child), JoinError> {
+        let id = self.dir.id();
+        let place = Place { slot: self.slot, pod: neighbors };
+        let (bundle, mut guest) = self.specification(bundle, &place)?;
         guest.warnings.iter().for_each(|warning| log::warn!("container {id}: {warning}"));
         // What cannot be had ends this before anything is done for the container.
         let devices = guest.devices.iter_mut().map(HostDisk::open).collect::<Result<Vec<_>, _>>()?;
-        let of_pod = sandbox.load()?;
+        let of_pod = self.sandbox.load()?;
         if of_pod.status == Status::Stopped {
             return Err(JoinError::Ended);
         }
-        let mut state = State { id: id.to_string(), ..state_of(&bundle, &of_pod) };
-        dir.save(&state)?;
+        let state = State { id: id.to_string(), ..state_of(&bundle, &of_pod) };
+        self.dir.save(&state)?;
         for point in hooks::OF_CREATE {
             hooks::run(point, &state)?;
         }
-        let scratch = sandbox.path().join(format!("joining-{slot}"));
-        pod.mounts.add(&target(slot), &scratch, &guest.shared)?;
+        let scratch = self.sandbox.path().join(format!("joining-{}", self.slot));
+        let added = self.pod.mounts.add(self.slot, &scratch, &guest.shared).map_err(JoinError::from);
+        let created = added.and_then(|()| self.create(state, of_pod, &guest, devices, ends));
+        if created.is_err() {
+            self.pod.remove_files(self.slot, &guest.shared);
+        }
+        Ok((Membership { slot: self.slot, shared: guest.shared }, created?))
+    }
+
+    /// Creates the container in the guest, and starts its proxy process.
+    fn create(
+        &self,
+        mut state: State,
+        of_pod: State,
+        guest: &GuestSpec,
+        devices: Vec<File>,
+        ends: Ends,
+    ) -> Result<Child, JoinError> {
         let document = document_file(&guest.document()?)?;
         let (terminal, null) = (ends.is_terminal(), ends.null());
         let files = ends.into_files();
@@ -219,39 +263,41 @@ impl Membership {
             std::iter::once(&document).chain(&files).chain(&devices).map(AsFd::as_fd).collect();
         let request = Request::Create(Box::new(CreateRequest {
             state: state.clone(),
-            directory: later::directory(slot),
-            pids: guest.pids,
+            directory: later::directory(self.slot),
+            joint_directories: later::joint_directories(&guest.shared),
+            pids: guest.pids.clone(),
             terminal,
             null,
-            disks: guest.devices,
+            disks: guest.devices.clone(),
         }));
-        let host = HostClient::connect(&sandbox.socket())?;
+        let host = HostClient::connect(&self.sandbox.socket())?;
         host.ask_with(&request, &fds)?;
         let task = ProxyTask {
-            address: HostAddress::of(dir),
+            address: HostAddress::of(self.dir),
             cgroup: of_pod.cgroup,
             host: of_pod.host.as_ref().map_or(0, |host| host.pid),
         };
         let started = proxy::start(&task).map_err(JoinError::Proxy).and_then(|child| {
             state.proxy = i32::try_from(child.id()).ok().and_then(HostProcess::find);
-            dir.save(&state)?;
-            Ok((Membership { slot }, child))
+            self.dir.save(&state)?;
+            Ok(child)
         });
         if started.is_err() {
             // The first error is reported. A proxy process ends with its container.
-            let _ = host.ask(&Request::Container(id.to_string())).and_then(|_| host.ask(&Request::Remove));
+            let container = Request::Container(self.dir.id().to_string());
+            let _ = host.ask(&container).and_then(|_| host.ask(&Request::Remove));
         }
         started
     }
 
     /// The bundle of a container, and its specification for the guest.
-    fn specification(pod: &Pod, bundle: &Path, place: &Place) -> Result<(Bundle, GuestSpec), JoinError> {
+    fn specification(&self, bundle: &Path, place: &Place) -> Result<(Bundle, GuestSpec), JoinError> {
         let mut bundle = Bundle::load(bundle)?;
-        if let Some(files) = &pod.files {
+        if let Some(files) = &self.pod.files {
             files.add_to(&mut bundle.spec);
         }
-        let mut guest = guest_spec::translate(&bundle, place)?;
-        if pod.files.is_some() {
+        let mut guest = guest_spec::translate(&bundle, Some(place))?;
+        if self.pod.files.is_some() {
             sandbox_files::share_memory(&mut guest.spec);
         }
         if let RootSource::Disk { path, .. } = guest.root {
@@ -261,13 +307,6 @@ impl Membership {
             mount_points::make(&bundle.root_path(), &mut guest.spec, &guest.shared)?;
         }
         Ok((bundle, guest))
-    }
-
-    /// Removes what the host has for a container that the guest has no more.
-    pub fn leave(&self, pod: &Pod) {
-        // The VM may have ended, and then so have its mounts.
-        let _ = pod.mounts.remove(&target(self.slot));
-        pod.free_slot(self.slot);
     }
 }
 
@@ -287,11 +326,6 @@ pub fn remove(sandbox: &ContainerDir, id: &ContainerId) {
         log::warn!("container {id} was not removed from its pod: {}", pouch_errors::chain(&error));
     }
     let _ = sandbox.of_member(id).remove();
-}
-
-/// A slot's directory in the VMM's mount namespace.
-fn target(slot: usize) -> PathBuf {
-    Path::new(SHARE_DIRECTORY).join(later::directory(slot))
 }
 
 fn state_of(bundle: &Bundle, of_pod: &State) -> State {
@@ -345,13 +379,11 @@ mod tests {
 
     #[test]
     fn slots_are_given_out_in_turn_and_run_out() {
-        let this = i32::try_from(std::process::id()).unwrap();
-        let (mounts, slots) = (VmmMounts::of(this).unwrap(), Mutex::new(([false; SLOTS], 0)));
-        let pod = Pod { mounts, slots, files: None, created: SystemTime::now() };
-        let first = pod.take_slot().unwrap();
-        pod.free_slot(first);
-        assert_ne!(pod.take_slot(), Some(first), "the one that was free last comes last");
-        let rest = (1..SLOTS).filter_map(|_| pod.take_slot()).count();
-        assert_eq!((rest, pod.take_slot()), (SLOTS - 1, None));
+        let slots = Slots::default();
+        let first = slots.take().unwrap();
+        slots.free(first);
+        assert_ne!(slots.take(), Some(first), "the one that was free last comes last");
+        let rest = (1..SLOTS).filter_map(|_| slots.take()).count();
+        assert_eq!((rest, slots.take()), (SLOTS - 1, None));
     }
 }

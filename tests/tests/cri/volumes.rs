@@ -10,7 +10,7 @@ use pouch_tests::cri::{ContainerBuilder, Node, Pod};
 use pouch_tests::{Invocation, eventually, has_vm, processes, vm_only};
 
 tests! {
-    both: a_projected_volume_is_updated, block_devices;
+    both: a_projected_volume_is_updated, containers_meet_in_a_volume, block_devices;
     memory_and_disk, one_path_of_a_volume, read_only_and_propagation, a_block_device_is_used_again,
     a_block_device_of_a_privileged_container, block_devices_that_cannot_be_had, a_vm_ends_that_has_a_block_device,
 }
@@ -60,6 +60,51 @@ fn memory_and_disk(node: Node) {
     pod.try_remove().unwrap();
     assert_eq!(fs::read_to_string(disk.join("file")).unwrap(), "disk\n");
     Invocation::of("umount", [&target]).run().ok();
+}
+
+/// Sockets and pipes in an emptyDir, by which the containers of a pod reach each other: one has it read-only, and one
+/// has a part of it only.
+fn containers_meet_in_a_volume(node: Node) {
+    let pod = node.pod("meeting").run();
+    let volume = pod.volume("data");
+    let part = volume.join("part");
+    fs::create_dir(&part).unwrap();
+    let server = pod.container("server").mount(&volume, "/shared").start();
+    server.exec("ln -s /shared/part/log /dev/log; syslogd -O /shared/messages; mkfifo /shared/part/pipe");
+    server.exec("cat /shared/part/pipe >/shared/piped 2>&1 </dev/null &");
+    let reader = pod.container("reader").with(|config| {
+        config.mounts.push(Mount {
+            host_path: volume.display().to_string(),
+            container_path: "/shared".to_owned(),
+            readonly: true,
+            ..Default::default()
+        });
+    });
+    let reader = reader.start();
+    let log = |at: &str, text: &str| format!("ln -sf {at}/log /dev/log && logger '{text}'");
+    reader.exec(&log("/shared/part", "of the reader"));
+    let sees = |text: &str| server.exec("cat /shared/messages").contains(text);
+    eventually("the socket takes what the reader says", || sees("of the reader"));
+    let partial = pod.container("partial").mount(&part, "/part").start();
+    partial.exec(&log("/part", "of the partial"));
+    eventually("the socket takes what the other one says", || sees("of the partial"));
+    partial.exec("timeout 20 sh -c 'echo through >/part/pipe'");
+    eventually("the pipe leads to the server", || server.exec("cat /shared/piped") == "through");
+    // What the reader has read is written by another one.
+    reader.exec("cat /shared/messages >/dev/null");
+    server.exec("echo first >/shared/both");
+    assert_eq!(partial.exec("echo second >/part/both; cat /part/both"), "second");
+    eventually("the file is there", || reader.sh("cat /shared/part/both").stdout == "second");
+    partial.exec("echo third >/part/both");
+    assert_eq!(
+        reader.exec("cat /shared/part/both"),
+        "third",
+        "it is one file, which nobody has an old copy of"
+    );
+    reader.remove();
+    let again = pod.container("reader").attempt(1).mount(&volume, "/shared").start();
+    again.exec(&log("/shared/part", "of the second one"));
+    eventually("a container that comes later is heard", || sees("of the second one"));
 }
 
 /// subPath: a bind mount of a file or directory of a volume that the kubelet prepares.

@@ -27,10 +27,27 @@ pub fn set(
     attributes: u64,
     users: Option<impl AsFd>,
 ) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
     // A descriptor that is open is not negative.
     let users = users.as_ref().map_or(0, |users| users.as_fd().as_raw_fd() as u64);
     let attributes = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: users };
+    change(at, path, depth, &attributes)
+}
+
+/// Clears attributes (`MOUNT_ATTR_*`) of a mount; see [`set`].
+///
+/// # Errors
+/// As [`set`].
+pub fn clear(at: impl AsFd, path: &Path, depth: Depth, attributes: u64) -> io::Result<()> {
+    change(
+        at,
+        path,
+        depth,
+        &libc::mount_attr { attr_set: 0, attr_clr: attributes, propagation: 0, userns_fd: 0 },
+    )
+}
+
+fn change(at: impl AsFd, path: &Path, depth: Depth, attributes: &libc::mount_attr) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
     let recursive = if depth == Depth::All { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is NUL-terminated, and the structure is live and of the size given.
     let result = unsafe {
@@ -39,8 +56,8 @@ pub fn set(
             at.as_fd().as_raw_fd(),
             path.as_ptr(),
             libc::AT_EMPTY_PATH | recursive,
-            &raw const attributes,
-            size_of_val(&attributes),
+            std::ptr::from_ref(attributes),
+            size_of_val(attributes),
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

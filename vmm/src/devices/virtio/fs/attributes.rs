@@ -1,5 +1,6 @@
 //! File attributes: as the host reports them, and as the guest sees them.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -26,6 +27,15 @@ pub fn status(file: impl AsFd) -> io::Result<Status> {
 /// The error of statx(2).
 pub fn status_at_hand(file: impl AsFd) -> io::Result<Status> {
     query(file, AtFlags::STATX_DONT_SYNC)
+}
+
+/// The ID of the mount of what is at `name` of a directory.
+///
+/// # Errors
+/// The error of statx(2).
+pub fn mount_at(directory: impl AsFd, name: &CStr) -> io::Result<u64> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    Ok(statx(directory, name, flags, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
 fn query(file: impl AsFd, flags: AtFlags) -> io::Result<Status> {

@@ -12,12 +12,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, StatVfsMountFlags, fstatvfs};
 
 use super::ATTRIBUTE_TIMEOUT;
 use super::abi::ROOT;
 use super::attributes::Status;
 use super::budget::{Budget, Permit};
+use super::mounts::{self, Key, Origin};
 use super::tree::Tree;
 use crate::bus::lock;
 
@@ -30,6 +31,13 @@ pub struct Identity {
     pub device: (u32, u32),
     /// Its inode number.
     pub number: u64,
+}
+
+impl Identity {
+    /// Which file it is, on whichever mount.
+    pub fn file_id(&self) -> FileId {
+        (self.device, self.number)
+    }
 }
 
 /// A file on the host, on whichever mount it was found: the major and minor number of its device, and its inode number.
@@ -49,13 +57,19 @@ pub struct Inode {
     pub shown_number: u64,
     /// What it is to the share tree.
     pub tree: Tree,
+    /// The mount that it was found on.
+    pub origin: Origin,
     _permit: Permit,
 }
 
 impl Inode {
     /// Which file it is on the host.
     pub fn file_id(&self) -> FileId {
-        (self.identity.device, self.identity.number)
+        self.identity.file_id()
+    }
+
+    fn key(&self) -> Key {
+        Key::of(&self.identity, self.kind, &self.origin)
     }
 
     /// A path that leads to the file itself, a symbolic link too (proc_pid_fd(5)).
@@ -80,8 +94,8 @@ impl Inode {
     /// number of its own, so it is one.
     pub fn is_submount_of(&self, parent: &Inode) -> bool {
         let is_other = match (&parent.tree, &self.tree) {
-            (Tree::FileSystem(_), _) => false,
-            (Tree::Root, Tree::FileSystem(_)) => true,
+            (Tree::FileSystem(_) | Tree::Mapped(_), _) | (_, Tree::Containers | Tree::Systems) => false,
+            (Tree::Root | Tree::Systems, Tree::FileSystem(_)) => true,
             _ => parent.identity.device != self.identity.device,
         };
         self.kind == FileType::Directory && is_other
@@ -90,14 +104,32 @@ impl Inode {
 
 struct Known {
     inode: Arc<Inode>,
+    /// The same file on other mounts.
+    others: Vec<Arc<Inode>>,
     /// The lookup count.
     lookups: u64,
+}
+
+impl Known {
+    fn new(inode: Arc<Inode>, lookups: u64) -> Self {
+        Known { inode, others: Vec::new(), lookups }
+    }
+
+    /// The file on each mount.
+    fn places(&self) -> impl Iterator<Item = &Arc<Inode>> {
+        [&self.inode].into_iter().chain(&self.others)
+    }
+
+    /// The file on this mount.
+    fn on(&self, mount: u64) -> Option<&Arc<Inode>> {
+        self.places().find(|place| place.identity.mount == mount)
+    }
 }
 
 #[derive(Default)]
 struct Table {
     by_node: HashMap<u64, Known>,
-    by_identity: HashMap<Identity, u64>,
+    by_key: HashMap<Key, u64>,
     last_node: u64,
 }
 
@@ -130,11 +162,12 @@ impl Inodes {
             kind: status.kind(),
             shown_number: status.identity().number,
             tree: Tree::Root,
+            origin: Origin::default(),
             _permit: permit,
         };
-        table.by_identity.insert(inode.identity, ROOT);
+        table.by_key.insert(inode.key(), ROOT);
         // The guest never forgets the root.
-        table.by_node.insert(ROOT, Known { inode: Arc::new(inode), lookups: u64::MAX });
+        table.by_node.insert(ROOT, Known::new(Arc::new(inode), u64::MAX));
         Ok(())
     }
 
@@ -143,8 +176,22 @@ impl Inodes {
     /// # Errors
     /// `ESTALE` if there is none.
     pub fn get(&self, node: u64) -> io::Result<Arc<Inode>> {
-        let found = lock(&self.table).by_node.get(&node).map(|known| known.inode.clone());
-        found.ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))
+        let stale = || io::Error::from_raw_os_error(libc::ESTALE);
+        let places: Vec<_> = match lock(&self.table).by_node.get(&node).ok_or_else(stale)? {
+            Known { inode, others, .. } if others.is_empty() => return Ok(inode.clone()),
+            known => known.places().cloned().collect(),
+        };
+        mounts::best(&places).cloned().ok_or_else(stale)
+    }
+
+    /// As [`Self::get`], on the mount of `other` if it was found there.
+    ///
+    /// # Errors
+    /// `ESTALE` if there is none.
+    pub fn get_beside(&self, node: u64, other: &Inode) -> io::Result<Arc<Inode>> {
+        let known = |known: &Known| known.on(other.identity.mount).cloned();
+        let found = lock(&self.table).by_node.get(&node).and_then(known);
+        found.map_or_else(|| self.get(node), Ok)
     }
 
     /// Adds the file `name` of the directory `parent`, or increments its lookup count; returns it and the timeout of its
@@ -162,11 +209,44 @@ impl Inodes {
         let (identity, kind) = (status.identity(), status.kind());
         let is_directory = kind == FileType::Directory;
         let tree = if is_directory { Tree::of(parent, name.to_bytes(), &identity) } else { Tree::None };
-        let told = self.add(parent, file, identity, kind, tree)?;
-        if let (Some(shown), Tree::None) = (parent.tree.file_system(), &told.0.tree) {
-            shown.get_or_init(|| told.0.clone());
+        let origin = match &parent.tree {
+            Tree::FileSystem(mounts) => {
+                Origin { group: Some(mounts.clone()), read_only: is_read_only(&file) }
+            }
+            _ if parent.identity.mount == identity.mount => parent.origin.clone(),
+            _ => Origin::default(),
+        };
+        let mounts = parent.tree.file_system().filter(|_| matches!(tree, Tree::None));
+        let place = mounts.map(|mounts| Ok::<_, io::Error>((mounts, self.get(parent.node)?))).transpose()?;
+        let told = self.add(parent, file, identity, kind, tree, origin)?;
+        if let Some((mounts, directory)) = place {
+            mounts.add(&directory, name, &told.0);
         }
+        self.drop_unmounted(&told.0);
         Ok(told)
+    }
+
+    /// Drops a file on other mounts than this one that are not mounted any more.
+    fn drop_unmounted(&self, inode: &Arc<Inode>) {
+        if inode.origin.group.is_none() {
+            return;
+        }
+        let others: Vec<Arc<Inode>> = match lock(&self.table).by_node.get(&inode.node) {
+            Some(known) => known.places().filter(|place| !Arc::ptr_eq(place, inode)).cloned().collect(),
+            None => return,
+        };
+        let gone: Vec<_> = others.into_iter().filter(|place| !mounts::is_mounted(place)).collect();
+        let is_gone = |place: &Arc<Inode>| gone.iter().any(|other| Arc::ptr_eq(other, place));
+        if let Some(known) = lock(&self.table).by_node.get_mut(&inode.node) {
+            known.others.retain(|place| !is_gone(place));
+            if is_gone(&known.inode)
+                && let Some(other) = known.others.pop()
+            {
+                known.inode = other;
+            }
+        }
+        // Their descriptors are closed with the table unlocked.
+        drop(gone);
     }
 
     /// As [`Self::tell`], for a file that is this one on the host.
@@ -177,14 +257,35 @@ impl Inodes {
         identity: Identity,
         kind: FileType,
         tree: Tree,
+        origin: Origin,
     ) -> io::Result<(Arc<Inode>, Duration)> {
         let mut table = lock(&self.table);
         let timeout = if table.by_node.len() >= self.bound { Duration::ZERO } else { ATTRIBUTE_TIMEOUT };
-        if let Some(node) = table.by_identity.get(&identity).copied()
+        let key = Key::of(&identity, kind, &origin);
+        if let Some(node) = table.by_key.get(&key).copied()
             && let Some(known) = table.by_node.get_mut(&node)
         {
+            let inode = match known.on(identity.mount) {
+                Some(place) => place.clone(),
+                None => {
+                    let permit = self.budget.take()?;
+                    let shown_number = known.inode.shown_number;
+                    let place = Arc::new(Inode {
+                        node,
+                        file,
+                        identity,
+                        kind,
+                        shown_number,
+                        tree,
+                        origin,
+                        _permit: permit,
+                    });
+                    known.others.push(place.clone());
+                    place
+                }
+            };
             known.lookups = known.lookups.saturating_add(1);
-            return Ok((known.inode.clone(), timeout));
+            return Ok((inode, timeout));
         }
         let permit = self.budget.take()?;
         table.last_node += 1;
@@ -196,9 +297,10 @@ impl Inodes {
             && parent.identity.device != identity.device
             && parent.tree.file_system().is_none();
         let shown_number = if foreign { foreign_number(&identity) } else { identity.number };
-        let inode = Arc::new(Inode { node, file, identity, kind, shown_number, tree, _permit: permit });
-        table.by_identity.insert(identity, node);
-        table.by_node.insert(node, Known { inode: inode.clone(), lookups: 1 });
+        let inode =
+            Arc::new(Inode { node, file, identity, kind, shown_number, tree, origin, _permit: permit });
+        table.by_key.insert(key, node);
+        table.by_node.insert(node, Known::new(inode.clone(), 1));
         Ok((inode, timeout))
     }
 
@@ -210,9 +312,9 @@ impl Inodes {
         if known.lookups > 0 {
             return None;
         }
-        let identity = known.inode.identity;
+        let key = known.inode.key();
         let gone = table.by_node.remove(&node);
-        table.by_identity.remove(&identity);
+        table.by_key.remove(&key);
         drop(table);
         // Its descriptor is closed with the table unlocked, because closing may wait for a server of the host.
         gone.map(|known| known.inode.file_id())
@@ -233,6 +335,11 @@ impl Inodes {
         let all = std::mem::take(&mut *lock(&self.table));
         drop(all);
     }
+}
+
+/// Whether the mount that a file was found on is read-only.
+fn is_read_only(file: &OwnedFd) -> bool {
+    fstatvfs(file).is_ok_and(|status| status.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// The first inode number for single bind-mounted files.
@@ -299,12 +406,13 @@ mod tests {
             let (file, status) = file(folder.path());
             // Numbers of some file systems have all 64 bits.
             let identity = Identity { number: u64::MAX - number * 3, ..status.identity() };
-            let (inode, _) = inodes.add(&root, file, identity, FileType::RegularFile, Tree::None).unwrap();
+            let (kind, origin) = (FileType::RegularFile, Origin::default());
+            let (inode, _) = inodes.add(&root, file, identity, kind, Tree::None, origin).unwrap();
             assert_eq!(inode.shown_number, identity.number);
             assert_eq!(inodes.forget(inode.node, 1), Some(inode.file_id()));
         }
         let table = lock(&inodes.table);
-        assert_eq!((table.by_node.len(), table.by_identity.len()), (1, 1), "the root is left");
+        assert_eq!((table.by_node.len(), table.by_key.len()), (1, 1), "the root is left");
     }
 
     #[test]

@@ -136,12 +136,12 @@ impl Server {
         let inode = self.inodes.get(node)?;
         // A directory of the share tree stands for the file system whose mounts are in it.
         let file = match inode.tree.file_system() {
-            Some(shown) => shown.get(),
-            None => Some(&inode),
+            Some(mounts) => mounts.file(),
+            None => Some(inode),
         };
         // Without a file the guest has changed nothing there.
         let Some(file) = file else { return Ok(()) };
-        Ok(rustix::fs::syncfs(open_again(caller, file, OFlags::RDONLY)?)?)
+        Ok(rustix::fs::syncfs(open_again(caller, &file, OFlags::RDONLY)?)?)
     }
 
     pub(super) fn setxattr(&self, caller: &Caller, node: u64, mut body: Body<'_>) -> io::Result<()> {

@@ -15,6 +15,7 @@ mod inodes;
 mod locks;
 mod message;
 mod metadata;
+mod mounts;
 mod names;
 mod pool;
 mod server;

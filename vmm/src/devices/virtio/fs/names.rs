@@ -112,7 +112,8 @@ impl Server {
         let LinkIn { node: file } = body.take()?;
         let name = body.name()?;
         let parent = self.inode_for(caller, node)?;
-        let file = self.inodes.get(file)?;
+        // A link is made on one mount.
+        let file = self.inodes.get_beside(file, &parent)?;
         // Its link in /proc leads to the file itself. The other way, AT_EMPTY_PATH, took a capability of the host's
         // before Linux 6.10.
         linkat(CWD, file.path(), &parent.file, name, AtFlags::SYMLINK_FOLLOW)?;
