@@ -61,7 +61,7 @@ impl Events {
         });
     }
 
-    /// Watches a container's `memory.events`; the watch is removed with the file.
+    /// Watches a container's `memory.events`, until [`Self::forget`].
     pub fn watch(&self, container_id: &str, memory_events: &Path) {
         let Some(inotify) = &self.watches else { return };
         match inotify.add_watch(memory_events, AddWatchFlags::IN_MODIFY) {
@@ -71,6 +71,20 @@ impl Events {
             }
             Err(error) => log::warn!("cannot watch {}: {error}", memory_events.display()),
         }
+    }
+
+    /// Removes the watch of a container. The kernel does not do so when a cgroup is removed, and keeps its inodes.
+    pub fn forget(&self, container_id: &str) {
+        let Some(inotify) = &self.watches else { return };
+        let mut containers = self.containers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        containers.retain(|descriptor, id| {
+            let stays = id != container_id;
+            if !stays {
+                // It may have gone already.
+                let _ = inotify.rm_watch(*descriptor);
+            }
+            stays
+        });
     }
 
     /// A descriptor that becomes readable when memory events change, if they can be watched.
@@ -95,5 +109,30 @@ impl Events {
             }
         }
         changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_container_is_watched_until_it_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
+        let events = Events::default();
+        let write = || [&one, &other].map(|file| fs::write(file, "1").unwrap());
+        write();
+        events.watch("one", &one);
+        events.watch("other", &other);
+        write();
+        assert_eq!(events.changed(), ["one", "other"]);
+        events.forget("one");
+        write();
+        assert_eq!(events.changed(), ["other"]);
+        fs::remove_file(&other).unwrap();
+        events.changed();
+        assert!(events.containers.lock().unwrap().is_empty());
     }
 }

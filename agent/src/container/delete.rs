@@ -91,6 +91,7 @@ async fn remove(runtime: &Arc<Runtime>, id: &str, paths: &Paths) -> Result<(), D
         log::warn!("cannot go back to the guest's network namespace: {error}");
     }
     blocking(task).await.map_err(|error| DeleteError::Task(error.to_string()))??;
+    runtime.events.forget(id);
     storage::unmount_owned(&runtime.storages, id).await?;
     Ok(runtime.disks.release(id).await?)
 }
