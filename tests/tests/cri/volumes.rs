@@ -101,6 +101,8 @@ fn containers_meet_in_a_volume(node: Node) {
         "third",
         "it is one file, which nobody has an old copy of"
     );
+    partial.exec("ln /part/both /part/link && rm /part/both");
+    assert_eq!(server.exec("cat /shared/part/link; stat -c %h /shared/part/link"), "third\n1");
     reader.remove();
     let again = pod.container("reader").attempt(1).mount(&volume, "/shared").start();
     again.exec(&log("/shared/part", "of the second one"));
