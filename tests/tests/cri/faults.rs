@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use k8s_cri::v1::{LinuxContainerResources, PodSandboxState};
-use pouch_tests::cri::{Node, Pod};
+use pouch_tests::cri::{Container, Node, Pod};
 use pouch_tests::installation::{is_replaced, replace};
 use pouch_tests::processes::{self, sigkill};
 use pouch_tests::{Invocation, eventually, has_vm, vm_only};
@@ -12,7 +12,7 @@ use pouch_tests::{Invocation, eventually, has_vm, vm_only};
 tests! {
     both: containerd_is_restarted;
     the_shim_is_killed, the_vmm_is_killed, the_host_process_is_killed, the_process_of_a_container_is_killed,
-    a_container_joins_a_pod_that_has_ended, the_guest_is_out_of_memory, a_disk_is_full,
+    the_guest_panics, a_container_joins_a_pod_that_has_ended, the_guest_is_out_of_memory, a_disk_is_full,
     the_reader_of_the_output_is_gone, the_runtime_is_replaced, a_pod_is_removed_twice_at_once,
     a_pod_is_given_up_while_it_is_created, a_container_ignores_sigterm,
 }
@@ -39,13 +39,36 @@ fn check_gone(node: &Node, kill: impl FnOnce(i32)) {
     let pod = node.pod("gone").run();
     let (one, two) = (pod.container("one").start(), pod.container("two").start());
     kill(pod.pid());
+    for container in [&one, &two] {
+        check_stopped(&pod, container);
+    }
+    let id = pod.id.clone();
+    pod.remove();
+    assert!(!node.lists(&id));
+}
+
+/// A container whose sandbox is gone is stopped, and its pod is not ready.
+fn check_stopped(pod: &Pod<'_>, container: &Container<'_>) {
     // While containerd has not noticed that a shim is gone, there may be no status.
     eventually("the pod is not ready", || {
         pod.try_status().is_ok_and(|status| status.state() == PodSandboxState::SandboxNotready)
     });
-    for container in [&one, &two] {
-        eventually("its containers are stopped", || !container.runs());
-        assert_ne!(container.status().exit_code, 0);
+    eventually("its containers are stopped", || !container.runs());
+    assert_ne!(container.status().exit_code, 0);
+}
+
+/// The kernel panics too if the agent ends, which is its first process.
+pub(crate) fn the_guest_panics(node: Node) {
+    vm_only!();
+    let pod = node.pod("panics");
+    let pod = pod.linux(|linux| linux.security_context.get_or_insert_default().privileged = true).run();
+    let privileged = pod.container("one").security(|security| security.privileged = true).start();
+    let other = pod.container("two").start();
+    // The command cannot end in any other way.
+    let ended = privileged.try_exec(&["/bin/sh", "-c", "echo c >/proc/sysrq-trigger; sleep 1000"], 0);
+    assert!(!ended.is_ok_and(|executed| executed.status == 0));
+    for container in [&privileged, &other] {
+        check_stopped(&pod, container);
     }
     let id = pod.id.clone();
     pod.remove();
