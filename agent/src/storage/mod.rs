@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use pouch_protocol::SHARE_MOUNT_POINT;
 use pouch_protocol::agent::Storage;
 use ttrpc::proto::Code;
 
@@ -88,6 +87,8 @@ struct Mounted {
     /// Mount points with their owners: a container's ID, or none.
     owners: HashMap<String, String>,
     order: Vec<String>,
+    /// Directories of the share that the host mounts and removes, by their owners. They may have several.
+    submounts: HashMap<String, Vec<String>>,
     /// Those of disks that can be written to.
     writable_disks: HashSet<String>,
 }
@@ -117,6 +118,25 @@ impl Storages {
         mounted.order.retain(|other| other != target);
     }
 
+    fn note_submount(&self, owner: &str, target: &str) -> Result<(), StorageError> {
+        let mut mounted = self.lock();
+        let count: usize = mounted.submounts.values().map(Vec::len).sum();
+        if count >= STORAGES_MAX {
+            return Err(StorageError::TooMany);
+        }
+        mounted.submounts.entry(owner.to_owned()).or_default().push(target.to_owned());
+        Ok(())
+    }
+
+    /// Removes the notes of the submounts of an owner, or of all.
+    fn take_submounts(&self, owner: Option<&str>) -> Vec<String> {
+        let submounts = &mut self.lock().submounts;
+        match owner {
+            Some(owner) => submounts.remove(owner).unwrap_or_default(),
+            None => std::mem::take(submounts).into_values().flatten().collect(),
+        }
+    }
+
     fn note_writable_disk(&self, target: &str) {
         self.lock().writable_disks.insert(target.to_owned());
     }
@@ -139,6 +159,8 @@ impl Storages {
 /// Mounts storages in their order; if one fails, those before it are unmounted again.
 pub async fn mount_all(storages: &Storages, owner: &str, list: Vec<Storage>) -> Result<(), StorageError> {
     let plans = list.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
+    let (submounts, plans): (Vec<_>, Vec<_>) =
+        plans.into_iter().partition(|plan| plan.kind == Kind::Submount);
     let mut done: Vec<String> = Vec::new();
     for plan in plans {
         let target = plan.target.clone();
@@ -165,7 +187,7 @@ pub async fn mount_all(storages: &Storages, owner: &str, list: Vec<Storage>) -> 
         }
         done.push(target);
     }
-    Ok(())
+    submounts.iter().try_for_each(|plan| storages.note_submount(owner, &plan.target))
 }
 
 async fn blocking<T: Send + 'static>(
@@ -181,9 +203,6 @@ pub async fn unmount(storages: &Storages, target: &str) -> Result<(), StorageErr
     }
     let point = target.to_owned();
     blocking(move || detach(&point)).await?;
-    if target != SHARE_MOUNT_POINT && Path::new(target).starts_with(SHARE_MOUNT_POINT) {
-        tokio::spawn(forget(target.to_owned()));
-    }
     storages.release(target);
     Ok(())
 }
@@ -191,6 +210,7 @@ pub async fn unmount(storages: &Storages, target: &str) -> Result<(), StorageErr
 /// Has the kernel forget a directory of the share that the host removes. When the kernel looks it up and does not find
 /// it, it drops everything below it. Until then the VMM has these files open.
 async fn forget(directory: String) {
+    // If it stays, another container uses it.
     for _ in 0..LOOKS {
         tokio::time::sleep(NAME_TIME).await;
         let path = directory.clone();
@@ -199,11 +219,15 @@ async fn forget(directory: String) {
             _ => return,
         }
     }
-    log::warn!("the host has not removed {directory} from the share");
 }
 
 /// Unmounts what belongs to an owner, the last one first.
 pub async fn unmount_owned(storages: &Storages, owner: &str) -> Result<(), StorageError> {
+    for directory in storages.take_submounts(Some(owner)) {
+        let point = directory.clone();
+        blocking(move || detach(&point)).await?;
+        tokio::spawn(forget(directory));
+    }
     for target in storages.owned(Some(owner)) {
         unmount(storages, &target).await?;
     }
@@ -212,6 +236,11 @@ pub async fn unmount_owned(storages: &Storages, owner: &str) -> Result<(), Stora
 
 /// Unmounts everything, for the end.
 pub async fn unmount_every(storages: &Storages) {
+    for directory in storages.take_submounts(None) {
+        if let Err(error) = blocking(move || detach(&directory)).await {
+            log::warn!("{}", pouch_errors::chain(&error));
+        }
+    }
     for target in storages.owned(None) {
         if let Err(error) = unmount(storages, &target).await {
             log::warn!("{}", pouch_errors::chain(&error));
@@ -236,9 +265,6 @@ fn detach(target: &str) -> Result<(), StorageError> {
 }
 
 fn perform(plan: &Plan) -> Result<(), StorageError> {
-    if plan.kind == Kind::Submount {
-        return Ok(());
-    }
     let directory = |error| StorageError::Directory(plan.target.clone(), error);
     let single_file = plan.kind == Kind::Bind && Path::new(&plan.source).is_file();
     if single_file {
@@ -253,6 +279,7 @@ fn perform(plan: &Plan) -> Result<(), StorageError> {
         Kind::FileSystem(name) => call(plan, &plan.source, Some(name), plan.flags),
         Kind::Disk(name) => call(plan, &find_disk(&plan.source)?, Some(name), plan.flags),
         Kind::Bind => bind(plan),
+        // The kernel mounts it when it is used.
         Kind::Submount => Ok(()),
     };
     if result.is_err() {
@@ -315,5 +342,11 @@ mod tests {
         storages.release("/run/pouch/a/x");
         assert!(!storages.have_writable_disk());
         assert_eq!(storages.owned(None), ["/run/pouch/b", "/run/pouch/a"]);
+        for owner in ["c", "d"] {
+            storages.note_submount(owner, "/run/pouch/share/x").unwrap();
+        }
+        assert_eq!(storages.take_submounts(Some("c")), ["/run/pouch/share/x"]);
+        assert_eq!(storages.take_submounts(Some("c")), [""; 0]);
+        assert_eq!(storages.take_submounts(None), ["/run/pouch/share/x"]);
     }
 }

@@ -34,7 +34,7 @@ pub struct Place {
 }
 
 /// The path in the guest of what is at `target` of the share tree.
-pub(super) fn guest_path(target: &Path) -> PathBuf {
+pub fn guest_path(target: &Path) -> PathBuf {
     Path::new(SHARE_MOUNT_POINT).join(target)
 }
 

@@ -25,6 +25,11 @@ use super::share::{self, ShareError, SharedPath};
 /// How many containers can be in a VM that runs.
 pub const SLOTS: usize = 64;
 
+/// The directory of mounts that several containers use, in that of a file system.
+const JOINT: &str = "joint";
+/// How many names a path in the directory of a file system begins with: `containers/systems/MAJOR-MINOR`.
+const SYSTEM_DEPTH: usize = 3;
+
 /// Files could not be added to a VM that runs.
 #[derive(Debug, thiserror::Error)]
 pub enum LaterError {
@@ -83,11 +88,20 @@ fn systems() -> PathBuf {
     Path::new(CONTAINERS).join(SYSTEMS)
 }
 
-/// All such directories of a container with these files.
-pub fn joint_directories(shared: &[SharedPath]) -> Vec<PathBuf> {
+/// The place of a mount that several containers use, instead of `target`, which is one container's.
+pub fn joint_mount(target: &Path, number: u64) -> PathBuf {
+    let system: PathBuf = target.iter().take(SYSTEM_DEPTH).collect();
+    system.join(JOINT).join(number.to_string())
+}
+
+/// The directories in those of file systems that lead to mounts at these places: those of a container, and of mounts
+/// that several containers use.
+pub fn joint_directories<'a>(targets: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
     let mut directories = Vec::new();
-    for entry in shared.iter().filter(|entry| is_joint(entry)) {
-        let in_system: PathBuf = entry.target.iter().take(4).collect();
+    for target in targets.into_iter().filter(|target| target.starts_with(systems())) {
+        let is_of_all = target.iter().nth(SYSTEM_DEPTH) == Some(JOINT.as_ref());
+        let depth = if is_of_all { SYSTEM_DEPTH + 2 } else { SYSTEM_DEPTH + 1 };
+        let in_system: PathBuf = target.iter().take(depth).collect();
         if !directories.contains(&in_system) {
             directories.push(in_system);
         }
@@ -96,7 +110,7 @@ pub fn joint_directories(shared: &[SharedPath]) -> Vec<PathBuf> {
 }
 
 /// Whether something is of a file system that the containers have in common.
-fn is_joint(entry: &SharedPath) -> bool {
+pub fn is_joint(entry: &SharedPath) -> bool {
     entry.target.starts_with(systems())
 }
 
@@ -187,7 +201,8 @@ impl VmmMounts {
             }
             Ok(())
         })?;
-        for target in joint_directories(shared).iter().chain([&directory(slot)]) {
+        let joint = joint_directories(shared.iter().map(|entry| &entry.target));
+        for target in joint.iter().chain([&directory(slot)]) {
             let path = self.containers().join(below(target, CONTAINERS));
             match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -319,7 +334,9 @@ mod tests {
         assert_eq!(denied, "made read-only read-only");
         let flags = shell.say(&format!("grep '{target}/' /proc/self/mountinfo | grep -c nosuid,nodev"));
         assert_eq!(flags, "5");
-        assert_eq!(joint_directories(&shared), [joint_directory(0x801, 3)]);
+        let joint = [joint_directory(0x801, 3), joint_mount(&shared[1].target, 7)];
+        let targets = shared.iter().map(|entry| &entry.target);
+        assert_eq!(joint_directories(targets.chain([&joint[1]])), joint);
         mounts.remove(3, &shared).unwrap();
         assert_eq!(
             shell.say("find . | sort"),

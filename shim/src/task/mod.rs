@@ -11,6 +11,7 @@ mod bootstrap;
 mod container;
 mod events;
 mod exec;
+mod joint;
 mod loop_device;
 mod metrics;
 mod options;

@@ -12,6 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use pouch_vmm_api::config::SHARE_DIRECTORY;
 use serde_json::Value;
 
+use super::joint::Directories;
 use super::sandbox_files::{self, PodFiles};
 use crate::container::bundle::CONFIG_FILE;
 use crate::container::guest_spec::{self, GuestSpec, Place, RootSource, TranslateError};
@@ -109,6 +110,7 @@ pub enum JoinError {
 pub struct Pod {
     mounts: VmmMounts,
     slots: Slots,
+    directories: Mutex<Directories>,
     /// The files that its containers share, if the engine leaves them to the shim.
     files: Option<PodFiles>,
     /// When it was created.
@@ -125,18 +127,55 @@ impl Pod {
         let mounts = VmmMounts::of(vmm.pid, Path::new(SHARE_DIRECTORY), &dir.path().join("joining"))?;
         // It was this process when it was opened, and not a later one with its number.
         if vmm.alive() {
-            Ok(Pod { mounts, slots: Slots::default(), files, created: SystemTime::now() })
+            let (slots, directories) = (Slots::default(), Mutex::default());
+            Ok(Pod { mounts, slots, directories, files, created: SystemTime::now() })
         } else {
             Err(JoinError::Ended)
         }
     }
 
-    fn remove_files(&self, slot: usize, shared: &[SharedPath]) {
-        match self.mounts.remove(slot, shared) {
+    fn directories(&self) -> MutexGuard<'_, Directories> {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the files of the container in a slot to the share tree.
+    fn add_files(&self, slot: usize, scratch: &Path, guest: &mut GuestSpec) -> Result<Files, LaterError> {
+        // A container that uses the same directories waits until they are there.
+        let mut directories = self.directories();
+        let used = directories.take(guest);
+        let added = self.mounts.add(slot, scratch, &guest.shared);
+        let own = guest.shared.iter().filter(|entry| !used.contains(&entry.target)).cloned().collect();
+        let files = Files { own, used };
+        if added.is_err() {
+            self.remove_with(&mut directories, slot, &files);
+        }
+        added.map(|()| files)
+    }
+
+    fn remove_files(&self, slot: usize, files: &Files) {
+        self.remove_with(&mut self.directories(), slot, files);
+    }
+
+    fn remove_with(&self, directories: &mut Directories, slot: usize, files: &Files) {
+        let shared = [files.own.clone(), directories.release(&files.used)].concat();
+        match self.mounts.remove(slot, &shared) {
             // The VM may have ended, and then so have its mounts.
             Ok(()) | Err(LaterError::Enter(_)) => {}
             Err(error) => log::warn!("files are left in the share tree: {}", pouch_errors::chain(&error)),
         }
+    }
+}
+
+/// What a container has in the share tree.
+struct Files {
+    own: Vec<SharedPath>,
+    /// The places of directories that other containers may use too.
+    used: Vec<PathBuf>,
+}
+
+impl Files {
+    fn joint_directories(&self) -> Vec<PathBuf> {
+        later::joint_directories(self.own.iter().map(|entry| &entry.target).chain(&self.used))
     }
 }
 
@@ -171,8 +210,7 @@ impl Slots {
 /// A container in the VM of its pod.
 pub struct Membership {
     slot: usize,
-    /// Its files in the share tree.
-    shared: Vec<SharedPath>,
+    files: Files,
 }
 
 impl Membership {
@@ -208,7 +246,7 @@ impl Membership {
 
     /// Removes what the host has for a container that the guest has no more.
     pub fn leave(&self, pod: &Pod) {
-        pod.remove_files(self.slot, &self.shared);
+        pod.remove_files(self.slot, &self.files);
         pod.slots.free(self.slot);
     }
 }
@@ -239,12 +277,12 @@ impl Joining<'_> {
             hooks::run(point, &state)?;
         }
         let scratch = self.sandbox.path().join(format!("joining-{}", self.slot));
-        let added = self.pod.mounts.add(self.slot, &scratch, &guest.shared).map_err(JoinError::from);
-        let created = added.and_then(|()| self.create(state, of_pod, &guest, devices, ends));
+        let files = self.pod.add_files(self.slot, &scratch, &mut guest)?;
+        let created = self.create(state, of_pod, &guest, &files, devices, ends);
         if created.is_err() {
-            self.pod.remove_files(self.slot, &guest.shared);
+            self.pod.remove_files(self.slot, &files);
         }
-        Ok((Membership { slot: self.slot, shared: guest.shared }, created?))
+        Ok((Membership { slot: self.slot, files }, created?))
     }
 
     /// Creates the container in the guest, and starts its proxy process.
@@ -253,18 +291,19 @@ impl Joining<'_> {
         mut state: State,
         of_pod: State,
         guest: &GuestSpec,
+        files: &Files,
         devices: Vec<File>,
         ends: Ends,
     ) -> Result<Child, JoinError> {
         let document = document_file(&guest.document()?)?;
         let (terminal, null) = (ends.is_terminal(), ends.null());
-        let files = ends.into_files();
+        let streams = ends.into_files();
         let fds: Vec<BorrowedFd<'_>> =
-            std::iter::once(&document).chain(&files).chain(&devices).map(AsFd::as_fd).collect();
+            std::iter::once(&document).chain(&streams).chain(&devices).map(AsFd::as_fd).collect();
         let request = Request::Create(Box::new(CreateRequest {
             state: state.clone(),
             directory: later::directory(self.slot),
-            joint_directories: later::joint_directories(&guest.shared),
+            joint_directories: files.joint_directories(),
             pids: guest.pids.clone(),
             terminal,
             null,

@@ -95,6 +95,12 @@ fn containers_meet_in_a_volume(node: Node) {
     server.exec("echo first >/shared/both");
     assert_eq!(partial.exec("echo second >/part/both; cat /part/both"), "second");
     eventually("the file is there", || reader.sh("cat /shared/part/both").stdout == "second");
+    // Server and reader mount the same directory.
+    for name in ["one", "two", "three"] {
+        assert_ne!(reader.sh(&format!("cat /shared/{name}")).status, 0);
+        server.exec(&format!("echo {name} >/shared/{name}"));
+        assert_eq!(reader.exec(&format!("cat /shared/{name}")), name, "a name is there at once");
+    }
     partial.exec("echo third >/part/both");
     assert_eq!(
         reader.exec("cat /shared/part/both"),
