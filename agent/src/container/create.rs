@@ -231,10 +231,12 @@ async fn make(
         task: Task::Create { loopback: own_network, readonly_paths, hidden: shares_pids },
     };
     let bound = refresh::sources(&spec);
-    let files = bound.clone();
-    blocking(move || refresh::enter(&files))
-        .await
-        .map_err(|error| CreateError::System("its bind mounts", io::Error::other(error)))?;
+    if !bound.is_empty() {
+        let files = bound.clone();
+        blocking(move || refresh::enter(&files))
+            .await
+            .map_err(|error| CreateError::System("its bind mounts", io::Error::other(error)))?;
+    }
     let starting = runtime.processes.starting();
     let launched = launch::launch(&runtime.processes, &job, &bundle.join("job.json"), ends).await?;
     if takes_network {
