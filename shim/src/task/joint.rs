@@ -1,7 +1,8 @@
 //! Directories that several containers of a pod mount: one mount of the share tree serves all of them.
 //!
-//! So a name that one container makes is there for the others at once, and inotify tells of it. What is found on
-//! different mounts is one file to the guest only if it is no directory (`vmm/src/devices/virtio/fs/mounts.rs`).
+//! So a name that one container makes is there for the others at once, and inotify tells of it. With a mount for each
+//! container, only files would be the same ones in the guest, and not directories
+//! (`vmm/src/devices/virtio/fs/mounts.rs`).
 
 use std::fs;
 use std::io;
@@ -55,7 +56,8 @@ impl Source {
 
 /// The IDs of the mounts below a directory of the host.
 fn mounts_below(directory: &Path) -> io::Result<Vec<i32>> {
-    let mut directory = fs::canonicalize(directory)?.into_os_string().into_string().unwrap_or_default();
+    let directory = fs::canonicalize(directory)?.into_os_string().into_string();
+    let mut directory = directory.map_err(|_| io::Error::from(io::ErrorKind::InvalidFilename))?;
     // As the kernel writes them (`mangle` of fs/proc_namespace.c).
     for (character, escape) in [("\\", "\\134"), (" ", "\\040"), ("\t", "\\011"), ("\n", "\\012")] {
         directory = directory.replace(character, escape);
