@@ -63,9 +63,19 @@ impl<'a> ContainerBuilder<'a> {
 
     /// Mounts a path of the host.
     pub fn mount(self, host: &Path, container: &str) -> Self {
+        self.mount_as(host, container, false)
+    }
+
+    /// Mounts a path of the host without the right to write there.
+    pub fn mount_read_only(self, host: &Path, container: &str) -> Self {
+        self.mount_as(host, container, true)
+    }
+
+    fn mount_as(self, host: &Path, container: &str, readonly: bool) -> Self {
         let mount = Mount {
             host_path: host.display().to_string(),
             container_path: container.to_owned(),
+            readonly,
             ..Default::default()
         };
         self.with(|config| config.mounts.push(mount))

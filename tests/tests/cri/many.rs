@@ -71,8 +71,8 @@ impl Inventory {
     fn of(pod: &Pod<'_>, container: &Container<'_>) -> Self {
         // What the kernel can drop is no leak.
         let text = container.exec(
-            "echo 3 >/proc/sys/vm/drop_caches; awk '$1 == \"pids\" {print $3}' /proc/cgroups; awk '{print $1 - $2}' /proc/sys/fs/inode-nr; \
-             awk '/MemAvailable/ {print $2}' /proc/meminfo",
+            "echo 3 >/proc/sys/vm/drop_caches; awk '$1 == \"pids\" {print $3}' /proc/cgroups; \
+             awk '{print $1 - $2}' /proc/sys/fs/inode-nr; awk '/MemAvailable/ {print $2}' /proc/meminfo",
         );
         let inside: Vec<i64> = text.lines().map(|line| line.parse().unwrap()).collect();
         let vmm = *processes::vmm_of(pod.pid()).last().expect("a VMM");

@@ -28,15 +28,7 @@ fn a_projected_volume_is_updated(node: Node) {
     };
     publish("..v1", None);
     symlink("..data/key", volume.join("key")).unwrap();
-    let container = pod.container("one").with(|config| {
-        config.mounts.push(Mount {
-            host_path: volume.display().to_string(),
-            container_path: "/config".to_owned(),
-            readonly: true,
-            ..Default::default()
-        });
-    });
-    let container = container.start();
+    let container = pod.container("one").mount_read_only(&volume, "/config").start();
     assert_eq!(container.exec("cat /config/key"), "..v1");
     publish("..v2", Some("..v1"));
     eventually("the update is seen", || container.exec("cat /config/key") == "..v2");
@@ -72,15 +64,7 @@ fn containers_meet_in_a_volume(node: Node) {
     let server = pod.container("server").mount(&volume, "/shared").start();
     server.exec("ln -s /shared/part/log /dev/log; syslogd -O /shared/messages; mkfifo /shared/part/pipe");
     server.exec("cat /shared/part/pipe >/shared/piped 2>&1 </dev/null &");
-    let reader = pod.container("reader").with(|config| {
-        config.mounts.push(Mount {
-            host_path: volume.display().to_string(),
-            container_path: "/shared".to_owned(),
-            readonly: true,
-            ..Default::default()
-        });
-    });
-    let reader = reader.start();
+    let reader = pod.container("reader").mount_read_only(&volume, "/shared").start();
     let log = |at: &str, text: &str| format!("ln -sf {at}/log /dev/log && logger '{text}'");
     reader.exec(&log("/shared/part", "of the reader"));
     let sees = |text: &str| server.exec("cat /shared/messages").contains(text);
